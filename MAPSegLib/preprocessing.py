@@ -1,0 +1,313 @@
+"""From a scan to the network's input, and exactly back.
+
+A scan passes three grids. *Native*: the file's voxels. *Canonical*: the same voxels, permuted and flipped so that the
+axes run nearest to right, anterior and superior (an oblique scan stays oblique). *Working*: the foreground box of the
+canonical grid, resampled to the model's spacing. A :class:`Grid` remembers the way, so that labels return voxel for
+voxel. All arrays are indexed (X, Y, Z).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from MAPSegLib.config import Preprocessing
+from MAPSegLib.volumes import Volume
+
+Shape = tuple[int, int, int]
+Triple = tuple[float, float, float]
+
+_SAMPLE = 500_000  # voxels that intensity statistics are taken from
+_PIECE = 8_000_000  # voxels of the output that label resampling handles at once
+_AIR_MARGIN = 5.0  # mm kept around a head whose air is noisy
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where a scan's voxels lie on the working grid.
+
+    Along each axis, the centre of working voxel w lies at canonical coordinate
+    ``lo + (w + 0.5) * working_spacing / canonical_spacing - 0.5``.
+
+    Attributes:
+        native_shape, native_affine: of the file; the affine leads to RAS mm.
+        permutation: native axis that becomes canonical axis 0, 1, 2.
+        flips: whether canonical axis 0, 1, 2 runs against its native axis.
+        canonical_spacing: mm.
+        box: foreground box (lo, hi) in canonical voxels; hi is exclusive.
+        working_spacing: mm; the model's spacing, adjusted so that whole voxels fill the box.
+        working_shape: voxels.
+    """
+
+    native_shape: Shape
+    native_affine: np.ndarray
+    permutation: Shape
+    flips: tuple[bool, bool, bool]
+    canonical_spacing: Triple
+    box: tuple[Shape, Shape]
+    working_spacing: Triple
+    working_shape: Shape
+
+    @property
+    def box_shape(self) -> Shape:
+        return tuple(h - l for l, h in zip(*self.box, strict=True))
+
+    def canonical(self, native: np.ndarray) -> np.ndarray:
+        """The canonical view (no copy) of an array on the native grid."""
+        return _turn(native, self.permutation, self.flips)
+
+    def boxed(self, native: np.ndarray) -> np.ndarray:
+        """The view (no copy) of the foreground box, in canonical order, of an array on the native grid."""
+        return self.canonical(native)[tuple(slice(l, h) for l, h in zip(*self.box, strict=True))]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A scan ready for the network: ``image`` is float32 in [0, 1], shape ``grid.working_shape``."""
+
+    image: torch.Tensor
+    grid: Grid
+    volume: Volume
+
+
+def prepare(volume: Volume, options: Preprocessing) -> Scan:
+    """Orient, crop to the foreground, normalise and resample a scan (see :class:`Grid`).
+
+    MR intensities: black becomes 0 and the given percentile of the foreground 1. CT: the window becomes [0, 1].
+
+    Args:
+        volume: finite, not constant (as from :func:`~MAPSegLib.volumes.read_image`).
+    """
+    permutation, flips = _orientation(volume.affine)
+    canonical = _turn(volume.array, permutation, flips)
+    spacing = tuple(volume.spacing[axis] for axis in permutation)
+    if options.modality == "ct":
+        levels = _Levels(*options.window, None, canonical > options.window[0])
+    else:
+        levels = _mr_levels(canonical, options.percentile)
+    share, margin = (0.005, _AIR_MARGIN) if levels.noisy else (0.0, 0.0)
+    box = _bounds(levels.foreground, share, tuple(int(np.ceil(margin / s)) for s in spacing))
+
+    box_shape = np.subtract(box[1], box[0])
+    working_shape = tuple(max(1, round(n * s / w)) for n, s, w in zip(box_shape, spacing, options.spacing, strict=True))
+    grid = Grid(
+        native_shape=volume.shape,
+        native_affine=volume.affine,
+        permutation=permutation,
+        flips=flips,
+        canonical_spacing=spacing,
+        box=box,
+        working_spacing=tuple(float(n * s / m) for n, s, m in zip(box_shape, spacing, working_shape, strict=True)),
+        working_shape=working_shape,
+    )
+    values = np.array(grid.boxed(volume.array), dtype=np.float32, order="C")
+    empty = values == levels.blank if levels.blank is not None else None
+    values -= levels.black
+    values /= max(levels.white - levels.black, np.finfo(np.float32).tiny)
+    np.clip(values, 0, 1, out=values)
+    if empty is not None:
+        values[empty] = 0
+    return Scan(resample(torch.from_numpy(values), working_shape), grid, volume)
+
+
+def resample(image: torch.Tensor, shape: Shape) -> torch.Tensor:
+    """Resample a float image (X, Y, Z) so that the same box is filled by ``shape`` voxels.
+
+    Linear where the grid gets finer, with a triangle as wide as an output voxel where it gets coarser (which keeps
+    fine structure from aliasing). An axis whose size stays is copied exactly.
+    """
+    for axis in sorted(range(3), key=lambda a: shape[a] / image.shape[a]):  # shrinking axes first: less to do
+        if shape[axis] != image.shape[axis]:
+            image = _along(_weights(image.shape[axis], shape[axis], image.device), image, axis)
+    return image
+
+
+def restore(labels: torch.Tensor | np.ndarray, grid: Grid) -> np.ndarray:
+    """Bring labels from the working grid back to the file's own voxels; background outside the box.
+
+    Exact where the two spacings agree; elsewhere each label's one-hot map is interpolated and the strongest wins.
+
+    Args:
+        labels: whole numbers >= 0, shape ``grid.working_shape``.
+
+    Returns:
+        int32 array of shape ``grid.native_shape``.
+    """
+    return to_native(_resample_labels(torch.as_tensor(labels), grid.box_shape), grid)
+
+
+def to_native(boxed: torch.Tensor | np.ndarray, grid: Grid) -> np.ndarray:
+    """Put an array on the canonical box (labels or a map of floats) back into the native grid, zeros elsewhere."""
+    if isinstance(boxed, torch.Tensor):
+        boxed = boxed.detach().cpu().numpy()
+    native = np.zeros(grid.native_shape, dtype=boxed.dtype)
+    grid.boxed(native)[...] = boxed
+    return native
+
+
+def labels_to_working(labels: np.ndarray, grid: Grid) -> torch.Tensor:
+    """Bring a label array (whole numbers >= 0) from the native to the working grid, by majority; torch.long."""
+    boxed = torch.from_numpy(np.array(grid.boxed(labels), dtype=np.int32, order="C"))
+    return _resample_labels(boxed, grid.working_shape).long()
+
+
+# --- orientation and foreground ---------------------------------------------------------------------------------
+
+
+def _orientation(affine: np.ndarray) -> tuple[Shape, tuple[bool, bool, bool]]:
+    from nibabel.orientations import io_orientation
+
+    towards = io_orientation(affine)  # per native axis: canonical axis, and 1 or -1
+    permutation = tuple(int(a) for a in np.argsort(towards[:, 0]))
+    return permutation, tuple(bool(towards[axis, 1] < 0) for axis in permutation)
+
+
+def _turn(native: np.ndarray, permutation: Shape, flips: tuple[bool, bool, bool]) -> np.ndarray:
+    return native.transpose(permutation)[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
+
+
+@dataclass(frozen=True)
+class _Levels:
+    """What becomes 0 and 1, the value of blank voxels where that is not black, the foreground, and noisy air."""
+
+    black: float
+    white: float
+    blank: float | None
+    foreground: np.ndarray
+    noisy: bool = False
+
+
+def _mr_levels(image: np.ndarray, percentile: float) -> _Levels:
+    """The intensities of an MR scan.
+
+    Three kinds of scan are met. Background of one value (masked or padded): that value is black, unless much tissue
+    lies below it, as in scans standardised inside a mask (background 0 in mid-range) or shown white; then blank voxels
+    are set to 0 by name, and tissue keeps its order. Noisy air: black is 0. Noisy and shifted (a z-scored whole head,
+    an offset): black is the level of the air, so that nothing negative is lost. The few negatives that interpolation
+    leaves around edges stay below black and are clipped.
+    """
+    step = max(1, round((image.size / _SAMPLE) ** (1 / 3)))
+    sample = image[::step, ::step, ::step]
+    blank = _blank_value(image, sample)
+    inside = sample.ravel() if blank is None else sample[sample != blank]
+    if inside.size < 100:  # a tiny object, missed by sampling
+        inside = image.ravel() if blank is None else image[image != blank]
+    low, high = (float(v) for v in np.percentile(inside, (0.5, percentile)))
+
+    if blank is None:
+        black = low if low < -0.05 * high else _air_level(sample, high)
+        cut = black + 0.05 * (high - black)
+        return _Levels(black, _white(inside, cut, percentile, high), None, image > cut, noisy=True)
+    if low < blank - 0.05 * abs(high - blank):
+        black = min(low, 0.0)
+        return _Levels(black, high, blank, image != blank, noisy=False)
+    cut = blank + 0.01 * (high - blank)
+    return _Levels(blank, _white(inside, cut, percentile, high), None, image > cut, noisy=False)
+
+
+def _white(inside: np.ndarray, cut: float, percentile: float, otherwise: float) -> float:
+    bright = inside[inside > cut]
+    return float(np.percentile(bright, percentile)) if bright.size else otherwise
+
+
+def _blank_value(image: np.ndarray, sample: np.ndarray) -> float | None:
+    """The value shared by most corners and by part of the scan: background without noise."""
+    values, counts = np.unique(image[np.ix_((0, -1), (0, -1), (0, -1))], return_counts=True)
+    value = values[counts.argmax()]
+    if counts.max() < 4 or np.count_nonzero(sample == value) < 0.02 * sample.size:
+        return None
+    return float(value)
+
+
+def _air_level(sample: np.ndarray, high: float) -> float:
+    """0, or the level of the outer faces where that is even and clearly above 0 (a scan stored with an offset)."""
+    faces = np.concatenate([np.take(sample, (0, -1), axis).ravel() for axis in range(3)])
+    low, middle, top = (float(v) for v in np.percentile(faces, (10, 50, 90)))
+    return middle if middle > 0.1 * high and top - low < 0.1 * (high - middle) else 0.0
+
+
+def _bounds(foreground: np.ndarray, share: float, margin: Shape) -> tuple[Shape, Shape]:
+    """Box (lo, hi) of the planes with more than ``share`` foreground, widened; the whole grid if there is none."""
+    lows, highs = [], []
+    for axis in range(3):
+        others = tuple(a for a in range(3) if a != axis)
+        size = foreground.shape[axis]
+        filled = np.flatnonzero(np.count_nonzero(foreground, axis=others) > share * foreground.size / size)
+        if filled.size == 0:
+            return (0, 0, 0), foreground.shape
+        lows.append(max(0, int(filled[0]) - margin[axis]))
+        highs.append(min(size, int(filled[-1]) + 1 + margin[axis]))
+    return tuple(lows), tuple(highs)
+
+
+# --- resampling -------------------------------------------------------------------------------------------------
+
+
+def _weights(size_in: int, size_out: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Interpolation along one axis as a matrix (size_out, size_in); rows sum to 1, borders repeat."""
+    ratio = size_in / size_out
+    centre = (torch.arange(size_out, dtype=torch.float64) + 0.5) * ratio - 0.5
+    distance = (centre[:, None] - torch.arange(size_in, dtype=torch.float64)).abs()
+    weights = (1 - distance / max(ratio, 1.0)).clamp_(min=0)
+    return (weights / weights.sum(1, keepdim=True)).to(device, torch.float32)
+
+
+def _along(weights: torch.Tensor, image: torch.Tensor, axis: int) -> torch.Tensor:
+    """Apply a matrix (out, in) along one axis of a contiguous (X, Y, Z) image, without permuting it."""
+    x, y, z = image.shape
+    if axis == 0:
+        return (weights @ image.reshape(x, y * z)).view(-1, y, z)
+    if axis == 1:
+        return weights @ image
+    return (image.reshape(x * y, z) @ weights.T).view(x, y, -1)
+
+
+def _resample_labels(labels: torch.Tensor, shape: Shape) -> torch.Tensor:
+    """Resample labels (X, Y, Z) to ``shape``: int32, the label with the greatest interpolated share of each voxel.
+
+    Each label is interpolated inside its own bounding box only, and the output is made in slabs, so that memory does
+    not grow with the number of labels. Background's share is what the labels leave.
+    """
+    from scipy.ndimage import find_objects
+
+    labels = labels.to("cpu", torch.int32).contiguous()
+    if tuple(labels.shape) == tuple(shape):
+        return labels
+    matrices = [_weights(n, m) for n, m in zip(labels.shape, shape, strict=True)]
+    boxes = [(value, box) for value, box in enumerate(find_objects(labels.numpy()), start=1) if box]
+    result = torch.zeros(shape, dtype=torch.int32)
+    rows = max(1, _PIECE // (shape[1] * shape[2]))
+    for start in range(0, shape[0], rows):
+        part = result[start : start + rows]
+        best, total = torch.zeros(part.shape), torch.zeros(part.shape)
+        pieces = [matrices[0][start : start + rows], *matrices[1:]]
+        for value, box, reach, cut in _reached(boxes, pieces):
+            share = (labels[box] == value).float()
+            for axis in sorted(range(3), key=lambda a: cut[a].shape[0] / cut[a].shape[1]):
+                share = _along(cut[axis], share, axis)
+            better = share > best[reach] + 1e-6  # equal shares: the smaller value, whatever the rounding
+            part[reach].masked_fill_(better, value)
+            torch.maximum(best[reach], share, out=best[reach])
+            total[reach] += share
+        part.masked_fill_(best < 1 - total - 1e-5, 0)
+    return result
+
+
+def _reached(
+    boxes: list[tuple[int, tuple[slice, ...]]], matrices: list[torch.Tensor]
+) -> Iterator[tuple[int, tuple[slice, ...], tuple[slice, ...], list[torch.Tensor]]]:
+    """For each label: its input box, the output box it reaches, and the matrices between the two."""
+    for value, box in boxes:
+        reach, cut = [], []
+        for matrix, extent in zip(matrices, box, strict=True):
+            columns = matrix[:, extent]
+            touched = columns.any(1).nonzero().flatten()
+            if touched.numel() == 0:
+                break
+            reach.append(slice(int(touched[0]), int(touched[-1]) + 1))
+            cut.append(columns[reach[-1]].contiguous())
+        else:
+            yield value, box, tuple(reach), cut

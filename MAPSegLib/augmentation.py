@@ -1,0 +1,110 @@
+"""Random changes of geometry and intensity, on tensors of one scan (X, Y, Z), on their own device.
+
+Every draw comes from the generator that is passed in, so that a resumed training draws what an
+uninterrupted one would have drawn.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+
+def uniform(low: float, high: float, generator: Generator) -> float:
+    """One number between ``low`` and ``high``."""
+    return low + (high - low) * float(torch.rand((), generator=generator))
+
+
+def smooth_noise(shape: tuple[int, ...], points: int, generator: Generator, channels: int = 1) -> Tensor:
+    """Normal noise on a coarse grid of ``points``³, interpolated to (channels, X, Y, Z)."""
+    coarse = torch.randn(1, channels, points, points, points, generator=generator)
+    return F.interpolate(coarse, size=shape, mode="trilinear", align_corners=True)[0]
+
+
+def rotation(angles: tuple[float, float, float]) -> Tensor:
+    """3x3 matrix of turns about the three axes, radians."""
+    matrix = torch.eye(3)
+    for axis, angle in enumerate(angles):
+        i, j = [a for a in range(3) if a != axis]
+        turn = torch.eye(3)
+        turn[i, i] = turn[j, j] = math.cos(angle)
+        turn[i, j], turn[j, i] = -math.sin(angle), math.sin(angle)
+        matrix = matrix @ turn
+    return matrix
+
+
+def random_affine(scale: tuple[float, float], degrees: float, shear: float, generator: Generator) -> Tensor:
+    """3x3 matrix: turns up to ``degrees``, one common scale and a little per axis, shears up to ``shear``."""
+    limit = math.radians(degrees)
+    angles = tuple(uniform(-limit, limit, generator) for _ in range(3))
+    common = uniform(*scale, generator)
+    stretch = torch.diag(torch.tensor([common * uniform(0.95, 1.05, generator) for _ in range(3)]))
+    skew = torch.eye(3) + shear * (2 * torch.rand(3, 3, generator=generator) - 1) * (1 - torch.eye(3))
+    return rotation(angles) @ stretch @ skew
+
+
+def warp_grid(
+    shape: tuple[int, ...], matrix: Tensor, spacing_in: Tensor, spacing_out: Tensor, source: tuple[int, ...]
+) -> Tensor:
+    """Sampling positions, in voxels of the source, of an output grid about the same centre.
+
+    Args:
+        shape: voxels of the output grid.
+        matrix: 3x3, output millimetres to source millimetres, both from the centre.
+        spacing_in, spacing_out: mm, of source and output.
+        source: voxels of the source grid.
+
+    Returns:
+        (3, X, Y, Z).
+    """
+    axes = [(torch.arange(n) - (n - 1) / 2) * float(s) for n, s in zip(shape, spacing_out, strict=True)]
+    columns = matrix / spacing_in[:, None]
+    centre = (torch.tensor(source, dtype=torch.float32) - 1) / 2
+    grid = columns[:, 0].view(3, 1, 1, 1) * axes[0].view(1, -1, 1, 1)
+    grid = grid + columns[:, 1].view(3, 1, 1, 1) * axes[1].view(1, 1, -1, 1)
+    grid = grid + (columns[:, 2].view(3, 1, 1, 1) * axes[2].view(1, 1, 1, -1) + centre.view(3, 1, 1, 1))
+    return grid
+
+
+def sample(volume: Tensor, positions: Tensor, mode: str = "bilinear") -> Tensor:
+    """Values of (C, X, Y, Z) at ``positions`` (3, x, y, z) in voxels; zero outside."""
+    edges = torch.tensor(volume.shape[1:], dtype=torch.float32).view(3, 1, 1, 1)
+    grid = ((2 * positions + 1) / edges - 1).flip(0).permute(1, 2, 3, 0)[None]
+    return F.grid_sample(volume[None], grid, mode=mode, align_corners=False)[0]
+
+
+def blur(image: Tensor, sigma: tuple[float, float, float]) -> Tensor:
+    """Gaussian blur of (X, Y, Z); ``sigma`` in voxels per axis."""
+    for axis, s in enumerate(sigma):
+        if s < 0.05:
+            continue
+        radius = max(1, math.ceil(2.5 * s))
+        kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / s) ** 2)
+        shape = [1, 1, 1, 1, 1]
+        shape[2 + axis] = -1
+        padding = [0, 0, 0]
+        padding[axis] = radius
+        image = F.conv3d(image[None, None], (kernel / kernel.sum()).view(shape), padding=tuple(padding))[0, 0]
+    return image
+
+
+def thick_slices(image: Tensor, axis: int, factor: float) -> Tensor:
+    """What slices ``factor`` times thicker would have kept of the image, on the same grid."""
+    shape = list(image.shape)
+    low = list(shape)
+    low[axis] = max(2, round(shape[axis] / factor))
+    coarse = F.interpolate(image[None, None], size=low, mode="area")
+    return F.interpolate(coarse, size=shape, mode="trilinear", align_corners=False)[0, 0]
+
+
+def bias_field(image: Tensor, strength: float, generator: Generator, points: int = 4) -> Tensor:
+    """Multiply by a smooth positive field whose logarithm has deviation ``strength``."""
+    return image * torch.exp(strength * smooth_noise(tuple(image.shape), points, generator)[0])
+
+
+def gamma(image: Tensor, log_gamma: float) -> Tensor:
+    """Raise intensities in [0, 1] to the power exp(``log_gamma``)."""
+    return image.clamp(0, 1) ** math.exp(log_gamma)

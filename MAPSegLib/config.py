@@ -1,0 +1,132 @@
+"""Every option, with its unit and bounds: validated before anything runs.
+
+Section numbers refer to the paper (arXiv 2303.09373).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Options(BaseModel):
+    """Base of all options: unknown names are errors, values do not change once validated."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Architecture(Options):
+    """Sizes of the encoder and the segmentation head (section 3). The defaults are the paper's."""
+
+    width: int = Field(512, ge=4, le=1024, description="channels of the encoder")
+    depth: int = Field(8, ge=1, le=16, description="residual blocks of the encoder")
+    head_width: int = Field(512, ge=4, le=1024, description="channels of the ASPP head")
+    up_channels: int = Field(64, ge=4, le=256, description="channels at full resolution")
+    dilations: tuple[int, int, int] = Field((4, 8, 16), description="of the ASPP branches, in feature cells")
+    dropout: float = Field(0.1, ge=0, lt=1)
+    patch: int = Field(96, ge=16, le=256, multiple_of=8, description="edge of a local patch, voxels")
+    global_size: int = Field(96, ge=16, le=256, multiple_of=8, description="edge of the resized whole scan, voxels")
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "paper": Architecture(),
+    "small": Architecture(
+        width=64, depth=6, head_width=64, up_channels=16, dilations=(2, 4, 8), patch=64, global_size=64
+    ),
+    "tiny": Architecture(
+        width=16, depth=2, head_width=16, up_channels=8, dilations=(1, 2, 4), patch=32, global_size=32
+    ),
+}
+
+
+class Preprocessing(Options):
+    """From a scan to the network's input: canonical RAS, working spacing, foreground box, intensities."""
+
+    spacing: tuple[float, float, float] = Field((1.0, 1.0, 1.0), description="working grid, mm")
+    modality: Literal["mr", "ct"] = "mr"
+    percentile: float = Field(99.5, gt=50, le=100, description="MR: foreground percentile that becomes 1")
+    window: tuple[float, float] = Field((-200.0, 300.0), description="CT: Hounsfield units that become 0 and 1")
+
+    @model_validator(mode="after")
+    def _check(self) -> "Preprocessing":
+        if any(not 0.1 <= s <= 20 for s in self.spacing):
+            raise ValueError("spacing must lie between 0.1 and 20 mm")
+        if self.window[0] >= self.window[1]:
+            raise ValueError("window must rise")
+        return self
+
+
+class Label(Options):
+    """One structure of a model: its value in label maps and how viewers show and code it."""
+
+    value: int = Field(ge=1, le=65535)
+    name: str
+    color: tuple[int, int, int] = (128, 128, 128)
+    mirror: int | None = Field(None, description="value of the same structure on the other side of the body")
+    terminology: str | None = Field(None, description="SNOMED CT code, scheme^code^meaning")
+
+
+class InferenceOptions(Options):
+    """How a scan is segmented."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    overlap: float = Field(0.5, ge=0, le=0.9, description="share of a window that its neighbour repeats")
+    batch: int = Field(4, ge=1, le=64, description="windows at once")
+    threads: int | None = Field(None, ge=1, description="CPU threads; all cores when absent")
+
+
+class TrainingOptions(Options):
+    """Supervised training on the source (section 3.4's warm-up; losses of sections 3.2 and 3.3)."""
+
+    steps: int = Field(5000, ge=1)
+    patches: int = Field(4, ge=1, le=64, description="local patches a step")
+    masked_share: float = Field(0.5, ge=0, le=1, description="share of the patches whose cubes are masked")
+    mask_ratio: float = Field(0.7, gt=0, lt=1, description="share of a masked patch's cubes set to zero")
+    mask_cube: int = Field(8, ge=1, description="edge of a masked cube in the local patch, voxels")
+    global_weight: float = Field(0.05, ge=0, description="gamma: weight of the whole-scan segmentation term")
+    cosine_weight: float = Field(0.025, ge=0, description="delta: weight of the local-global cosine term")
+    learning_rate: float = Field(1e-4, gt=0, lt=1)
+    weight_decay: float = Field(0.01, ge=0)
+    warmup: int = Field(100, ge=0, description="steps of linear learning-rate warm-up")
+    foreground_share: float = Field(0.5, ge=0, le=1, description="patches centred on a labelled structure")
+    reuse: int = Field(1, ge=1, le=16, description="steps on each drawn scan")
+    ema_half_life: int = Field(200, ge=1, description="half-life of the averaged weights, steps")
+    validate_every: int = Field(250, ge=1, description="steps between validations")
+    patience: int = Field(0, ge=0, description="validations without a gain before an early stop; 0 never stops")
+    checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints")
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    threads: int | None = Field(None, ge=1)
+
+
+class AdaptationOptions(Options):
+    """Test-time (source-free) adaptation: target terms only (section 3.6)."""
+
+    steps: int = Field(150, ge=1, description="at most this many steps")
+    minutes: float = Field(3.0, gt=0, description="at most this long, per scan")
+    patches: int = Field(2, ge=1, le=32, description="local patches a step")
+    mask_ratio: float = Field(0.7, gt=0, lt=1)
+    mask_cube: int = Field(8, ge=1)
+    plain_weight: float = Field(0.5, ge=0, description="beta: weight of the unmasked student's term")
+    global_weight: float = Field(0.05, ge=0)
+    cosine_weight: float = Field(0.025, ge=0)
+    learning_rate: float = Field(2e-4, gt=0, lt=1)
+    weight_decay: float = Field(0.01, ge=0)
+    ema_decay: float = Field(0.98, ge=0, lt=1)
+    confidence: float = Field(0.9, gt=0, lt=1, description="tau of eta, the quality of a pseudo-label")
+    check_every: int = Field(10, ge=1, description="steps between label-free checks")
+    preview_seconds: float = Field(20.0, ge=0, description="seconds between previews; 0 makes none")
+    gate: bool = Field(True, description="keep the source-only result where adaptation is not better supported")
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    threads: int | None = Field(None, ge=1)
+
+
+def check_path(path: str | Path) -> Path:
+    """Expand ``~`` and return an absolute path."""
+    return Path(path).expanduser().absolute()

@@ -1,0 +1,182 @@
+"""Scans as the training loop wants them: whole volumes drawn at random, and local + global pairs cut from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from . import augmentation as aug
+from .augmentation import uniform
+from .config import Label, Preprocessing
+from .errors import InputError
+from .preprocessing import labels_to_working, prepare
+from .synthesis import Anatomy, Contrast, synthesise
+from .volumes import check_same_grid, find_scans, read_image, read_labels, scan_stem
+
+
+class Source(Protocol):
+    """Labelled scans, drawn at random."""
+
+    def draw(self, generator: Generator) -> tuple[Tensor, Tensor]:
+        """An image in [0, 1], float32 (X, Y, Z), and its class indices, int64, on the working grid."""
+        ...
+
+
+@dataclass
+class PatchBatch:
+    """Local patches of one scan, and the scan itself.
+
+    Shapes: ``patches`` (B, 1, p, p, p); ``whole`` (1, 1, G, G, G); ``low`` and ``high`` (B, 3), the patches'
+    corners as shares of the scan's foreground box; ``target`` (B, p, p, p) and ``whole_target`` (1, G, G, G)
+    class indices, or None without labels.
+    """
+
+    patches: Tensor
+    whole: Tensor
+    low: Tensor
+    high: Tensor
+    target: Tensor | None = None
+    whole_target: Tensor | None = None
+
+    def to(self, device: torch.device) -> PatchBatch:
+        return PatchBatch(*(t if t is None else t.to(device, non_blocking=True) for t in vars(self).values()))
+
+
+def resize_whole(image: Tensor, size: int) -> Tensor:
+    """The whole foreground box (X, Y, Z) as (1, 1, size, size, size): areas averaged where it shrinks."""
+    small = F.adaptive_avg_pool3d(image[None, None], [min(size, n) for n in image.shape])
+    return F.interpolate(small, size=[size] * 3, mode="trilinear", align_corners=False)
+
+
+def cut_patches(
+    image: Tensor,
+    count: int,
+    patch: int,
+    global_size: int,
+    generator: Generator,
+    target: Tensor | None = None,
+    foreground_share: float = 0.0,
+) -> PatchBatch:
+    """Cut ``count`` patches at random places, ``foreground_share`` of them about a voxel of a labelled structure.
+
+    The structure is drawn first, each alike, so that small ones are seen as often as large ones.
+    """
+    shape = image.shape
+    corners = torch.zeros(count, 3, dtype=torch.int64)
+    present = target.unique() if target is not None else torch.zeros(0)
+    present = present[present > 0]
+    for i in range(count):
+        room = torch.tensor([max(0, n - patch) for n in shape])
+        if len(present) and uniform(0, 1, generator) < foreground_share:
+            chosen = present[int(torch.randint(len(present), (), generator=generator))]
+            voxels = (target == chosen).flatten().nonzero()
+            flat = int(voxels[int(torch.randint(len(voxels), (), generator=generator))])
+            centre = torch.tensor(np.unravel_index(flat, shape))
+            jitter = torch.randint(-patch // 3, patch // 3 + 1, (3,), generator=generator)
+            corners[i] = torch.minimum((centre - patch // 2 + jitter).clamp(min=0), room)
+        else:
+            corners[i] = torch.tensor([int(torch.randint(int(r) + 1, (), generator=generator)) for r in room])
+    size = torch.tensor(shape, dtype=torch.float32)
+    low, high = corners / size, (corners + patch) / size
+    patches = torch.stack([crop(image, corner.tolist(), patch) for corner in corners])[:, None]
+    batch = PatchBatch(patches, resize_whole(image, global_size), low, high)
+    if target is not None:
+        batch.target = torch.stack([crop(target, corner.tolist(), patch) for corner in corners])
+        batch.whole_target = F.interpolate(target[None, None].float(), size=[global_size] * 3)[0].long()
+    return batch
+
+
+def crop(volume: Tensor, corner: Sequence[int], patch: int) -> Tensor:
+    """The cube of edge ``patch`` at ``corner``, zero beyond the volume."""
+    part = volume[tuple(slice(c, c + patch) for c in corner)]
+    missing = [patch - n for n in part.shape]
+    if not any(missing):
+        return part
+    return F.pad(part, (0, missing[2], 0, missing[1], 0, missing[0]))
+
+
+class SyntheticSource:
+    """Scans drawn from label maps (see :mod:`MAPSegLib.synthesis`)."""
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        labels: Sequence[Label],
+        preprocessing: Preprocessing,
+        contrast: Contrast = "t1",
+        extracted: float = 0.6,
+    ):
+        class_of = {label.value: i for i, label in enumerate(labels, 1)}
+        self.anatomies = [_anatomy(Path(f), class_of) for f in files]
+        self.spacing, self.contrast, self.extracted = preprocessing.spacing, contrast, extracted
+
+    def draw(self, generator: Generator) -> tuple[Tensor, Tensor]:
+        anatomy = self.anatomies[int(torch.randint(len(self.anatomies), (), generator=generator))]
+        return synthesise(anatomy, self.spacing, generator, self.contrast, self.extracted)
+
+
+def _anatomy(path: Path, class_of: dict[int, int]) -> Anatomy:
+    from .preprocessing import canonical
+
+    array, spacing = canonical(read_labels(path))
+    return Anatomy.from_labels(torch.from_numpy(np.ascontiguousarray(array).astype(np.int64)), spacing, class_of)
+
+
+class ScanSource:
+    """Labelled scans from files, prepared once, then deformed and re-lit at every draw."""
+
+    def __init__(self, pairs: Sequence[tuple[Path, Path]], labels: Sequence[Label], preprocessing: Preprocessing):
+        lookup = {label.value: i for i, label in enumerate(labels, 1)}
+        self.scans: list[tuple[Tensor, Tensor]] = []
+        for image_path, label_path in pairs:
+            image, label = read_image(image_path), read_labels(label_path)
+            check_same_grid(image, label)
+            scan = prepare(image, preprocessing)
+            classes = np.zeros(label.array.shape, np.int64)
+            for value, index in lookup.items():
+                classes[label.array == value] = index
+            if not classes.any():
+                raise InputError(f"{label_path}: holds none of the model's label values {sorted(lookup)}.")
+            self.scans.append((scan.image, labels_to_working(classes, scan.grid)))
+
+    def draw(self, generator: Generator) -> tuple[Tensor, Tensor]:
+        image, target = self.scans[int(torch.randint(len(self.scans), (), generator=generator))]
+        if uniform(0, 1, generator) < 0.5:
+            matrix = aug.random_affine((0.8, 1.25), 20.0, 0.05, generator)
+            one = torch.ones(3)
+            grid = aug.warp_grid(tuple(image.shape), matrix, one, one, tuple(image.shape))
+            image = aug.sample(image[None], grid)[0]
+            target = aug.sample(target[None].float(), grid, "nearest")[0].long()
+        if uniform(0, 1, generator) < 0.5:
+            image = aug.bias_field(image, uniform(0, 0.35, generator), generator).clamp(0, 1)
+        return aug.gamma(image, 0.3 * float(torch.randn((), generator=generator))), target
+
+
+def pair_folders(images: Path, labels: Path) -> list[tuple[Path, Path]]:
+    """Match images and labels of two folders by name (``case_img.nii.gz`` or ``case_0000.nii.gz`` to ``case…``)."""
+    by_stem = {_case(scan_stem(p)): p for p in find_scans(labels)}
+    pairs, lonely = [], []
+    for image in find_scans(images):
+        label = by_stem.get(_case(scan_stem(image)))
+        (pairs.append((image, label)) if label is not None else lonely.append(image.name))
+    if not pairs:
+        raise InputError(
+            f"No image in {images} has a label map of the same name in {labels}.",
+            "Name both files alike: case01.nii.gz, or case01_img.nii.gz and case01_label.nii.gz.",
+        )
+    if lonely:
+        raise InputError(f"{images}: no label map in {labels} for {', '.join(lonely[:5])}.")
+    return pairs
+
+
+def _case(stem: str) -> str:
+    for suffix in ("_img", "_image", "_label", "_labels", "_seg", "_0000"):
+        stem = stem.removesuffix(suffix)
+    return stem

@@ -1,0 +1,145 @@
+"""How well a label map agrees with a reference: Dice, 95 % Hausdorff distance, volumes.
+
+A structure that neither map has is not scored (NaN): counting it as 1 would flatter every model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from MAPSegLib.config import Label
+from MAPSegLib.volumes import Volume, check_same_grid
+
+
+def dice_scores(prediction: np.ndarray, reference: np.ndarray, values: Sequence[int]) -> dict[int, float]:
+    """Dice of each label value, from 0 to 1; NaN where neither array has it. Both arrays have the same shape."""
+    overlap, predicted, expected = _counts(prediction, reference, values)
+    return {v: _dice(o, p, r) for v, o, p, r in zip(values, overlap, predicted, expected, strict=True)}
+
+
+def hd95(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float]) -> float:
+    """95 % Hausdorff distance in mm between the surfaces of two masks (X, Y, Z); NaN if either is empty.
+
+    The surface is the mask's outermost voxels. The larger of the two directed 95th percentiles is returned.
+
+    Args:
+        spacing: voxel size in mm along the three axes.
+    """
+    from scipy.spatial import cKDTree
+
+    if not (prediction.any() and reference.any()):
+        return math.nan
+    box = _bounding_box(prediction | reference)
+    surfaces = [_surface(mask[box]) * np.asarray(spacing, dtype=float) for mask in (prediction, reference)]
+    trees = [cKDTree(points) for points in surfaces]
+    directed = [trees[1 - i].query(surfaces[i])[0] for i in (0, 1)]
+    return float(max(np.percentile(distances, 95) for distances in directed))
+
+
+def evaluate_pair(
+    prediction: Volume,
+    reference: Volume,
+    labels: Sequence[Label] | Mapping[int, str],
+    mapping: Mapping[int, int] | None = None,
+) -> list[dict[str, Any]]:
+    """Score one label map against a reference on the same grid.
+
+    Args:
+        labels: the structures to score, as a model's labels or as value -> name.
+        mapping: reference value -> value in ``labels``, where the two follow different protocols. Reference values
+            without an entry then count as background, since the same number may mean something else.
+
+    Returns:
+        One row per structure: ``value``, ``name``, ``dice`` (0-1), ``hd95_mm``, ``volume_ml``, ``reference_ml`` and
+        ``volume_error`` (signed, as a share of the reference). What is undefined is NaN.
+
+    Raises:
+        InputError: the two maps do not lie on the same grid.
+    """
+    check_same_grid(reference, prediction)
+    names = dict(labels) if isinstance(labels, Mapping) else {label.value: label.name for label in labels}
+    expected = reference.array if mapping is None else map_values(reference.array, mapping)
+    values = list(names)
+    voxel_ml = abs(float(np.linalg.det(reference.affine[:3, :3]))) / 1000
+    rows = []
+    for value, overlap, p, r in zip(values, *_counts(prediction.array, expected, values), strict=True):
+        masks = prediction.array == value, expected == value
+        row = {"value": value, "name": names[value], "dice": _dice(overlap, p, r)}
+        row["hd95_mm"] = hd95(*masks, reference.spacing)
+        row |= {"volume_ml": float(p * voxel_ml), "reference_ml": float(r * voxel_ml)}
+        row["volume_error"] = float((p - r) / r) if r else math.nan
+        rows.append(row)
+    return rows
+
+
+def summarise(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Means per structure over the rows of any number of scans, in order of first appearance.
+
+    Returns:
+        One row per structure: ``value``, ``name``, ``scans`` (in which it was scored), ``missed`` (the reference has
+        it, the prediction does not: their distance is undefined and absent from the mean), and means of ``dice``,
+        ``hd95_mm``, ``volume_error`` and ``absolute_volume_error``; ``dice_sd`` is the sample deviation.
+    """
+    groups: dict[int, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row["value"], []).append(row)
+    summary = []
+    for value, group in groups.items():
+        dice = np.array([row["dice"] for row in group if not math.isnan(row["dice"])])
+        errors = [row["volume_error"] for row in group]
+        summary.append(
+            {
+                "value": value,
+                "name": group[0]["name"],
+                "scans": len(dice),
+                "missed": sum(row["reference_ml"] > 0 and row["volume_ml"] == 0 for row in group),
+                "dice": _mean(dice),
+                "dice_sd": float(dice.std(ddof=1)) if len(dice) > 1 else math.nan,
+                "hd95_mm": _mean([row["hd95_mm"] for row in group]),
+                "volume_error": _mean(errors),
+                "absolute_volume_error": _mean(np.abs(errors)),
+            }
+        )
+    return summary
+
+
+def map_values(labels: np.ndarray, mapping: Mapping[int, int]) -> np.ndarray:
+    """Replace label values (from 0 up); those without an entry become 0. Same shape, int32."""
+    table = np.zeros(max(mapping, default=0) + 2, dtype=np.int32)  # the last entry stands for all larger values
+    for value, target in mapping.items():
+        table[value] = target
+    return table[np.clip(labels, 0, len(table) - 1)]
+
+
+def _counts(prediction: np.ndarray, reference: np.ndarray, values: Sequence[int]) -> tuple[np.ndarray, ...]:
+    """Voxels of each value in both arrays, in the prediction, and in the reference: one pass for all values."""
+    index = {value: i for i, value in enumerate(values, start=1)}
+    n = len(values) + 1
+    pairs = map_values(prediction, index).ravel() * n + map_values(reference, index).ravel()
+    table = np.bincount(pairs, minlength=n * n).reshape(n, n)
+    return np.diag(table)[1:], table.sum(1)[1:], table.sum(0)[1:]
+
+
+def _dice(overlap: int, predicted: int, expected: int) -> float:
+    return float(2 * overlap / (predicted + expected)) if predicted + expected else math.nan
+
+
+def _surface(mask: np.ndarray) -> np.ndarray:
+    """Indices (n, 3) of a mask's voxels that have a face neighbour outside it (beyond the array counts as outside)."""
+    from scipy.ndimage import binary_erosion
+
+    return np.argwhere(mask & ~binary_erosion(mask))
+
+
+def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
+    filled = [np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+    return tuple(slice(int(f[0]), int(f[-1]) + 1) for f in filled)
+
+
+def _mean(values: Sequence[float] | np.ndarray) -> float:
+    known = [v for v in values if not math.isnan(v)]
+    return float(np.mean(known)) if known else math.nan

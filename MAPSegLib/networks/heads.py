@@ -1,0 +1,54 @@
+"""The segmentation head h: ASPP on local and global features, then up to the patch's own grid (section 3.3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .encoder import STRIDE, group_norm
+
+
+def _branch(cin: int, cout: int, kernel: int, dilation: int = 1) -> nn.Sequential:
+    padding = dilation * (kernel // 2)
+    return nn.Sequential(
+        nn.Conv3d(cin, cout, kernel, padding=padding, dilation=dilation, bias=False), group_norm(cout, 8), nn.ReLU()
+    )
+
+
+class ASPP(nn.Module):
+    """Atrous spatial pyramid pooling: 1x1x1, three dilated 3x3x3, and a global-average branch, projected."""
+
+    def __init__(self, cin: int, cout: int, dilations: tuple[int, int, int], dropout: float):
+        super().__init__()
+        pool = nn.Sequential(nn.AdaptiveAvgPool3d(1), *_branch(cin, cout, 1))
+        self.convs = nn.ModuleList([_branch(cin, cout, 1), *(_branch(cin, cout, 3, d) for d in dilations), pool])
+        self.project = nn.Sequential(*_branch(5 * cout, cout, 1), nn.Dropout(dropout))
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = [conv(x) for conv in self.convs]
+        maps[-1] = maps[-1].expand_as(maps[0])
+        return self.project(torch.cat(maps, 1))
+
+
+class SegmentationHead(nn.Sequential):
+    """(B, 2 width, d, h, w) features to (B, outputs, 4d, 4h, 4w) logits."""
+
+    def __init__(
+        self,
+        features: int,
+        width: int,
+        up_channels: int,
+        outputs: int,
+        dilations: tuple[int, int, int],
+        dropout: float,
+    ):
+        super().__init__(
+            ASPP(features, width, dilations, dropout),
+            nn.ConvTranspose3d(width, up_channels, STRIDE, STRIDE),
+            group_norm(up_channels, 8),
+            nn.ReLU(),
+            nn.Conv3d(up_channels, up_channels, 3, padding=1, bias=False),
+            group_norm(up_channels, 8),
+            nn.ReLU(),
+            nn.Conv3d(up_channels, outputs, 1),
+        )

@@ -1,0 +1,120 @@
+"""The global-local segmenter f (section 3.3): one encoder, two views of a scan, one head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import Architecture, Label
+from .encoder import Encoder
+from .heads import SegmentationHead
+
+
+class LateralLogits(nn.Module):
+    """Turn one logit per structure and one for the side into one logit per class.
+
+    Left and right structures look alike in a patch; what tells them apart is where the patch lies. So a
+    model whose labels name their mirror images predicts each pair once, and the side once for all pairs:
+    logit(left) = logit(pair) + side, logit(right) = logit(pair) - side. The side learnt on the cortex then
+    serves the smallest nucleus too. Without mirrored labels this is the identity.
+
+    Shapes: (B, outputs, ...) to (B, 1 + len(labels), ...); class 0 is the background.
+    """
+
+    def __init__(self, labels: Sequence[Label]):
+        super().__init__()
+        rank = {label.value: i for i, label in enumerate(labels, 1)}
+        group, sign, groups = [0], [0.0], 1
+        for i, label in enumerate(labels, 1):
+            twin = rank.get(label.mirror) if label.mirror is not None else None
+            if twin is not None and twin < i:
+                group.append(group[twin])
+                sign.append(-1.0)
+            else:
+                group.append(groups)
+                sign.append(1.0 if twin is not None else 0.0)
+                groups += 1
+        self.lateral = any(sign)
+        self.outputs = groups + self.lateral
+        self.register_buffer("group", torch.tensor(group), persistent=False)
+        self.register_buffer("sign", torch.tensor(sign), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.lateral:
+            return x
+        sign = self.sign.view(1, -1, 1, 1, 1).to(x.dtype)
+        return torch.addcmul(x[:, self.group], sign, x[:, -1:])
+
+
+class Segmenter(nn.Module):
+    """f(x) = h(g(x) + global features under x), for patches x of a scan whose whole is X.
+
+    Args:
+        architecture: sizes.
+        labels: the structures, in class order (class 0 is the background).
+    """
+
+    def __init__(self, architecture: Architecture, labels: Sequence[Label]):
+        super().__init__()
+        a = architecture
+        self.architecture = architecture
+        self.classes = len(labels) + 1
+        self.encoder = Encoder(a.width, a.depth)
+        self.lateral = LateralLogits(labels)
+        self.head = SegmentationHead(
+            2 * a.width, a.head_width, a.up_channels, self.lateral.outputs, a.dilations, a.dropout
+        )
+
+    def encode(self, patches: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of patches (B, 1, p, p, p) and whole scans (N, 1, G, G, G), in one pass where sizes agree.
+
+        GroupNorm treats samples alone, so one pass gives what two would.
+        """
+        if patches.shape[2:] != whole.shape[2:]:
+            return self.encoder(patches), self.encoder(whole)
+        both = self.encoder(torch.cat([patches, whole]))
+        return both[: len(patches)], both[len(patches) :]
+
+    def decode(self, local_features: Tensor, global_features: Tensor) -> Tensor:
+        """Logits (B, classes, p, p, p) from two feature maps of shape (B, width, p/4, p/4, p/4)."""
+        return self.lateral(self.head(torch.cat([local_features, global_features], 1)))
+
+    def forward(self, patches: Tensor, whole: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """Logits of B patches of one scan: see :func:`sample_global` for ``low`` and ``high``."""
+        local_features, global_features = self.encode(patches, whole)
+        return self.decode(local_features, sample_global(global_features, low, high, local_features.shape[2:]))
+
+
+def sample_global(features: Tensor, low: Tensor, high: Tensor, size: Sequence[int]) -> Tensor:
+    """The part of g(X) under each patch, at continuous coordinates (trilinear, as RoI-align does).
+
+    Args:
+        features: g(X) of one scan (1, C, d, h, w), or of one scan per patch (B, C, d, h, w).
+        low, high: corners of the patches as shares of the scan's foreground box, (B, 3); may leave [0, 1].
+        size: cells of the result along each axis.
+
+    Returns:
+        (B, C, *size), of the features' type.
+    """
+    b = len(low)
+    axes = []
+    for axis, n in enumerate(size):
+        cell = (torch.arange(n, device=low.device, dtype=low.dtype) + 0.5) / n
+        axes.append(low[:, axis : axis + 1] + cell * (high - low)[:, axis : axis + 1])
+    d, h, w = size
+    grid = torch.stack(
+        [
+            axes[2].view(b, 1, 1, w).expand(b, d, h, w),
+            axes[1].view(b, 1, h, 1).expand(b, d, h, w),
+            axes[0].view(b, d, 1, 1).expand(b, d, h, w),
+        ],
+        -1,
+    )
+    with torch.autocast(features.device.type, enabled=False):
+        sampled = F.grid_sample(
+            features.float().expand(b, -1, -1, -1, -1), 2 * grid - 1, align_corners=False, padding_mode="border"
+        )
+    return sampled.to(features.dtype)

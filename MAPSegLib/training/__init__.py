@@ -1,0 +1,1 @@
+"""Pretraining, source training and adaptation: one loop (:mod:`.loop`), one file per setting."""

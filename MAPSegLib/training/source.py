@@ -1,0 +1,120 @@
+"""Supervised training on the source: masked and unmasked patches, with the global-local terms (section 3.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..config import TrainingOptions
+from ..datasets import PatchBatch, Source, cut_patches
+from ..losses import cosine_loss, segmentation_loss
+from ..masking import cube_mask
+from ..networks.segmenter import Segmenter, sample_global
+from .loop import Clock, Loop, Record, warmup_cosine
+
+Report = Callable[..., None]
+"""Called as ``report(event, **fields)``; raising from it ends the training after the last checkpoint."""
+
+
+def source_losses(loop: Loop, batch: PatchBatch, options: TrainingOptions) -> dict[str, Tensor]:
+    """L_seg of the patches, the last ``masked_share`` of them masked, and the global-local terms.
+
+    The published recipe shows every patch twice, whole and masked. Different patches for the two cost half
+    and have the same expected gradient.
+    """
+    model: Segmenter = loop.model
+    masked = round(options.masked_share * len(batch.patches))
+    patches = batch.patches
+    if masked:
+        keep = cube_mask((masked, *patches.shape[1:]), options.mask_cube, options.mask_ratio, loop.generator)
+        patches = torch.cat([patches[:-masked], patches[-masked:] * keep.to(patches.device)])
+    with loop.autocast():
+        local_features, whole_features = model.encode(patches, batch.whole)
+        under = sample_global(whole_features, batch.low, batch.high, local_features.shape[2:])
+        logits = model.decode(local_features, under)
+        whole_logits = model.decode(whole_features, whole_features) if options.global_weight else None
+    terms = {"segmentation": segmentation_loss(logits, batch.target)}
+    if whole_logits is not None:
+        terms["global"] = options.global_weight * segmentation_loss(whole_logits, batch.whole_target)
+    if options.cosine_weight:
+        terms["cosine"] = options.cosine_weight * cosine_loss(local_features, under)
+    return terms
+
+
+def train(
+    model: Segmenter,
+    source: Source,
+    options: TrainingOptions,
+    folder: Path,
+    report: Report,
+    validation: Sequence[tuple[Tensor, Tensor]] = (),
+) -> Segmenter:
+    """Train ``model`` and return its EMA: the best validated one where there is a validation set.
+
+    ``folder`` gets ``checkpoint.pt`` (resumed from when it exists) and ``metrics.jsonl``.
+
+    Args:
+        source: labelled scans.
+        validation: prepared images and class indices, both (X, Y, Z).
+        report: told ``progress`` at every logged step.
+    """
+    from ..quality import validation_dice
+
+    a = model.architecture
+    loop = Loop(
+        model,
+        options,
+        ema_decay=0.5 ** (1 / options.ema_half_life),
+        rate=warmup_cosine(options.warmup, options.steps),
+        betas=(0.9, 0.95),
+    )
+    checkpoint = folder / "checkpoint.pt"
+    if checkpoint.exists():
+        loop.load(checkpoint)
+    record, clock = Record(folder / "metrics.jsonl", loop.step), Clock(loop.step)
+    held: tuple[Tensor, Tensor] | None = None
+    while loop.step < options.steps and not _out_of_patience(loop, options):
+        if held is None:
+            held = source.draw(loop.generator)
+        image, target = held
+        held = None if loop.step % options.reuse == options.reuse - 1 else held
+        batch = cut_patches(
+            image, options.patches, a.patch, a.global_size, loop.generator, target, options.foreground_share
+        ).to(loop.device)
+        losses = loop.update(lambda batch=batch: source_losses(loop, batch, options))
+        if loop.step % 10 == 0 or loop.step == options.steps:
+            record.add(loop.step, seconds=round(clock.elapsed(), 1), **losses)
+        report(
+            "progress",
+            stage="train",
+            step=loop.step,
+            steps=options.steps,
+            seconds_left=clock.left(loop.step, options.steps),
+            losses=losses,
+        )
+        if validation and loop.step % options.validate_every == 0:
+            _validate(loop, validation, record, validation_dice)
+        if held is None and loop.step % options.checkpoint_every < options.reuse:
+            loop.save(checkpoint)
+    loop.save(checkpoint)
+    if validation and "best" in loop.extra:
+        loop.ema.load_state_dict(loop.extra["best"])
+    return loop.ema
+
+
+def _validate(loop: Loop, validation, record: Record, validation_dice) -> None:
+    with loop.autocast():
+        dice = validation_dice(loop.ema, validation, loop.device)
+    record.add(loop.step, validation_dice=dice)
+    if dice > loop.extra.get("best_dice", -1.0):
+        best = {k: v.cpu().clone() for k, v in loop.ema.state_dict().items()}
+        loop.extra |= {"best_dice": dice, "best": best, "waited": 0}
+    else:
+        loop.extra["waited"] = loop.extra.get("waited", 0) + 1
+
+
+def _out_of_patience(loop: Loop, options: TrainingOptions) -> bool:
+    return bool(options.patience) and loop.extra.get("waited", 0) >= options.patience

@@ -109,7 +109,9 @@ def summarise(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def map_values(labels: np.ndarray, mapping: Mapping[int, int]) -> np.ndarray:
     """Replace label values (from 0 up); those without an entry become 0. Same shape, int32."""
-    table = np.zeros(max(mapping, default=0) + 2, dtype=np.int32)  # the last entry stands for all larger values
+    table = np.zeros(
+        max(mapping, default=0) + 2, dtype=np.int32
+    )  # the last entry stands for all larger values
     for value, target in mapping.items():
         table[value] = target
     return table[np.clip(labels, 0, len(table) - 1)]

@@ -92,7 +92,9 @@ def prepare(volume: Volume, options: Preprocessing) -> Scan:
     box = _bounds(levels.foreground, share, tuple(int(np.ceil(margin / s)) for s in spacing))
 
     box_shape = np.subtract(box[1], box[0])
-    working_shape = tuple(max(1, round(n * s / w)) for n, s, w in zip(box_shape, spacing, options.spacing, strict=True))
+    working_shape = tuple(
+        max(1, round(n * s / w)) for n, s, w in zip(box_shape, spacing, options.spacing, strict=True)
+    )
     grid = Grid(
         native_shape=volume.shape,
         native_affine=volume.affine,
@@ -100,7 +102,9 @@ def prepare(volume: Volume, options: Preprocessing) -> Scan:
         flips=flips,
         canonical_spacing=spacing,
         box=box,
-        working_spacing=tuple(float(n * s / m) for n, s, m in zip(box_shape, spacing, working_shape, strict=True)),
+        working_spacing=tuple(
+            float(n * s / m) for n, s, m in zip(box_shape, spacing, working_shape, strict=True)
+        ),
         working_shape=working_shape,
     )
     values = np.array(grid.boxed(volume.array), dtype=np.float32, order="C")

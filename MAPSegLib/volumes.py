@@ -1,16 +1,14 @@
 """Scans and label maps on disk, with their geometry.
 
-A :class:`Volume` is a 3D array and the affine that takes its voxels to RAS millimetres, whatever the file format:
-NIfTI and MGH go through nibabel, NRRD, MetaImage and DICOM through SimpleITK (whose LPS axes are turned here).
+A :class:`Volume` is a 3D array and the affine that takes its voxels to RAS millimetres, whatever the file format.
 Everything that cannot be segmented is refused here, once, with a sentence a user can act on.
 """
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import os
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,43 +16,10 @@ from typing import Any
 import numpy as np
 
 from MAPSegLib.errors import InputError
-
-_NIBABEL = (".nii.gz", ".nii", ".mgz", ".mgh")
-_ITK = {".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO", ".mha": "MetaImageIO", ".mhd": "MetaImageIO", ".dcm": "GDCMImageIO"}
-READABLE = (*_NIBABEL, *_ITK)
-WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
+from MAPSegLib.formats import READABLE, WRITABLE, load, reason, save, scan_suffix
 
 _SPACING_LIMITS = (0.05, 50.0)
 _INT32 = np.iinfo(np.int32)
-_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-
-# First bytes of files that are met under a wrong name; NIfTI is recognised by its own reader.
-_SIGNATURES = {
-    b"\x1f\x8b": "gzip",
-    b"NRRD": "NRRD",
-    b"\x89PNG": "PNG picture",
-    b"\xff\xd8\xff": "JPEG picture",
-    b"PK\x03\x04": "ZIP archive",
-    b"%PDF": "PDF",
-    b"ObjectType": "MetaImage",
-}
-_EXPECTED = {
-    ".nii.gz": ("gzip",),
-    ".mgz": ("gzip",),
-    ".nrrd": ("NRRD",),
-    ".nhdr": ("NRRD",),
-    ".mha": ("MetaImage",),
-    ".mhd": ("MetaImage",),
-}
-
-
-@dataclass(frozen=True)
-class ItkGeometry:
-    """Spacing, origin and direction as SimpleITK gave them, so that writing returns the very same numbers."""
-
-    spacing: tuple[float, ...]
-    origin: tuple[float, ...]
-    direction: tuple[float, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +30,7 @@ class Volume:
         array: shape (X, Y, Z), in the file's voxel order; float32 for images, int32 for labels.
         affine: (4, 4) float64, voxel index to RAS millimetres.
         path: where it was read, if it was.
-        header: the nibabel header, or :class:`ItkGeometry`; None for volumes made in memory.
+        header: the nibabel header, or :class:`~MAPSegLib.formats.ItkGeometry`; None for volumes made in memory.
     """
 
     array: np.ndarray
@@ -83,15 +48,9 @@ class Volume:
         return tuple(float(s) for s in np.linalg.norm(self.affine[:3, :3], axis=0))
 
 
-def scan_suffix(path: str | Path) -> str:
-    """The suffix that decides the format, lower case (``.nii.gz`` as one); empty if it is none that is read."""
-    name = Path(path).name.lower()
-    return next((suffix for suffix in READABLE if name.endswith(suffix) and name != suffix), "")
-
-
 def scan_stem(path: str | Path) -> str:
     """The file name without ``.nii.gz`` or any other known suffix; a DICOM folder's own name."""
-    name = Path(path).name
+    name = Path(path).absolute().name
     return name[: len(name) - len(scan_suffix(name))]
 
 
@@ -183,8 +142,12 @@ def check_same_grid(image: Volume, labels: Volume) -> None:
     Raises:
         InputError: the shapes or the positions differ.
     """
-    names = [v.path.name if v.path else default for v, default in ((image, "the image"), (labels, "the labels"))]
-    advice = "Resample the labels to the image's grid (nearest neighbour), or check that the two belong together."
+    names = [
+        v.path.name if v.path else default for v, default in ((image, "the image"), (labels, "the labels"))
+    ]
+    advice = (
+        "Resample the labels to the image's grid (nearest neighbour), or check that the two belong together."
+    )
     if image.shape != labels.shape:
         shapes = [" x ".join(map(str, v.shape)) for v in (labels, image)]
         raise InputError(f"{names[1]} has {shapes[0]} voxels but {names[0]} has {shapes[1]}.", advice)
@@ -213,7 +176,9 @@ def find_scans(folder: str | Path) -> list[Path]:
     entries = [p for p in folder.iterdir() if not p.name.startswith(".")]
     found = sorted(p for p in entries if (scan_suffix(p) if p.is_file() else _holds_dicom(p)))
     if not found:
-        raise InputError(f"The folder {folder} holds no scans.", f"Files that can be read: {', '.join(READABLE)}.")
+        raise InputError(
+            f"The folder {folder} holds no scans.", f"Files that can be read: {', '.join(READABLE)}."
+        )
     return found
 
 
@@ -233,195 +198,46 @@ def write_volume(path: str | Path, array: np.ndarray, like: Volume, overwrite: b
     path = Path(path)
     suffix = scan_suffix(path)
     if suffix not in WRITABLE:
-        raise InputError(f"{path.name} has no suffix that can be written.", f"Use one of {', '.join(WRITABLE)}.")
+        raise InputError(
+            f"{path.name} has no suffix that can be written.", f"Use one of {', '.join(WRITABLE)}."
+        )
     if tuple(array.shape) != like.shape:
         raise ValueError(f"array of shape {tuple(array.shape)} on a grid of {like.shape}")
     if path.exists() and not overwrite:
         raise InputError(f"{path} already exists.", "Choose another name, or allow overwriting.")
-    array = _storable(array)
     temporary = path.with_name(f".{scan_stem(path)}-{uuid.uuid4().hex[:8]}{suffix}")
-    save: Callable[..., None] = _save_nifti if suffix in _NIBABEL else _save_itk
     try:
         temporary.touch()  # tells an unwritable folder from a failing writer
-        save(temporary, array, like)
+        save(temporary, _storable(array), like.affine, like.header)
         os.replace(temporary, path)
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {_reason(error)}.", "Choose another output folder.") from error
+        raise InputError(
+            f"{path} cannot be written: {reason(error)}.", "Choose another output folder."
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
+        with contextlib.suppress(OSError):
+            temporary.unlink()
     return path
 
 
-# --- reading ----------------------------------------------------------------------------------------------------
-
-
 def _read(path: Path) -> Volume:
-    """Any supported file or folder as a validated 3D volume in its stored type."""
-    if not path.exists():
-        raise InputError(f"{path} does not exist.", "Check the path.")
-    if path.is_dir():
-        volume = _read_series(path)
-    else:
-        suffix = scan_suffix(path)
-        if not suffix:
-            raise InputError(f"{path.name} is of no known format.", f"Files that can be read: {', '.join(READABLE)}.")
-        _check_signature(path, suffix)
-        volume = _guard(path, _read_nibabel if suffix in _NIBABEL else _read_itk)
+    """Any supported file or folder, in its stored type, with a checked geometry."""
+    array, affine, header = load(path)
+    volume = Volume(array, affine, path, header)
     _check_geometry(path.name, volume)
     return volume
-
-
-def _guard(path: Path, reader: Callable[[Path], Volume]) -> Volume:
-    """Run a library's reader; whatever it raises is a damaged file, told in one sentence."""
-    try:
-        return reader(path)
-    except (InputError, MemoryError):
-        raise
-    except PermissionError as error:
-        raise InputError(f"{path.name} cannot be opened: permission denied.", "Check the file's permissions.") from error
-    except Exception as error:
-        text = str(error).lower()
-        if "spacing" in text or "pixdim" in text:
-            what = "has a voxel spacing of zero"
-        elif "direction" in text or "determinant" in text:
-            what = "has a singular orientation matrix"
-        else:
-            what = "is damaged, truncated or not an image"
-        raise InputError(f"{path.name} {what}.", "Export or download the file again.") from error
-
-
-def _check_signature(path: Path, suffix: str) -> None:
-    if path.stat().st_size == 0:
-        raise InputError(f"{path.name} is empty (0 bytes).", "Export or download the file again.")
-    try:
-        with path.open("rb") as file:
-            start = file.read(132)
-    except OSError as error:
-        raise InputError(f"{path.name} cannot be opened: {_reason(error)}.", "Check the file's permissions.") from error
-    kind = next((kind for signature, kind in _SIGNATURES.items() if start.startswith(signature)), None)
-    if kind is None and start[128:] == b"DICM":
-        kind = "DICOM"
-    expected = _EXPECTED.get(suffix, ("DICOM",) if suffix == ".dcm" else ())
-    if kind is not None and kind not in expected:
-        raise InputError(f"{path.name} is not what its suffix says: it is a {kind} file.", "Give it its own suffix.")
-    if kind is None and "gzip" in expected:
-        raise InputError(f"{path.name} is not gzip-compressed.", f"Rename it without '{suffix[-3:]}', or export again.")
-
-
-def _read_nibabel(path: Path) -> Volume:
-    import nibabel as nib
-
-    image = nib.load(path)
-    dtype = image.get_data_dtype()
-    if dtype.fields is not None or dtype.kind == "c":
-        what = "is a colour (RGB) image" if dtype.fields is not None else "holds complex numbers"
-        raise InputError(f"{path.name} {what}.", "Give a scan with one real intensity per voxel.")
-    shape = _squeezed_shape(path.name, image.shape)
-    if isinstance(image, nib.Nifti1Image):
-        _check_pixdim(path, image)
-    return Volume(np.asanyarray(image.dataobj).reshape(shape, order="F"), image.affine.astype(float), path, image.header)
-
-
-def _check_pixdim(path: Path, image: Any) -> None:
-    """nibabel turns a spacing of 0 into 1 mm on loading; where geometry rests on it, that would be an invention."""
-    from nibabel.openers import ImageOpener
-
-    if image.header["sform_code"] > 0:
-        return
-    with ImageOpener(path) as file:
-        raw = image.header_class.from_fileobj(file, check=False)
-    if not np.all(np.abs(raw["pixdim"][1:4]) > 0):
-        raise InputError(f"{path.name} has a voxel spacing of zero.", "Export the scan again with its spacing in mm.")
-
-
-def _read_itk(path: Path) -> Volume:
-    import SimpleITK as sitk
-
-    return _from_itk(path, _quietly(lambda: sitk.ReadImage(str(path), imageIO=_ITK[scan_suffix(path)])))
-
-
-def _read_series(folder: Path) -> Volume:
-    import SimpleITK as sitk
-
-    series = _quietly(lambda: sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)))
-    if len(series) != 1:
-        what = f"holds {len(series)} DICOM series" if series else "holds no DICOM series"
-        raise InputError(f"The folder {folder.name} {what}.", "Give a folder with exactly one series, or a file.")
-    files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
-    _check_slices(folder, files)
-    return _guard(folder, lambda _: _from_itk(folder, _quietly(lambda: sitk.ReadImage(files))))
-
-
-def _check_slices(folder: Path, files: tuple[str, ...]) -> None:
-    """Slices must be evenly spaced: the reader would silently squeeze a gap, or stack time points."""
-    import SimpleITK as sitk
-
-    if len(files) < 2:
-        return
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    heights = []
-    for file in files:
-        reader.SetFileName(file)
-        _guard(Path(file), lambda _: _quietly(reader.ReadImageInformation))
-        normal = np.reshape(reader.GetDirection(), (3, 3))[:, 2]
-        heights.append(float(normal @ reader.GetOrigin()))
-    gaps = np.abs(np.diff(heights))
-    if gaps.max() - gaps.min() > max(0.1, 0.05 * np.median(gaps)):
-        what = "repeats slice positions" if gaps.min() < 0.01 else "has missing or unevenly spaced slices"
-        raise InputError(f"The DICOM series {folder.name} {what}.", "Export one complete 3D series.")
-
-
-def _from_itk(path: Path, image: Any) -> Volume:
-    import SimpleITK as sitk
-
-    if image.GetNumberOfComponentsPerPixel() > 1:
-        raise InputError(f"{path.name} is a colour (RGB) or vector image.", "Give a scan with one intensity per voxel.")
-    if "complex" in image.GetPixelIDTypeAsString():
-        raise InputError(f"{path.name} holds complex numbers.", "Give a scan with one real intensity per voxel.")
-    _squeezed_shape(path.name, image.GetSize())
-    while image.GetDimension() > 3:
-        image = image[..., 0]
-    geometry = ItkGeometry(image.GetSpacing(), image.GetOrigin(), image.GetDirection())
-    affine = np.eye(4)
-    affine[:3, :3] = np.reshape(geometry.direction, (3, 3)) * np.array(geometry.spacing)
-    affine[:3, 3] = geometry.origin
-    return Volume(sitk.GetArrayFromImage(image).transpose(2, 1, 0), _LPS @ affine, path, geometry)
 
 
 def _holds_dicom(folder: Path) -> bool:
     """Whether one of the first files of a folder is DICOM (by its preamble: many exports have no suffix)."""
     if not folder.is_dir():
         return False
-    for path in sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))[:5]:
-        with path.open("rb") as file:
+    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith((".", "DICOMDIR")))
+    for path in files[:5]:
+        with contextlib.suppress(OSError), path.open("rb") as file:
             if file.read(132)[128:] == b"DICM":
                 return True
     return False
-
-
-def _quietly(call: Callable[[], Any]) -> Any:
-    """ITK prints warnings about odd headers to the console; what matters is checked here."""
-    import SimpleITK as sitk
-
-    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
-        return call()
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
-
-
-# --- checks -----------------------------------------------------------------------------------------------------
-
-
-def _squeezed_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    spatial, rest = tuple(shape[:3]), tuple(shape[3:])
-    if any(n != 1 for n in rest):
-        raise InputError(f"{name} is a {len(shape)}D image ({' x '.join(map(str, shape))}).", "Give one 3D volume.")
-    if len(spatial) < 3 or min(spatial) < 2:
-        raise InputError(f"{name} is a 2D image ({' x '.join(map(str, shape))}).", "Give a 3D volume.")
-    return spatial
 
 
 def _check_geometry(name: str, volume: Volume) -> None:
@@ -436,7 +252,9 @@ def _check_geometry(name: str, volume: Volume) -> None:
             "Export the scan again with its spacing in mm.",
         )
     if abs(np.linalg.det(volume.affine[:3, :3] / spacing)) < 1e-2:
-        raise InputError(f"{name} has a singular orientation matrix.", "Export the scan again with its orientation.")
+        raise InputError(
+            f"{name} has a singular orientation matrix.", "Export the scan again with its orientation."
+        )
 
 
 def _check_finite(name: str, array: np.ndarray) -> None:
@@ -445,7 +263,8 @@ def _check_finite(name: str, array: np.ndarray) -> None:
     count = int(np.count_nonzero(~np.isfinite(array)))
     if count:
         raise InputError(
-            f"{name} has {count} voxels that are NaN or infinite.", "Replace them, for instance by 0, and try again."
+            f"{name} has {count} voxels that are NaN or infinite.",
+            "Replace them, for instance by 0, and try again.",
         )
 
 
@@ -457,9 +276,6 @@ def _check_int32(name: str, array: np.ndarray) -> None:
         )
 
 
-# --- writing ----------------------------------------------------------------------------------------------------
-
-
 def _storable(array: np.ndarray) -> np.ndarray:
     if array.dtype.kind not in "biu":
         return np.asarray(array, dtype=np.float32)
@@ -468,51 +284,3 @@ def _storable(array: np.ndarray) -> np.ndarray:
         if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
             return array.astype(dtype)
     raise ValueError(f"labels from {low} to {high} do not fit 32 bits")
-
-
-def _save_nifti(path: Path, array: np.ndarray, like: Volume) -> None:
-    import nibabel as nib
-
-    if isinstance(like.header, nib.Nifti1Header):
-        header = like.header.copy()
-        header.extensions.clear()  # they describe the scan, not what was made from it
-        header["cal_min"] = header["cal_max"] = 0
-        header["intent_code"] = 0
-        kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
-        image = kind(array, header.get_best_affine(), header)
-    else:
-        image = nib.Nifti1Image(array, like.affine)
-        image.header.set_xyzt_units("mm")
-        image.set_sform(like.affine, code=1)
-        image.set_qform(like.affine, code=1)
-    image.set_data_dtype(array.dtype)
-    nib.save(image, path)
-
-
-def _save_itk(path: Path, array: np.ndarray, like: Volume) -> None:
-    import SimpleITK as sitk
-
-    image = sitk.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0)))
-    geometry = like.header
-    if not isinstance(geometry, ItkGeometry):
-        affine = _LPS @ like.affine
-        direction = affine[:3, :3] / np.array(like.spacing)
-        geometry = ItkGeometry(like.spacing, tuple(affine[:3, 3]), tuple(direction.ravel()))
-    image.SetSpacing(geometry.spacing)
-    image.SetOrigin(geometry.origin)
-    image.SetDirection(geometry.direction)
-
-    def write_and_check() -> None:
-        sitk.WriteImage(image, str(path), useCompression=True)
-        sitk.ReadImage(str(path))  # ITK does not report every short write; a full disk shows here
-
-    try:
-        _quietly(write_and_check)
-    except RuntimeError as error:
-        raise OSError(errno.EIO, "the file could not be completed; the disk may be full") from error
-
-
-def _reason(error: OSError) -> str:
-    told = {errno.ENOSPC: "no space left on the disk", errno.EACCES: "permission denied"}
-    told |= {errno.ENOENT: "the folder does not exist", errno.EROFS: "the disk is read-only"}
-    return told.get(error.errno, (error.strerror or str(error)).lower())

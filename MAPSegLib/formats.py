@@ -1,0 +1,303 @@
+"""What the image libraries read and write, as plain arrays in RAS millimetres: the layer under ``volumes``.
+
+NIfTI and MGH go through nibabel, NRRD, MetaImage and DICOM through SimpleITK, whose LPS axes are turned here.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from MAPSegLib.errors import InputError
+
+# Array (X, Y, Z) in its stored type, affine (4, 4) from voxels to RAS mm, and the library's header.
+Loaded = tuple[np.ndarray, np.ndarray, Any]
+
+_NIBABEL = (".nii.gz", ".nii", ".mgz", ".mgh")
+_ITK = {
+    ".nrrd": "NrrdImageIO",
+    ".nhdr": "NrrdImageIO",
+    ".mha": "MetaImageIO",
+    ".mhd": "MetaImageIO",
+    ".dcm": "GDCMImageIO",
+}
+READABLE = (*_NIBABEL, *_ITK)
+WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
+
+# First bytes of files that are met under a wrong name; NIfTI is recognised by its own reader.
+_SIGNATURES = {
+    b"\x1f\x8b": "gzip",
+    b"NRRD": "NRRD",
+    b"\x89PNG": "PNG picture",
+    b"\xff\xd8\xff": "JPEG picture",
+    b"PK\x03\x04": "ZIP archive",
+    b"%PDF": "PDF",
+    b"ObjectType": "MetaImage",
+}
+_EXPECTED = {
+    ".nii.gz": ("gzip",),
+    ".mgz": ("gzip",),
+    ".nrrd": ("NRRD",),
+    ".nhdr": ("NRRD",),
+    ".mha": ("MetaImage",),
+    ".mhd": ("MetaImage",),
+}
+
+_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class ItkGeometry:
+    """Spacing, origin and direction as SimpleITK gave them, so that writing returns the very same numbers."""
+
+    spacing: tuple[float, ...]
+    origin: tuple[float, ...]
+    direction: tuple[float, ...]
+
+
+def scan_suffix(path: str | Path) -> str:
+    """The suffix that decides the format, lower case (``.nii.gz`` as one); empty if it is none that is read."""
+    name = Path(path).name.lower()
+    return next((suffix for suffix in READABLE if name.endswith(suffix) and name != suffix), "")
+
+
+def load(path: Path) -> Loaded:
+    """Read a file or the folder of a DICOM series; its geometry and values are still unchecked.
+
+    Raises:
+        InputError: missing, damaged, of an unknown format, or not one 3D scalar volume.
+    """
+    if not os.path.exists(path):
+        raise InputError(f"{path} does not exist or cannot be reached.", "Check the path.")
+    if path.is_dir():
+        return _read_series(path)
+    suffix = scan_suffix(path)
+    if not suffix:
+        raise InputError(
+            f"{path.name} is of no known format.", f"Files that can be read: {', '.join(READABLE)}."
+        )
+    _check_signature(path, suffix)
+    return _guard(path, _read_nibabel if suffix in _NIBABEL else _read_itk)
+
+
+def save(path: Path, array: np.ndarray, affine: np.ndarray, header: Any) -> None:
+    """Write an array in its own type; ``header`` is what :func:`load` gave for the scan on the same grid, or None.
+
+    Raises:
+        OSError: the file could not be completed.
+    """
+    if scan_suffix(path) in _NIBABEL:
+        _save_nifti(path, array, affine, header)
+    else:
+        _save_itk(path, array, affine, header)
+
+
+def _guard(path: Path, reader: Callable[[Path], Loaded]) -> Loaded:
+    """Run a library's reader; whatever it raises is a damaged file, told in one sentence."""
+    try:
+        return reader(path)
+    except (InputError, MemoryError):
+        raise
+    except PermissionError as error:
+        raise InputError(
+            f"{path.name} cannot be opened: permission denied.", "Check the file's permissions."
+        ) from error
+    except Exception as error:
+        text = str(error).lower()
+        if "spacing" in text or "pixdim" in text:
+            what = "has a voxel spacing of zero"
+        elif "direction" in text or "determinant" in text:
+            what = "has a singular orientation matrix"
+        else:
+            what = "is damaged, truncated or not an image"
+        raise InputError(f"{path.name} {what}.", "Export or download the file again.") from error
+
+
+def _check_signature(path: Path, suffix: str) -> None:
+    if path.stat().st_size == 0:
+        raise InputError(f"{path.name} is empty (0 bytes).", "Export or download the file again.")
+    try:
+        with path.open("rb") as file:
+            start = file.read(132)
+    except OSError as error:
+        raise InputError(
+            f"{path.name} cannot be opened: {reason(error)}.", "Check the file's permissions."
+        ) from error
+    kind = next((kind for signature, kind in _SIGNATURES.items() if start.startswith(signature)), None)
+    if kind is None and start[128:] == b"DICM":
+        kind = "DICOM"
+    expected = _EXPECTED.get(suffix, ("DICOM",) if suffix == ".dcm" else ())
+    if kind is not None and kind not in expected:
+        raise InputError(
+            f"{path.name} is not what its suffix says: it is a {kind} file.", "Give it its own suffix."
+        )
+    if kind is None and "gzip" in expected:
+        raise InputError(
+            f"{path.name} is not gzip-compressed.", f"Rename it without '{suffix[-3:]}', or export again."
+        )
+
+
+def _read_nibabel(path: Path) -> Loaded:
+    import nibabel as nib
+
+    image = nib.load(path)
+    dtype = image.get_data_dtype()
+    if dtype.fields is not None or dtype.kind == "c":
+        what = "is a colour (RGB) image" if dtype.fields is not None else "holds complex numbers"
+        raise InputError(f"{path.name} {what}.", "Give a scan with one real intensity per voxel.")
+    shape = _squeezed_shape(path.name, image.shape)
+    if isinstance(image, nib.Nifti1Image):
+        _check_pixdim(path, image)
+    return np.asanyarray(image.dataobj).reshape(shape, order="F"), image.affine.astype(float), image.header
+
+
+def _check_pixdim(path: Path, image: Any) -> None:
+    """nibabel turns a spacing of 0 into 1 mm on loading; where geometry rests on it, that would be an invention."""
+    from nibabel.openers import ImageOpener
+
+    if image.header["sform_code"] > 0:
+        return
+    with ImageOpener(path) as file:
+        raw = image.header_class.from_fileobj(file, check=False)
+    if not np.all(np.abs(raw["pixdim"][1:4]) > 0):
+        raise InputError(
+            f"{path.name} has a voxel spacing of zero.", "Export the scan again with its spacing in mm."
+        )
+
+
+def _read_itk(path: Path) -> Loaded:
+    import SimpleITK as sitk
+
+    return _from_itk(path, _quietly(lambda: sitk.ReadImage(str(path), imageIO=_ITK[scan_suffix(path)])))
+
+
+def _read_series(folder: Path) -> Loaded:
+    import SimpleITK as sitk
+
+    series = _quietly(lambda: sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)))
+    if len(series) != 1:
+        what = f"holds {len(series)} DICOM series" if series else "holds no DICOM series"
+        raise InputError(
+            f"The folder {folder.name} {what}.", "Give a folder with exactly one series, or a file."
+        )
+    files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
+    _check_slices(folder, files)
+    return _guard(folder, lambda _: _from_itk(folder, _quietly(lambda: sitk.ReadImage(files))))
+
+
+def _check_slices(folder: Path, files: tuple[str, ...]) -> None:
+    """Slices must be evenly spaced: the reader would silently squeeze a gap, or stack time points."""
+    import SimpleITK as sitk
+
+    if len(files) < 2:
+        return
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    heights = []
+    for file in files:
+        reader.SetFileName(file)
+        _guard(Path(file), lambda _: _quietly(reader.ReadImageInformation))
+        normal = np.reshape(reader.GetDirection(), (3, 3))[:, 2]
+        heights.append(float(normal @ reader.GetOrigin()))
+    gaps = np.abs(np.diff(heights))
+    if gaps.max() - gaps.min() > max(0.1, 0.05 * np.median(gaps)):
+        what = "repeats slice positions" if gaps.min() < 0.01 else "has missing or unevenly spaced slices"
+        raise InputError(f"The DICOM series {folder.name} {what}.", "Export one complete 3D series.")
+
+
+def _from_itk(path: Path, image: Any) -> Loaded:
+    import SimpleITK as sitk
+
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        raise InputError(
+            f"{path.name} is a colour (RGB) or vector image.", "Give a scan with one intensity per voxel."
+        )
+    if "complex" in image.GetPixelIDTypeAsString():
+        raise InputError(
+            f"{path.name} holds complex numbers.", "Give a scan with one real intensity per voxel."
+        )
+    _squeezed_shape(path.name, image.GetSize())
+    while image.GetDimension() > 3:
+        image = image[..., 0]
+    geometry = ItkGeometry(image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(geometry.direction, (3, 3)) * np.array(geometry.spacing)
+    affine[:3, 3] = geometry.origin
+    return sitk.GetArrayFromImage(image).transpose(2, 1, 0), _LPS @ affine, geometry
+
+
+def _quietly(call: Callable[[], Any]) -> Any:
+    """ITK prints warnings about odd headers to the console; what matters is checked here."""
+    import SimpleITK as sitk
+
+    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        return call()
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
+
+
+def _squeezed_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    spatial, rest = tuple(shape[:3]), tuple(shape[3:])
+    if any(n != 1 for n in rest):
+        raise InputError(
+            f"{name} is a {len(shape)}D image ({' x '.join(map(str, shape))}).", "Give one 3D volume."
+        )
+    if len(spatial) < 3 or min(spatial) < 2:
+        raise InputError(f"{name} is a 2D image ({' x '.join(map(str, shape))}).", "Give a 3D volume.")
+    return spatial
+
+
+def _save_nifti(path: Path, array: np.ndarray, affine: np.ndarray, header: Any) -> None:
+    import nibabel as nib
+
+    if isinstance(header, nib.Nifti1Header):
+        header = header.copy()
+        header.extensions.clear()  # they describe the scan, not what was made from it
+        header["cal_min"] = header["cal_max"] = 0
+        header["intent_code"] = 0
+        kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+        image = kind(array, header.get_best_affine(), header)
+    else:
+        image = nib.Nifti1Image(array, affine)
+        image.header.set_xyzt_units("mm")
+        image.set_sform(affine, code=1)
+        image.set_qform(affine, code=1)
+    image.set_data_dtype(array.dtype)
+    nib.save(image, path)
+
+
+def _save_itk(path: Path, array: np.ndarray, affine: np.ndarray, geometry: Any) -> None:
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0)))
+    if not isinstance(geometry, ItkGeometry):
+        affine = _LPS @ affine
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        direction = affine[:3, :3] / spacing
+        geometry = ItkGeometry(*(tuple(map(float, v)) for v in (spacing, affine[:3, 3], direction.ravel())))
+    image.SetSpacing(geometry.spacing)
+    image.SetOrigin(geometry.origin)
+    image.SetDirection(geometry.direction)
+
+    def write_and_check() -> None:
+        sitk.WriteImage(image, str(path), useCompression=True)
+        sitk.ReadImage(str(path))  # ITK does not report every short write; a full disk shows here
+
+    try:
+        _quietly(write_and_check)
+    except RuntimeError as error:
+        raise OSError(errno.EIO, "the file could not be completed; the disk may be full") from error
+
+
+def reason(error: OSError) -> str:
+    """Why the system refused, in words."""
+    told = {errno.ENOSPC: "no space left on the disk", errno.EACCES: "permission denied"}
+    told |= {errno.ENOENT: "the folder does not exist", errno.EROFS: "the disk is read-only"}
+    return told.get(error.errno, (error.strerror or str(error)).lower())

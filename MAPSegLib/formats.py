@@ -6,6 +6,7 @@ NIfTI and MGH go through nibabel, NRRD, MetaImage and DICOM through SimpleITK, w
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,0 +1,138 @@
+"""Import of the state dicts that the paper's authors publish (``.pth``) as models of our own format."""
+
+from __future__ import annotations
+
+import pickle  # for the name of its error only
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .config import Architecture, Label, Preprocessing
+from .errors import InputError
+from .models import ModelCard, save_model
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_NAMES = (
+    (re.compile(r"^local_encoder\.(\d+)\.basic_module\."), r"encoder.\1."),
+    (re.compile(r"^seg_decoder\.classifier\."), "head."),
+)
+_PREFIXES = ("teacher.", "student.", "")
+"""After adaptation a checkpoint holds both; the teacher is the average that the authors evaluate."""
+
+
+def import_checkpoint(
+    source: Path,
+    destination: Path,
+    *,
+    name: str,
+    labels: Sequence[Label] = (),
+    preprocessing: Preprocessing | None = None,
+    patch: int = 96,
+    dilations: tuple[int, int, int] = (4, 8, 16),
+    description: str = "",
+    license: str = "",
+    overwrite: bool = False,
+) -> ModelCard:
+    """Turn an authors' checkpoint into a model file. Widths, depth and classes are read off the weights' shapes.
+
+    Args:
+        labels: the structures in class order; numbered ones when absent. Each is its own logit there, so
+            mirror pairs are not kept.
+        patch: edge in voxels of the local patches and of the resized whole scan.
+        dilations: of the ASPP branches, which the weights do not tell.
+
+    Raises:
+        InputError: the file would need pickled code to run, is not such a checkpoint, or the labels do not fit.
+    """
+    weights = _segmenter_weights(_read(Path(source)), Path(source).name)
+    architecture, classes = _architecture(weights, Path(source).name, patch, dilations)
+    labels = tuple(labels) or tuple(Label(value=i, name=f"structure {i}") for i in range(1, classes))
+    if len(labels) != classes - 1:
+        raise InputError(
+            f"{Path(source).name} has {classes - 1} structures, but the label table names {len(labels)}."
+        )
+    card = ModelCard(
+        name=name,
+        description=description,
+        architecture=architecture,
+        preprocessing=preprocessing or Preprocessing(),
+        labels=tuple(label.model_copy(update={"mirror": None}) for label in labels),
+        provenance={"imported_from": Path(source).name},
+        license=license,
+    )
+    _check_fit(weights, card, Path(source).name)
+    save_model(destination, weights, card, overwrite)
+    return card
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    import torch
+
+    if not path.is_file():
+        raise InputError(f"{path} does not exist.", "Check the path.")
+    advice = "Export its state dict alone, as torch.save(model.state_dict(), path) does."
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(f"{path.name} needs pickled code to run and is refused.", advice) from error
+    except Exception as error:  # damaged files fail in many ways
+        raise InputError(f"{path.name} is not a PyTorch checkpoint, or is damaged.", advice) from error
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict):
+        raise InputError(f"{path.name} is not a state dict.")
+    return {k.removeprefix("module."): v for k, v in content.items() if isinstance(v, torch.Tensor)}
+
+
+def _segmenter_weights(state: dict[str, Tensor], file: str) -> dict[str, Tensor]:
+    for prefix in _PREFIXES:
+        renamed = {}
+        for key, tensor in state.items():
+            for pattern, ours in _NAMES:
+                if key.startswith(prefix) and pattern.match(key[len(prefix) :]):
+                    renamed[pattern.sub(ours, key[len(prefix) :])] = tensor.float()
+        if any(key.startswith("encoder.") for key in renamed):
+            if not any(key.startswith("head.") for key in renamed):
+                raise InputError(
+                    f"{file} holds a pretrained encoder without a segmentation head.",
+                    "Import a checkpoint that was trained to segment.",
+                )
+            return renamed
+    raise InputError(f"{file} does not hold the weights of a MAPSeg network.")
+
+
+def _architecture(
+    weights: dict[str, Tensor], file: str, patch: int, dilations: tuple[int, int, int]
+) -> tuple[Architecture, int]:
+    """Sizes and the number of classes, background included."""
+    try:
+        up = weights["head.1.weight"]
+        depth = 1 + max(int(key.split(".")[1]) for key in weights if key.startswith("encoder."))
+        architecture = Architecture(
+            width=weights["encoder.0.conv1.conv.weight"].shape[0],
+            depth=depth,
+            head_width=up.shape[0],
+            up_channels=up.shape[1],
+            dilations=dilations,
+            patch=patch,
+            global_size=patch,
+        )
+        return architecture, weights["head.7.weight"].shape[0]
+    except (KeyError, ValueError, IndexError) as error:
+        raise InputError(f"{file} lacks weights of a MAPSeg network, or has them in other sizes.") from error
+
+
+def _check_fit(weights: dict[str, Tensor], card: ModelCard, file: str) -> None:
+    from .networks.segmenter import Segmenter
+
+    try:
+        Segmenter(card.architecture, card.labels).load_state_dict(weights)
+    except RuntimeError as error:
+        raise InputError(f"{file} lacks weights of a MAPSeg network, or has them in other sizes.") from error

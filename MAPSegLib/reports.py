@@ -1,0 +1,97 @@
+"""Files beside the label maps: JSON, CSV, and the rule that a file appears under its name only when complete."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import math
+import os
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+
+
+@contextlib.contextmanager
+def replacing(path: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary name beside ``path``, renamed to it when the block ends well and removed when it does not.
+
+    Raises:
+        InputError: ``path`` exists and ``overwrite`` is off, or the disk refuses.
+    """
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} already exists.", "Choose another name, or allow overwriting.")
+    temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def unwritable(path: Path, error: OSError) -> InputError:
+    """The sentence for a file or folder that the system refuses to write."""
+    from .formats import reason
+
+    return InputError(f"{path} cannot be written: {reason(error)}.", "Choose another output folder.")
+
+
+def write_text(path: Path, text: str, overwrite: bool = False) -> Path:
+    """Write a UTF-8 text file in one piece. Raises InputError as :func:`replacing` does."""
+    with replacing(path, overwrite) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
+def write_json(path: Path, content: Any, overwrite: bool = False) -> Path:
+    """Write a JSON file; NaN, which JSON lacks, becomes null. Raises InputError as :func:`replacing` does."""
+    return write_text(path, json.dumps(plain(content), indent=2, ensure_ascii=False) + "\n", overwrite)
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], overwrite: bool = False) -> Path:
+    """Write rows that share their keys as CSV with a header; NaN stays empty, floats get six digits."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: _cell(value) for key, value in row.items()})
+    return write_text(path, text.getvalue(), overwrite)
+
+
+def read_json(path: Path, what: str) -> Any:
+    """The content of a JSON file that the user named; ``what`` it should be goes into the message.
+
+    Raises:
+        InputError: missing, or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist.", "Check the path.") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not a JSON file with {what}.") from error
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON knows it: paths and foreign numbers turned, NaN and infinity null."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(v) for v in value]
+    if hasattr(value, "tolist"):  # NumPy and PyTorch
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value) if isinstance(value, Path) else value
+
+
+def _cell(value: Any) -> Any:
+    value = plain(value)
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else value

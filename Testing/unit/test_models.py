@@ -1,0 +1,260 @@
+"""Model files, the registry, and the import of the authors' checkpoints."""
+
+import json
+import pickle
+import re
+import resource
+import struct
+
+import pytest
+import torch
+
+from MAPSegLib.checkpoints import import_checkpoint
+from MAPSegLib.config import ARCHITECTURES, Label, Preprocessing
+from MAPSegLib.errors import InputError
+from MAPSegLib.models import ModelCard, list_models, load_card, load_model, resolve, save_model
+from MAPSegLib.networks.segmenter import Segmenter
+
+LABELS = (
+    Label(value=10, name="left thalamus", mirror=49),
+    Label(value=49, name="right thalamus", mirror=10),
+    Label(value=16, name="brain stem"),
+)
+
+
+def tiny(labels=LABELS):
+    torch.manual_seed(0)
+    model = Segmenter(ARCHITECTURES["tiny"], labels).eval()
+    card = ModelCard(
+        name="tiny",
+        architecture=ARCHITECTURES["tiny"],
+        preprocessing=Preprocessing(spacing=(2, 2, 2)),
+        labels=labels,
+        priors={"volumes": {"16": [3.0, 0.2]}},
+    )
+    return model, card
+
+
+def logits(model):
+    generator = torch.Generator().manual_seed(1)
+    patches = torch.rand(2, 1, 32, 32, 32, generator=generator)
+    whole = torch.rand(1, 1, 32, 32, 32, generator=generator)
+    with torch.inference_mode():
+        return model(patches, whole, torch.zeros(2, 3), torch.full((2, 3), 0.5))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model, card = tiny()
+    return save_model(tmp_path / "tiny.safetensors", model.state_dict(), card)
+
+
+def test_a_model_returns_with_its_card(saved):
+    model, card = tiny()
+    loaded, loaded_card = load_model(saved)
+    assert loaded_card == card == load_card(saved)
+    assert not loaded.training
+    assert torch.equal(logits(loaded), logits(model))
+
+
+def test_half_precision_on_disk_is_fp32_in_memory(tmp_path):
+    model, card = tiny()
+    half = {k: v.to(torch.bfloat16) for k, v in model.state_dict().items()}
+    path = save_model(tmp_path / "half.safetensors", half, card)
+    loaded, _ = load_model(path)
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    assert path.stat().st_size < 0.7 * sum(p.numel() * 4 for p in model.parameters())
+
+
+def test_existing_models_are_kept(saved):
+    before = saved.read_bytes()
+    model, card = tiny()
+    with pytest.raises(InputError, match="already exists"):
+        save_model(saved, model.state_dict(), card)
+    assert saved.read_bytes() == before
+    save_model(saved, model.state_dict(), card, overwrite=True)
+
+
+def test_a_full_disk_leaves_nothing(tmp_path):
+    model, card = tiny()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(InputError, match="cannot be written"):
+            save_model(tmp_path / "tiny.safetensors", model.state_dict(), card)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+
+
+def with_card(path, change):
+    """The same file with an edited card."""
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    card = json.loads(header["__metadata__"]["mapseg"])
+    change(card)
+    header["__metadata__"]["mapseg"] = json.dumps(card)
+    new = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(new)) + new + data[8 + length :])
+
+
+def test_newer_formats_are_told(saved):
+    with_card(saved, lambda card: card.update(format_version=2, something_new=1))
+    with pytest.raises(InputError, match="model format 2"):
+        load_card(saved)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda card: card.pop("labels"),
+        lambda card: card.update(format_version="one"),
+        lambda card: card.pop("format_version"),
+        lambda card: card["labels"].append(card["labels"][0]),
+    ],
+)
+def test_damaged_cards_are_refused(saved, change):
+    with_card(saved, change)
+    with pytest.raises(InputError, match="damaged model card"):
+        load_card(saved)
+
+
+def test_a_card_that_does_not_fit_its_weights_is_refused(saved):
+    with_card(saved, lambda card: card["labels"].pop())
+    with pytest.raises(InputError, match="do not fit"):
+        load_model(saved)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.0001, 0.05, 0.5, 0.999])
+def test_truncated_files_are_refused(saved, share):
+    saved.write_bytes(saved.read_bytes()[: int(share * saved.stat().st_size)])
+    for load in (load_card, load_model):
+        with pytest.raises(InputError, match="damaged"):
+            load(saved)
+
+
+def test_foreign_files_are_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    path = tmp_path / "x.safetensors"
+    save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(InputError, match="no MAPSeg model card"):
+        load_card(path)
+    for content in (
+        b"hello, world",
+        b"\xff" * 64,
+        struct.pack("<Q", 2) + b"[]",
+        struct.pack("<Q", 2) + b"{}",
+    ):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="not a MAPSeg model file"):
+            load_card(path)
+    with pytest.raises(InputError, match="does not exist"):
+        load_card(tmp_path / "absent.safetensors")
+
+
+def explode():
+    raise AssertionError("unpickled")
+
+
+class Armed:
+    def __reduce__(self):
+        return explode, ()
+
+
+def test_nothing_is_unpickled(tmp_path):
+    zipped, bare = tmp_path / "a.pth", tmp_path / "b.pth"
+    torch.save({"weights": Armed()}, zipped)
+    bare.write_bytes(pickle.dumps(Armed()))
+    for path in (zipped, bare):
+        with pytest.raises(InputError, match="pickled checkpoint"):
+            load_model(path)
+        with pytest.raises(InputError, match="needs pickled code"):
+            import_checkpoint(path, tmp_path / "out.safetensors", name="out")
+    assert sorted(tmp_path.iterdir()) == [zipped, bare]
+
+
+def test_models_are_found_by_name_and_by_path(saved, tmp_path, monkeypatch):
+    monkeypatch.setenv("MAPSEG_HOME", str(tmp_path / "home"))
+    folder = tmp_path / "home" / "models"
+    folder.mkdir(parents=True)
+    mine = folder / "mine.safetensors"
+    mine.write_bytes(saved.read_bytes())
+    (folder / "broken.safetensors").write_bytes(b"broken")
+
+    assert resolve("mine") == mine
+    assert resolve(saved) == saved
+    listed = {name: path for name, path, _ in list_models()}
+    assert listed["mine"] == mine and "broken" not in listed
+    with pytest.raises(InputError, match=r"Unknown model brian-t1; known: .*mine"):
+        resolve("brian-t1")
+    with pytest.raises(InputError, match="does not exist"):
+        resolve(tmp_path / "absent.safetensors")
+
+
+def authors_names(state, prefix):
+    """Our state dict under the names of the published checkpoints."""
+    renamed = {}
+    for key, tensor in state.items():
+        key = re.sub(r"^encoder\.(\d+)\.", r"local_encoder.\1.basic_module.", key)
+        renamed[prefix + re.sub(r"^head\.", "seg_decoder.classifier.", key)] = tensor
+    return renamed
+
+
+@pytest.mark.parametrize("prefix", ["student.", "teacher.", ""])
+def test_published_checkpoints_give_the_same_logits(tmp_path, prefix):
+    plain = tuple(Label(value=i, name=f"structure {i}") for i in (1, 2, 3))
+    model, _ = tiny(plain)
+    state = authors_names(model.state_dict(), prefix)
+    state |= {
+        f"{prefix}local_upsample.weight": torch.zeros(1),
+        f"{prefix}final_norm_local_recon.bias": torch.zeros(1),
+    }
+    torch.save(state, tmp_path / "authors.pth")
+    a = ARCHITECTURES["tiny"]
+    card = import_checkpoint(
+        tmp_path / "authors.pth",
+        tmp_path / "ours.safetensors",
+        name="ours",
+        patch=a.patch,
+        dilations=a.dilations,
+    )
+    assert card.architecture == a
+    loaded, loaded_card = load_model(tmp_path / "ours.safetensors")
+    assert loaded_card.labels == plain
+    assert torch.equal(logits(loaded), logits(model))
+
+
+def test_the_teacher_is_imported_where_there_are_both(tmp_path):
+    plain = (Label(value=1, name="structure 1"),)
+    model, _ = tiny(plain)
+    student = {k: torch.zeros_like(v) for k, v in model.state_dict().items()}
+    both = authors_names(student, "student.") | authors_names(model.state_dict(), "teacher.")
+    torch.save({"state_dict": both}, tmp_path / "both.pth")
+    a = ARCHITECTURES["tiny"]
+    path = tmp_path / "ours.safetensors"
+    import_checkpoint(tmp_path / "both.pth", path, name="ours", patch=a.patch, dilations=a.dilations)
+    assert torch.equal(logits(load_model(path)[0]), logits(model))
+
+
+def test_other_checkpoints_are_told_apart(tmp_path):
+    model, _ = tiny((Label(value=1, name="one"),))
+    state = authors_names(model.state_dict(), "")
+    encoder = {k: v for k, v in state.items() if k.startswith("local_encoder")}
+    partial = {k: v for k, v in state.items() if not k.endswith("conv2.conv.weight")}
+    path, out = tmp_path / "x.pth", tmp_path / "x.safetensors"
+    cases = [
+        (encoder, (), "without a segmentation head"),
+        ({"layer.weight": torch.zeros(1)}, (), "does not hold the weights"),
+        (partial, (), "lacks weights"),
+        (state, LABELS, "label table names 3"),
+    ]
+    for content, labels, message in cases:
+        torch.save(content, path)
+        with pytest.raises(InputError, match=message):
+            import_checkpoint(path, out, name="x", labels=labels)
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(InputError, match="damaged"):
+        import_checkpoint(path, out, name="x")
+    assert not out.exists()

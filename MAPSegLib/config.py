@@ -5,7 +5,6 @@ Section numbers refer to the paper (arXiv 2303.09373).
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -26,8 +25,13 @@ class Architecture(Options):
     up_channels: int = Field(64, ge=4, le=256, description="channels at full resolution")
     dilations: tuple[int, int, int] = Field((4, 8, 16), description="of the ASPP branches, in feature cells")
     dropout: float = Field(0.1, ge=0, lt=1)
+    curve_knots: int = Field(
+        0, ge=0, le=64, description="pieces of the intensity curve before the encoder; 0: none"
+    )
     patch: int = Field(96, ge=16, le=256, multiple_of=8, description="edge of a local patch, voxels")
-    global_size: int = Field(96, ge=16, le=256, multiple_of=8, description="edge of the resized whole scan, voxels")
+    global_size: int = Field(
+        96, ge=16, le=256, multiple_of=8, description="edge of the resized whole scan, voxels"
+    )
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -47,10 +51,12 @@ class Preprocessing(Options):
     spacing: tuple[float, float, float] = Field((1.0, 1.0, 1.0), description="working grid, mm")
     modality: Literal["mr", "ct"] = "mr"
     percentile: float = Field(99.5, gt=50, le=100, description="MR: foreground percentile that becomes 1")
-    window: tuple[float, float] = Field((-200.0, 300.0), description="CT: Hounsfield units that become 0 and 1")
+    window: tuple[float, float] = Field(
+        (-200.0, 300.0), description="CT: Hounsfield units that become 0 and 1"
+    )
 
     @model_validator(mode="after")
-    def _check(self) -> "Preprocessing":
+    def _check(self) -> Preprocessing:
         if any(not 0.1 <= s <= 20 for s in self.spacing):
             raise ValueError("spacing must lie between 0.1 and 20 mm")
         if self.window[0] >= self.window[1]:
@@ -95,7 +101,9 @@ class TrainingOptions(Options):
     reuse: int = Field(1, ge=1, le=16, description="steps on each drawn scan")
     ema_half_life: int = Field(200, ge=1, description="half-life of the averaged weights, steps")
     validate_every: int = Field(250, ge=1, description="steps between validations")
-    patience: int = Field(0, ge=0, description="validations without a gain before an early stop; 0 never stops")
+    patience: int = Field(
+        0, ge=0, description="validations without a gain before an early stop; 0 never stops"
+    )
     checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints")
     seed: int = 0
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -120,13 +128,18 @@ class AdaptationOptions(Options):
     confidence: float = Field(0.9, gt=0, lt=1, description="tau of eta, the quality of a pseudo-label")
     check_every: int = Field(10, ge=1, description="steps between label-free checks")
     preview_seconds: float = Field(20.0, ge=0, description="seconds between previews; 0 makes none")
-    gate: bool = Field(True, description="keep the source-only result where adaptation is not better supported")
+    patience: int = Field(5, ge=1, description="checks without a gain before an early stop")
+    curve_knots: int = Field(
+        16, ge=0, le=64, description="pieces of the learnt intensity curve; 0 learns none"
+    )
+    curve_rate: float = Field(5e-3, gt=0, lt=1, description="learning rate of the intensity curve")
+    gate: bool = Field(
+        True, description="keep the source-only result where adaptation is not better supported"
+    )
+    gate_margin: float = Field(
+        0.005, ge=0, description="gain in the label-free score that adaptation must show"
+    )
     seed: int = 0
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     threads: int | None = Field(None, ge=1)
-
-
-def check_path(path: str | Path) -> Path:
-    """Expand ``~`` and return an absolute path."""
-    return Path(path).expanduser().absolute()

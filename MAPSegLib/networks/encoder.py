@@ -17,7 +17,9 @@ def group_norm(channels: int, groups: int) -> nn.GroupNorm:
 class ConvUnit(nn.Module):
     """GroupNorm, convolution without bias, and (unless it closes a block) ReLU."""
 
-    def __init__(self, cin: int, cout: int, kernel: int, stride: int = 1, relu: bool = True, groups: int = 32):
+    def __init__(
+        self, cin: int, cout: int, kernel: int, stride: int = 1, relu: bool = True, groups: int = 32
+    ):
         super().__init__()
         self.groupnorm = group_norm(cin, groups)
         self.conv = nn.Conv3d(cin, cout, kernel, stride, padding=0 if stride > 1 else kernel // 2, bias=False)
@@ -34,7 +36,9 @@ class ResidualBlock(nn.Module):
     def __init__(self, cin: int, cout: int, stem: bool = False, groups: int = 32):
         super().__init__()
         self.conv1 = (
-            ConvUnit(cin, cout, STRIDE, STRIDE, groups=groups) if stem else ConvUnit(cin, cout, 3, groups=groups)
+            ConvUnit(cin, cout, STRIDE, STRIDE, groups=groups)
+            if stem
+            else ConvUnit(cin, cout, 3, groups=groups)
         )
         self.conv2 = ConvUnit(cout, cout, 3, groups=groups)
         self.conv3 = ConvUnit(cout, cout, 3, relu=False, groups=groups)

@@ -11,7 +11,9 @@ from .encoder import STRIDE, group_norm
 def _branch(cin: int, cout: int, kernel: int, dilation: int = 1) -> nn.Sequential:
     padding = dilation * (kernel // 2)
     return nn.Sequential(
-        nn.Conv3d(cin, cout, kernel, padding=padding, dilation=dilation, bias=False), group_norm(cout, 8), nn.ReLU()
+        nn.Conv3d(cin, cout, kernel, padding=padding, dilation=dilation, bias=False),
+        group_norm(cout, 8),
+        nn.ReLU(),
     )
 
 
@@ -21,7 +23,9 @@ class ASPP(nn.Module):
     def __init__(self, cin: int, cout: int, dilations: tuple[int, int, int], dropout: float):
         super().__init__()
         pool = nn.Sequential(nn.AdaptiveAvgPool3d(1), *_branch(cin, cout, 1))
-        self.convs = nn.ModuleList([_branch(cin, cout, 1), *(_branch(cin, cout, 3, d) for d in dilations), pool])
+        self.convs = nn.ModuleList(
+            [_branch(cin, cout, 1), *(_branch(cin, cout, 3, d) for d in dilations), pool]
+        )
         self.project = nn.Sequential(*_branch(5 * cout, cout, 1), nn.Dropout(dropout))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import Architecture, Label
+from .curve import IntensityCurve
 from .encoder import Encoder
 from .heads import SegmentationHead
 
@@ -61,12 +62,22 @@ class Segmenter(nn.Module):
         super().__init__()
         a = architecture
         self.architecture = architecture
+        self.labels = tuple(labels)
         self.classes = len(labels) + 1
+        self.curve = IntensityCurve(a.curve_knots) if a.curve_knots else nn.Identity()
         self.encoder = Encoder(a.width, a.depth)
         self.lateral = LateralLogits(labels)
         self.head = SegmentationHead(
             2 * a.width, a.head_width, a.up_channels, self.lateral.outputs, a.dilations, a.dropout
         )
+
+    def with_architecture(self, architecture: Architecture) -> Segmenter:
+        """A new segmenter of the same labels, weights not copied."""
+        return Segmenter(architecture, self.labels)
+
+    def features(self, x: Tensor) -> Tensor:
+        """g(x): (B, 1, D, H, W) intensities in [0, 1] to (B, width, D/4, H/4, W/4)."""
+        return self.encoder(self.curve(x))
 
     def encode(self, patches: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:
         """Features of patches (B, 1, p, p, p) and whole scans (N, 1, G, G, G), in one pass where sizes agree.
@@ -74,8 +85,8 @@ class Segmenter(nn.Module):
         GroupNorm treats samples alone, so one pass gives what two would.
         """
         if patches.shape[2:] != whole.shape[2:]:
-            return self.encoder(patches), self.encoder(whole)
-        both = self.encoder(torch.cat([patches, whole]))
+            return self.features(patches), self.features(whole)
+        both = self.features(torch.cat([patches, whole]))
         return both[: len(patches)], both[len(patches) :]
 
     def decode(self, local_features: Tensor, global_features: Tensor) -> Tensor:
@@ -85,7 +96,9 @@ class Segmenter(nn.Module):
     def forward(self, patches: Tensor, whole: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """Logits of B patches of one scan: see :func:`sample_global` for ``low`` and ``high``."""
         local_features, global_features = self.encode(patches, whole)
-        return self.decode(local_features, sample_global(global_features, low, high, local_features.shape[2:]))
+        return self.decode(
+            local_features, sample_global(global_features, low, high, local_features.shape[2:])
+        )
 
 
 def sample_global(features: Tensor, low: Tensor, high: Tensor, size: Sequence[int]) -> Tensor:
@@ -115,6 +128,9 @@ def sample_global(features: Tensor, low: Tensor, high: Tensor, size: Sequence[in
     )
     with torch.autocast(features.device.type, enabled=False):
         sampled = F.grid_sample(
-            features.float().expand(b, -1, -1, -1, -1), 2 * grid - 1, align_corners=False, padding_mode="border"
+            features.float().expand(b, -1, -1, -1, -1),
+            2 * grid - 1,
+            align_corners=False,
+            padding_mode="border",
         )
     return sampled.to(features.dtype)

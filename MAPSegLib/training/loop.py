@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor, nn
 
+from ..config import InferenceOptions
 from ..devices import pick_device, precision_context, prepare_process
 from ..errors import InputError
 
@@ -29,6 +30,9 @@ class Loop:
         ema_decay: share of the average that one step leaves.
         rate: factor on the learning rate at a step; constant when absent.
         betas: of AdamW.
+        young: let a young average forget faster, as a model trained from scratch needs; a teacher that starts
+            from a trained model does not.
+        rates: learning rates, without weight decay, of the parameters whose name starts with a key.
     """
 
     def __init__(
@@ -38,20 +42,20 @@ class Loop:
         ema_decay: float,
         rate: Callable[[int], float] | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
+        young: bool = False,
+        rates: dict[str, float] | None = None,
     ):
         prepare_process(options.threads)
         self.device = pick_device(options.device)
-        self.precision = options.precision
+        self.inference = InferenceOptions(
+            device=options.device, precision=options.precision, threads=options.threads
+        )
         self.model = model.to(self.device)
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.ema_decay, self.rate = ema_decay, rate or (lambda step: 1.0)
-        self.base_rate = options.learning_rate
+        self.young = young
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=options.learning_rate,
-            weight_decay=options.weight_decay,
-            betas=betas,
-            foreach=True,
+            self._groups(options, rates or {}), lr=options.learning_rate, betas=betas, foreach=True
         )
         self.generator = Generator().manual_seed(options.seed)
         torch.manual_seed(options.seed)
@@ -60,13 +64,23 @@ class Loop:
         self.extra: dict = {}
         """What the setting itself must remember between checkpoints; plain values and tensors."""
 
+    def _groups(self, options, rates: dict[str, float]) -> list[dict]:
+        groups = {"": {"params": [], "base": options.learning_rate, "weight_decay": options.weight_decay}}
+        groups |= {
+            prefix: {"params": [], "base": rate, "weight_decay": 0.0} for prefix, rate in rates.items()
+        }
+        for name, parameter in self.model.named_parameters():
+            own = next((prefix for prefix in rates if name.startswith(prefix)), "")
+            groups[own]["params"].append(parameter)
+        return list(groups.values())
+
     def autocast(self):
-        return precision_context(self.device, self.precision)
+        return precision_context(self.device, self.inference.precision)
 
     def update(self, losses: Callable[[], dict[str, Tensor]]) -> dict[str, float]:
         """One step on the sum of the named terms; a step whose gradient is not finite is skipped, and counted."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.base_rate * self.rate(self.step)
+            group["lr"] = group["base"] * self.rate(self.step)
         self.model.train()
         terms = losses()
         total = sum(terms.values())
@@ -75,12 +89,15 @@ class Loop:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
         if torch.isfinite(norm):
             self.optimizer.step()
-            decay = min(self.ema_decay, (1 + self.step) / (10 + self.step))  # young averages forget faster
-            torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - decay)
+            decay = min(self.ema_decay, (1 + self.step) / (10 + self.step)) if self.young else self.ema_decay
+            with torch.no_grad():
+                torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - decay)
         else:
             self.skipped += 1
         self.step += 1
-        return {name: float(value.detach()) for name, value in terms.items()} | {"loss": float(total.detach())}
+        return {name: float(value.detach()) for name, value in terms.items()} | {
+            "loss": float(total.detach())
+        }
 
     def save(self, path: Path) -> None:
         """Write a checkpoint beside ``path`` and rename it, so that a killed process leaves the last whole one."""
@@ -102,7 +119,9 @@ class Loop:
             os.replace(temporary, path)
         except (OSError, RuntimeError) as error:
             temporary.unlink(missing_ok=True)
-            raise InputError(f"{path}: the checkpoint could not be written ({error}).", "Free some space.") from error
+            raise InputError(
+                f"{path}: the checkpoint could not be written ({error}).", "Free some space."
+            ) from error
 
     def load(self, path: Path) -> None:
         """Continue from a checkpoint: weights, average, optimiser, step and random state.

@@ -70,6 +70,7 @@ def train(
         ema_decay=0.5 ** (1 / options.ema_half_life),
         rate=warmup_cosine(options.warmup, options.steps),
         betas=(0.9, 0.95),
+        young=True,
     )
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
@@ -106,8 +107,7 @@ def train(
 
 
 def _validate(loop: Loop, validation, record: Record, validation_dice) -> None:
-    with loop.autocast():
-        dice = validation_dice(loop.ema, validation, loop.device)
+    dice = validation_dice(loop.ema, validation, loop.inference)
     record.add(loop.step, validation_dice=dice)
     if dice > loop.extra.get("best_dice", -1.0):
         best = {k: v.cpu().clone() for k, v in loop.ema.state_dict().items()}

@@ -1,0 +1,287 @@
+"""Segment a scan: global features once, distinct foreground windows in batches, labels in pieces.
+
+The published procedure resizes and encodes the whole scan again for every window, visits the windows at a
+volume's end several times, and keeps all classes of the whole volume. Here memory grows with one row of
+windows: a plane that no further window touches is turned into labels at once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .config import InferenceOptions, Label
+from .datasets import crop, resize_whole
+from .devices import pick_device, precision_context, prepare_process
+from .errors import MemoryExhausted
+from .networks.segmenter import Segmenter, sample_global
+from .preprocessing import Grid, Scan, _along, _weights, prepare, to_native
+from .volumes import Volume
+
+CONFIDENT = 0.9
+"""tau: the probability from which a voxel counts as sure (eta)."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class Segmentation:
+    """A label map on the scan's own grid, and what is known of it without a reference.
+
+    Attributes:
+        labels: label values, unsigned integers, native shape.
+        volumes_ml: per label value; 0 where the structure was not found.
+        confidence: mean probability of the voxels of each structure found.
+        eta: share of each structure's voxels with a probability of at least 0.9.
+        uncertainty: one minus the probability of the label given, float32, native shape; None unless asked for.
+        notes: what the user should know (a fallback taken), a sentence each.
+        seconds: taken by preparation and prediction.
+    """
+
+    labels: np.ndarray
+    volumes_ml: dict[int, float]
+    confidence: dict[int, float]
+    eta: dict[int, float]
+    uncertainty: np.ndarray | None = None
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def segment_volume(
+    model: Segmenter,
+    card,
+    volume: Volume,
+    options: InferenceOptions,
+    *,
+    uncertainty: bool = False,
+    progress: Progress | None = None,
+) -> Segmentation:
+    """Segment one scan with a model and its :class:`~MAPSegLib.models.ModelCard`.
+
+    Raises:
+        MemoryExhausted: neither smaller batches nor the CPU were enough.
+    """
+    started = time.monotonic()
+    scan = prepare(volume, card.preprocessing)
+    result = segment_scan(model, card.labels, scan, options, uncertainty=uncertainty, progress=progress)
+    result.seconds = time.monotonic() - started
+    return result
+
+
+def segment_scan(
+    model: Segmenter,
+    labels: tuple[Label, ...],
+    scan: Scan,
+    options: InferenceOptions,
+    *,
+    uncertainty: bool = False,
+    progress: Progress | None = None,
+) -> Segmentation:
+    """As :func:`segment_volume`, for a scan that is prepared already."""
+
+    def run(device: torch.device, batch: int) -> Segmentation:
+        planes = class_probabilities(model.to(device), scan.image, device, batch, options, progress)
+        return _label(planes, labels, scan.grid, uncertainty)
+
+    return with_less_memory(run, options)
+
+
+def predict_classes(
+    model: Segmenter, image: Tensor, options: InferenceOptions, progress: Progress | None = None
+) -> tuple[Tensor, Tensor]:
+    """Class indices (int16) and their probabilities, both (X, Y, Z) on the working grid of ``image``."""
+
+    def run(device: torch.device, batch: int) -> tuple[Tensor, Tensor]:
+        pieces = [
+            p.max(0)
+            for _, p in class_probabilities(model.to(device), image, device, batch, options, progress)
+        ]
+        return (
+            torch.cat([p.indices.to("cpu", torch.int16) for p in pieces]),
+            torch.cat([p.values.cpu() for p in pieces]),
+        )
+
+    result, _ = run_with_notes(run, options)
+    return result
+
+
+def with_less_memory(
+    run: Callable[[torch.device, int], Segmentation], options: InferenceOptions
+) -> Segmentation:
+    """Run with the options' device and batch; note every fallback on the result."""
+    result, notes = run_with_notes(run, options)
+    result.notes += notes
+    return result
+
+
+def run_with_notes(run: Callable, options: InferenceOptions):
+    """Try the options' batch, then halves of it, then one window at a time on the CPU.
+
+    Returns:
+        what ``run(device, batch)`` returned, and a sentence for every fallback.
+    """
+    prepare_process(options.threads)
+    device, batch, notes = pick_device(options.device), options.batch, []
+    while True:
+        try:
+            return run(device, batch), notes
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        if batch > 1:
+            batch //= 2
+            notes.append(f"Memory ran out on {device.type}; continued with {batch} window(s) at once.")
+        elif device.type != "cpu":
+            device = torch.device("cpu")
+            notes.append("The GPU's memory was too small; continued on the CPU.")
+        else:
+            raise MemoryExhausted(
+                "Not enough memory for this scan, even one window at a time on the CPU.",
+                "Close other programs, or crop the scan.",
+            )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    text = str(error).lower()
+    return (
+        isinstance(error, torch.OutOfMemoryError | MemoryError) or "alloc" in text or "out of memory" in text
+    )
+
+
+def window_starts(length: int, window: int, overlap: float) -> list[int]:
+    """First voxels of distinct windows that cover ``length`` with at least the given overlap, evenly spread."""
+    if length <= window:
+        return [0]
+    count = 1 + -(-(length - window) // max(1, int(window * (1 - overlap))))
+    return [round(i * (length - window) / (count - 1)) for i in range(count)]
+
+
+def gaussian_window(window: int) -> Tensor:
+    """Weights (window, window, window), 1 at the centre, small but never zero at the corners."""
+    line = torch.exp(-0.5 * ((torch.arange(window) - (window - 1) / 2) / (window / 8)) ** 2).clamp(min=1e-3)
+    return line[:, None, None] * line[None, :, None] * line[None, None, :]
+
+
+@torch.inference_mode()
+def class_probabilities(
+    model: Segmenter,
+    image: Tensor,
+    device: torch.device,
+    batch: int,
+    options: InferenceOptions,
+    progress: Progress | None = None,
+) -> Iterator[tuple[int, Tensor]]:
+    """Probabilities of a prepared scan, in slabs along the first axis.
+
+    Args:
+        image: (X, Y, Z) on the working grid, in [0, 1].
+
+    Yields:
+        first plane, and probabilities (classes, planes, Y, Z), for consecutive slabs that cover the scan.
+    """
+    model.eval()
+    window = model.architecture.patch
+    shape = torch.tensor(image.shape)
+    starts = [window_starts(n, window, options.overlap) for n in image.shape]
+    columns = list(itertools.product(starts[1], starts[2]))
+    padded = [max(n, window) for n in image.shape]
+    weight = gaussian_window(window).to(device)
+    background = torch.zeros(model.classes, 1, 1, 1, device=device)
+    background[0] = 1e-6
+    with precision_context(device, options.precision):
+        whole = model.features(resize_whole(image, model.architecture.global_size).to(device))
+    rows = [[(x, y, z) for y, z in columns if _holds_foreground(image, (x, y, z), window)] for x in starts[0]]
+    total, done = sum(map(len, rows)), 0
+    buffer = torch.zeros(model.classes, window, *padded[1:], device=device)
+    for i, row in enumerate(rows):
+        x = starts[0][i]
+        for first in range(0, len(row), batch):
+            corners = row[first : first + batch]
+            patches = torch.stack([crop(image, corner, window) for corner in corners])[:, None].to(device)
+            low = (torch.tensor(corners) / shape).to(device)
+            high = ((torch.tensor(corners) + window) / shape).to(device)
+            with precision_context(device, options.precision):
+                features = model.features(patches)
+                logits = model.decode(features, sample_global(whole, low, high, features.shape[2:]))
+            for probability, (_, y, z) in zip(logits, corners, strict=True):
+                place = buffer[:, :, y : y + window, z : z + window]
+                place.addcmul_(probability.float().softmax(0), weight)
+            done += len(corners)
+            if progress:
+                progress(done, total)
+        finished = min(window, starts[0][i + 1] - x if i + 1 < len(starts[0]) else image.shape[0] - x)
+        slab = buffer[:, :finished, : image.shape[1], : image.shape[2]] + background
+        yield x, slab / slab.sum(0)
+        if finished < window:
+            buffer = torch.cat([buffer[:, finished:], torch.zeros_like(buffer[:, :finished])], 1)
+        else:
+            buffer.zero_()
+
+
+def _holds_foreground(image: Tensor, corner: tuple[int, int, int], window: int) -> bool:
+    return bool((image[tuple(slice(c, c + window) for c in corner)] > 0).any())
+
+
+def _label(
+    slabs: Iterator[tuple[int, Tensor]], labels: tuple[Label, ...], grid: Grid, uncertainty: bool
+) -> Segmentation:
+    """Interpolate slabs of probabilities to the scan's own voxels and take the likeliest class of each."""
+    values = np.array([0, *(label.value for label in labels)])
+    values = values.astype(np.min_scalar_type(int(values.max())))
+    boxed = np.zeros(grid.box_shape, values.dtype)
+    doubt = np.zeros(grid.box_shape, np.float32) if uncertainty else None
+    count, mass, sure = np.zeros(len(values)), np.zeros(len(values)), np.zeros(len(values))
+    for row, probability in _rows_on_box(slabs, grid):
+        best, index = (t.cpu().numpy() for t in probability.max(0))
+        boxed[row] = values[index]
+        if doubt is not None:
+            doubt[row] = 1 - best
+        flat = index.ravel()
+        count += np.bincount(flat, minlength=len(values))
+        mass += np.bincount(flat, best.ravel(), minlength=len(values))
+        sure += np.bincount(flat[best.ravel() >= CONFIDENT], minlength=len(values))
+    voxel_ml = float(np.prod(grid.canonical_spacing)) / 1000
+    found = [i for i in range(1, len(values)) if count[i]]
+    return Segmentation(
+        labels=to_native(boxed, grid),
+        volumes_ml={int(values[i]): float(count[i] * voxel_ml) for i in range(1, len(values))},
+        confidence={int(values[i]): float(mass[i] / count[i]) for i in found},
+        eta={int(values[i]): float(sure[i] / count[i]) for i in found},
+        uncertainty=to_native(doubt, grid) if doubt is not None else None,
+    )
+
+
+def _rows_on_box(slabs: Iterator[tuple[int, Tensor]], grid: Grid) -> Iterator[tuple[int, Tensor]]:
+    """Planes of the native box, in order: (index, probabilities (classes, Y, Z))."""
+    along = _weights(grid.working_shape[0], grid.box_shape[0])
+    across = [_weights(grid.working_shape[a], grid.box_shape[a]) for a in (1, 2)]
+    touched = [row.nonzero().flatten() for row in along]
+    first = [int(t[0]) for t in touched]
+    last = [int(t[-1]) for t in touched]
+    kept: dict[int, Tensor] = {}
+    row = 0
+    for start, slab in slabs:
+        for plane in range(slab.shape[1]):
+            kept[start + plane] = _resize_plane(slab[:, plane], across, grid)
+            while row < len(last) and last[row] <= start + plane:
+                weights = along[row, first[row] : last[row] + 1].tolist()
+                mixed = sum(w * kept[first[row] + k] for k, w in enumerate(weights))
+                yield row, mixed
+                row += 1
+            for old in [k for k in kept if row < len(first) and k < first[row]]:
+                del kept[old]
+
+
+def _resize_plane(plane: Tensor, across: list[Tensor], grid: Grid) -> Tensor:
+    for axis, matrix in enumerate(across, 1):
+        if grid.working_shape[axis] != grid.box_shape[axis]:
+            plane = _along(matrix.to(plane.device), plane.contiguous(), axis)
+    return plane

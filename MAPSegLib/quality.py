@@ -1,0 +1,151 @@
+"""What can be said of a result without a reference: agreement, plausibility, and the verdict built on them.
+
+Confidence and the loss follow the true Dice badly: adaptation trains on them. So results are judged under a
+transformation that training never sees (the mirrored scan, where the labels name their mirror images, a small
+turn elsewhere), and by whether the volumes are a body's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from . import augmentation as aug
+from .config import InferenceOptions, Label
+from .inference import predict_classes
+from .networks.segmenter import Segmenter
+
+PLAUSIBILITY_WEIGHT = 0.02
+"""How much agreement one deviation of mean volume error weighs."""
+QUICK = {"overlap": 0.0}
+"""Windows of a check: disjoint ones show agreement as well as overlapping ones, in a third of the time."""
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """Whether a result can be trusted, and why, in one sentence.
+
+    ``measures``: ``agreement`` (mean Dice with the result on the transformed scan, 0 to 1), ``volume_deviation``
+    (mean distance of the structures' volumes from the source's, in the source's deviations, at most 10 each;
+    absent when the model states no volumes) and ``score``, which combines them.
+    """
+
+    trusted: bool
+    reason: str
+    measures: dict[str, float] = field(default_factory=dict)
+
+
+def class_dice(a: Tensor, b: Tensor, classes: int) -> Tensor:
+    """Dice of two maps of class indices, per class; NaN where neither has it. Float64 (classes,)."""
+    a, b = a.flatten().long(), b.flatten().long()
+    both = torch.bincount(a[a == b], minlength=classes).double()
+    total = (torch.bincount(a, minlength=classes) + torch.bincount(b, minlength=classes)).double()
+    return torch.where(total > 0, 2 * both / total, math.nan)
+
+
+def mirrored_classes(labels: Sequence[Label]) -> Tensor | None:
+    """Class index of every class's mirror image, (classes,); None when no label names one."""
+    rank = {label.value: i for i, label in enumerate(labels, 1)}
+    if not any(label.mirror in rank for label in labels):
+        return None
+    return torch.tensor([0, *(rank.get(label.mirror, i) for i, label in enumerate(labels, 1))])
+
+
+def transformed_agreement(
+    model: Segmenter, labels: Sequence[Label], image: Tensor, classes: Tensor, options: InferenceOptions
+) -> float:
+    """Mean Dice, over the structures of either, of ``classes`` with the result on the transformed scan.
+
+    Args:
+        image, classes: (X, Y, Z) on the working grid; the first axis runs left to right.
+    """
+    twin = mirrored_classes(labels)
+    if twin is not None:
+        other = twin[predict_classes(model, image.flip(0), options)[0].flip(0).long()]
+    else:
+        one, shape = torch.ones(3), tuple(image.shape)
+        turn = aug.rotation((0.0, 0.0, math.radians(8.0)))
+        there = aug.warp_grid(shape, turn, one, one, shape)
+        back = aug.warp_grid(shape, turn.T, one, one, shape)
+        turned = predict_classes(model, aug.sample(image[None], there)[0], options)[0]
+        other = aug.sample(turned[None].float(), back, "nearest")[0].round().long()
+    return float(class_dice(classes, other, len(labels) + 1)[1:].nanmean().nan_to_num(0.0))
+
+
+def volume_deviation(labels: Sequence[Label], counts: Tensor, voxel_ml: float, priors: dict) -> float | None:
+    """Mean distance of log volumes from the source's, in its deviations (at least 0.15), at most 10 each.
+
+    Args:
+        counts: voxels per class, (classes,).
+        priors: of the model card; ``volumes`` maps a label's value to mean and deviation of its log ml.
+    """
+    known = {int(value): tuple(stats) for value, stats in priors.get("volumes", {}).items()}
+    distances = []
+    for index, label in enumerate(labels, 1):
+        if label.value in known:
+            mean, deviation = known[label.value]
+            ml = max(float(counts[index]) * voxel_ml, 1e-3)
+            distances.append(min(10.0, abs(math.log(ml) - mean) / max(deviation, 0.15)))
+    return sum(distances) / len(distances) if distances else None
+
+
+def judge(measures: dict[str, float], priors: dict) -> Assessment:
+    """The verdict on measures, against what the model reached on its own domain (``priors["trust"]``)."""
+    floor = priors.get("trust", {}).get("agreement", 0.6)
+    ceiling = priors.get("trust", {}).get("volume_deviation", 3.5)
+    agreement, deviation = measures["agreement"], measures.get("volume_deviation")
+    if agreement < floor:
+        return Assessment(
+            False,
+            f"Not to be trusted: the transformed scan is segmented differently (agreement {agreement:.2f}, "
+            f"expected at least {floor:.2f}).",
+            measures,
+        )
+    if deviation is not None and deviation > ceiling:
+        return Assessment(
+            False,
+            f"Not to be trusted: the volumes are implausible ({deviation:.1f} deviations from the source's, "
+            f"expected at most {ceiling:.1f}).",
+            measures,
+        )
+    return Assessment(True, f"Consistent: agreement {agreement:.2f} with the transformed scan.", measures)
+
+
+def assess_scan(
+    model: Segmenter, card, image: Tensor, voxel_ml: float, options: InferenceOptions
+) -> tuple[Assessment, Tensor]:
+    """Judge a model on a prepared scan.
+
+    Args:
+        image: (X, Y, Z) on the working grid.
+        voxel_ml: volume of one working voxel.
+
+    Returns:
+        the assessment, and the class indices it was made on (working grid).
+    """
+    quick = options.model_copy(update=QUICK)
+    classes = predict_classes(model, image, quick)[0].long()
+    measures = {"agreement": transformed_agreement(model, card.labels, image, classes, quick)}
+    counts = torch.bincount(classes.flatten(), minlength=model.classes)
+    deviation = volume_deviation(card.labels, counts, voxel_ml, card.priors)
+    if deviation is not None:
+        measures["volume_deviation"] = deviation
+    measures["score"] = measures["agreement"] - PLAUSIBILITY_WEIGHT * (deviation or 0.0)
+    return judge(measures, card.priors), classes
+
+
+def validation_dice(
+    model: Segmenter, validation: Sequence[tuple[Tensor, Tensor]], options: InferenceOptions
+) -> float:
+    """Mean Dice over scans and structures; ``validation`` holds images and class indices (X, Y, Z)."""
+    scores = [
+        class_dice(predict_classes(model, image, options.model_copy(update=QUICK))[0], target, model.classes)[
+            1:
+        ]
+        for image, target in validation
+    ]
+    return float(torch.stack(scores).nanmean())

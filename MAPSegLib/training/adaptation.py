@@ -1,0 +1,291 @@
+"""Test-time (source-free) adaptation: a trained source model, target scans, no labels (sections 3.2 and 3.6).
+
+The EMA teacher labels whole patches; the student learns those labels from masked and plain patches. The step
+that is kept, and whether it is kept at all, is decided by measures that training does not touch
+(:mod:`MAPSegLib.quality`).
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import AdaptationOptions, InferenceOptions
+from ..datasets import PatchBatch, cut_patches
+from ..inference import Segmentation, segment_scan
+from ..losses import cosine_loss, segmentation_loss
+from ..masking import cube_mask
+from ..networks.segmenter import Segmenter, sample_global
+from ..preprocessing import Scan, prepare, restore
+from ..quality import Assessment, assess_scan
+from ..volumes import Volume
+from .loop import Clock, Loop, Record
+
+Report = Callable[..., None]
+Preview = Callable[[int, np.ndarray, int], None]
+"""Called as ``preview(scan index, label values on the native grid, step)``."""
+
+
+@dataclass(frozen=True)
+class ScanResult:
+    """One scan before and after adaptation, and which of the two the gate supports."""
+
+    source: Segmentation
+    adapted: Segmentation
+    assessment_source: Assessment
+    assessment_adapted: Assessment
+    chosen: str
+    reason: str
+
+    @property
+    def segmentation(self) -> Segmentation:
+        return self.adapted if self.chosen == "adapted" else self.source
+
+    @property
+    def assessment(self) -> Assessment:
+        return self.assessment_adapted if self.chosen == "adapted" else self.assessment_source
+
+
+@dataclass
+class Adapted:
+    """The adapted model (the best step), how it came about, and the scans' results."""
+
+    model: Segmenter
+    steps: int
+    best_step: int
+    history: list[dict] = field(default_factory=list)
+    results: list[ScanResult] = field(default_factory=list)
+
+
+def with_curve(model: Segmenter, knots: int) -> Segmenter:
+    """A copy of ``model`` with an identity intensity curve before its encoder, unless it has one."""
+    if model.architecture.curve_knots or not knots:
+        return copy.deepcopy(model)
+    architecture = model.architecture.model_copy(update={"curve_knots": knots})
+    new = model.with_architecture(architecture)
+    missing, unexpected = new.load_state_dict(model.state_dict(), strict=False)
+    assert not unexpected and missing == ["curve.values"]
+    return new
+
+
+def target_losses(
+    loop: Loop, batch: PatchBatch, options: AdaptationOptions
+) -> tuple[dict[str, Tensor], dict]:
+    """L_seg of masked and plain patches against the teacher's labels, and the global-local terms.
+
+    Patches: all are masked for the first term; the first half is shown plain as well.
+
+    Returns:
+        the terms, and eta of the teacher's labels (total, and per class present).
+    """
+    student, teacher = loop.model, loop.ema
+    with torch.inference_mode(), loop.autocast():
+        features, whole = teacher.encode(batch.patches, batch.whole)
+        under = sample_global(whole, batch.low, batch.high, features.shape[2:])
+        probability, label = teacher.decode(features, under).float().softmax(1).max(1)
+        whole_label = teacher.decode(whole, whole).argmax(1)
+    label, whole_label = label.clone(), whole_label.clone()
+    eta = _eta(probability, label, teacher.classes, options.confidence)
+
+    shape, ratio = batch.patches.shape, options.mask_ratio
+    keep = cube_mask(shape, options.mask_cube, ratio, loop.generator).to(loop.device)
+    whole_cube = max(1, options.mask_cube // 2)
+    keep_whole = cube_mask(batch.whole.shape, whole_cube, ratio, loop.generator).to(loop.device)
+    plain = -(-len(batch.patches) // 2) if options.plain_weight else 0
+    views = torch.cat([batch.patches * keep, batch.patches[:plain]])
+    with loop.autocast():
+        features, whole = student.encode(views, batch.whole * keep_whole)
+        low, high = (torch.cat([edge, edge[:plain]]) for edge in (batch.low, batch.high))
+        under = sample_global(whole, low, high, features.shape[2:])
+        logits = student.decode(features, under)
+        whole_logits = student.decode(whole, whole) if options.global_weight else None
+    masked = len(batch.patches)
+    terms = {"masked": segmentation_loss(logits[:masked], label)}
+    if plain:
+        terms["plain"] = options.plain_weight * segmentation_loss(logits[masked:], label[:plain])
+    if whole_logits is not None:
+        terms["global"] = 2 * options.global_weight * segmentation_loss(whole_logits, whole_label)
+    if options.cosine_weight:
+        terms["cosine"] = 2 * options.cosine_weight * cosine_loss(features[:masked], under[:masked])
+    return terms, eta
+
+
+def _eta(probability: Tensor, label: Tensor, classes: int, threshold: float) -> dict:
+    """Share of voxels whose teacher probability reaches the threshold: of all, and of each class given."""
+    sure = (probability >= threshold).flatten()
+    flat = label.flatten()
+    count = torch.bincount(flat, minlength=classes)
+    hits = torch.bincount(flat[sure], minlength=classes)
+    per_class = {int(c): float(hits[c] / count[c]) for c in count.nonzero().flatten()}
+    return {"total": float(sure.float().mean()), "per_class": per_class}
+
+
+def adapt(
+    model: Segmenter,
+    card,
+    volumes: Sequence[Volume],
+    options: AdaptationOptions,
+    folder: Path,
+    report: Report,
+    preview: Preview | None = None,
+    uncertainty: bool = False,
+) -> Adapted:
+    """Adapt a source model to target scans and segment them with the best step, or the source where that is better.
+
+    ``folder`` gets ``checkpoint.pt`` (resumed from when it exists) and ``metrics.jsonl``.
+
+    Args:
+        model: the source model; not changed.
+        card: its :class:`~MAPSegLib.models.ModelCard`.
+        volumes: one or several scans of one target domain.
+        report: told ``progress`` at every step.
+        preview: given label maps while adaptation goes on.
+
+    Raises:
+        MemoryExhausted: segmenting did not fit anywhere.
+    """
+    scans = [prepare(volume, card.preprocessing) for volume in volumes]
+    student = with_curve(model, options.curve_knots)
+    loop = Loop(student, options, ema_decay=options.ema_decay, rates={"curve.": options.curve_rate})
+    checkpoint = folder / "checkpoint.pt"
+    if checkpoint.exists():
+        loop.load(checkpoint)
+    run = _Run(loop, card, scans, options, Record(folder / "metrics.jsonl", loop.step), checkpoint)
+    run.go(report, preview)
+    best = loop.ema
+    best.load_state_dict(loop.extra["best"])
+    results = []
+    for index, scan in enumerate(scans):
+        report("progress", stage="segment", step=index, steps=len(scans), seconds_left=None)
+        results.append(_gate(model, best, card, scan, options, loop.inference, uncertainty))
+    return Adapted(best, loop.step, loop.extra["best_step"], loop.extra["history"], results)
+
+
+@dataclass
+class _Run:
+    """The steps of one adaptation, and the label-free checks between them."""
+
+    loop: Loop
+    card: object
+    scans: list[Scan]
+    options: AdaptationOptions
+    record: Record
+    checkpoint: Path
+
+    def go(self, report: Report, preview: Preview | None) -> None:
+        loop, options = self.loop, self.options
+        budget = 60 * options.minutes * len(self.scans)
+        clock, spent, shown = Clock(loop.step), loop.extra.get("seconds", 0.0), time.monotonic()
+        if loop.step == 0:
+            self._check({}, None)
+        while loop.step < options.steps and spent + clock.elapsed() < budget and self._hopeful():
+            eta: dict = {}
+
+            def losses(eta: dict = eta) -> dict[str, Tensor]:
+                terms, measured = target_losses(loop, self._batch(), options)
+                eta.update(measured)
+                return terms
+
+            values = loop.update(losses)
+            left = min(clock.left(loop.step, options.steps), max(0.0, budget - spent - clock.elapsed()))
+            report(
+                "progress",
+                stage="adapt",
+                step=loop.step,
+                steps=options.steps,
+                seconds_left=left,
+                losses=values,
+                eta=eta["total"],
+            )
+            if loop.step % options.check_every == 0 or loop.step == options.steps:
+                loop.extra["seconds"] = spent + clock.elapsed()
+                classes = self._check(values, eta)
+                if (
+                    preview
+                    and options.preview_seconds
+                    and time.monotonic() - shown >= options.preview_seconds
+                ):
+                    values_of = np.array([0, *(label.value for label in self.card.labels)])
+                    preview(0, restore(values_of[classes.numpy()], self.scans[0].grid), loop.step)
+                    shown = time.monotonic()
+                loop.save(self.checkpoint)
+
+    def _batch(self) -> PatchBatch:
+        loop, a = self.loop, self.loop.model.architecture
+        scan = self.scans[int(torch.randint(len(self.scans), (), generator=loop.generator))]
+        target = None
+        if loop.extra.get("guess") is not None:
+            target = loop.extra["guess"][self.scans.index(scan)]
+        batch = cut_patches(
+            scan.image,
+            self.options.patches,
+            a.patch,
+            a.global_size,
+            loop.generator,
+            target,
+            0.5 if target is not None else 0,
+        )
+        return batch.to(loop.device)
+
+    def _check(self, losses: dict, eta: dict | None) -> Tensor:
+        """Judge the teacher on every scan without labels; remember it when it is the best so far."""
+        loop = self.loop
+        judged = [
+            assess_scan(loop.ema, self.card, s.image, _voxel_ml(s), self.loop.inference) for s in self.scans
+        ]
+        names = judged[0][0].measures
+        entry = {name: sum(a.measures[name] for a, _ in judged) / len(judged) for name in names}
+        entry |= {
+            "losses": losses,
+            "eta": eta["total"] if eta else None,
+            "eta_per_class": eta["per_class"] if eta else {},
+        }
+        self.record.add(loop.step, **entry)
+        loop.extra.setdefault("history", []).append({"step": loop.step, **entry})
+        if entry["score"] > loop.extra.get("best_score", float("-inf")):
+            best = {k: v.detach().cpu().clone() for k, v in loop.ema.state_dict().items()}
+            loop.extra |= {"best": best, "best_step": loop.step, "best_score": entry["score"], "waited": 0}
+        else:
+            loop.extra["waited"] = loop.extra.get("waited", 0) + 1
+        loop.extra["guess"] = [classes.to(torch.int16) for _, classes in judged]
+        return judged[0][1]
+
+    def _hopeful(self) -> bool:
+        return self.loop.extra.get("waited", 0) < self.options.patience
+
+
+def _voxel_ml(scan: Scan) -> float:
+    return float(np.prod(scan.grid.working_spacing)) / 1000
+
+
+def _gate(
+    source: Segmenter,
+    adapted: Segmenter,
+    card,
+    scan: Scan,
+    options: AdaptationOptions,
+    inference: InferenceOptions,
+    uncertainty: bool,
+) -> ScanResult:
+    """Segment with both models and keep the adapted result only where the label-free score says it is better."""
+    sides = []
+    for model in (source, adapted):
+        segmentation = segment_scan(model, card.labels, scan, inference, uncertainty=uncertainty)
+        assessment, _ = assess_scan(model, card, scan.image, _voxel_ml(scan), inference)
+        sides.append((segmentation, assessment))
+    before, after = (assessment.measures["score"] for _, assessment in sides)
+    if not options.gate:
+        chosen, reason = "adapted", "The gate is off."
+    elif after >= before + options.gate_margin:
+        chosen, reason = "adapted", f"Adaptation is better supported (score {before:.3f} to {after:.3f})."
+    else:
+        chosen, reason = "source", f"Adaptation is not better supported (score {before:.3f} to {after:.3f})."
+    (source_result, source_verdict), (adapted_result, adapted_verdict) = sides
+    return ScanResult(source_result, adapted_result, source_verdict, adapted_verdict, chosen, reason)

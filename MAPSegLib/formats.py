@@ -62,7 +62,7 @@ class ItkGeometry:
 
 
 def scan_suffix(path: str | Path) -> str:
-    """The suffix that decides the format, lower case (``.nii.gz`` as one); empty if it is none that is read."""
+    """The suffix that decides the format, in lower case (``.nii.gz`` as one); empty for unknown formats."""
     name = Path(path).name.lower()
     return next((suffix for suffix in READABLE if name.endswith(suffix) and name != suffix), "")
 
@@ -87,7 +87,10 @@ def load(path: Path) -> Loaded:
 
 
 def save(path: Path, array: np.ndarray, affine: np.ndarray, header: Any) -> None:
-    """Write an array in its own type; ``header`` is what :func:`load` gave for the scan on the same grid, or None.
+    """Write an array in its own type.
+
+    Args:
+        header: what :func:`load` gave for the scan on the same grid, or None.
 
     Raises:
         OSError: the file could not be completed.
@@ -98,7 +101,7 @@ def save(path: Path, array: np.ndarray, affine: np.ndarray, header: Any) -> None
         _save_itk(path, array, affine, header)
 
 
-def _guard(path: Path, reader: Callable[[Path], Loaded]) -> Loaded:
+def _guard(path: Path, reader: Callable[[Path], Any]) -> Any:
     """Run a library's reader; whatever it raises is a damaged file, told in one sentence."""
     try:
         return reader(path)
@@ -139,7 +142,8 @@ def _check_signature(path: Path, suffix: str) -> None:
         )
     if kind is None and "gzip" in expected:
         raise InputError(
-            f"{path.name} is not gzip-compressed.", f"Rename it without '{suffix[-3:]}', or export again."
+            f"{path.name} is not gzip-compressed, as its suffix says.",
+            "Export it again, or rename it to .nii.",
         )
 
 
@@ -158,7 +162,7 @@ def _read_nibabel(path: Path) -> Loaded:
 
 
 def _check_pixdim(path: Path, image: Any) -> None:
-    """nibabel turns a spacing of 0 into 1 mm on loading; where geometry rests on it, that would be an invention."""
+    """nibabel loads a spacing of 0 as 1 mm; where the geometry rests on it, that would be an invention."""
     from nibabel.openers import ImageOpener
 
     if image.header["sform_code"] > 0:
@@ -206,8 +210,9 @@ def _check_slices(folder: Path, files: tuple[str, ...]) -> None:
         normal = np.reshape(reader.GetDirection(), (3, 3))[:, 2]
         heights.append(float(normal @ reader.GetOrigin()))
     gaps = np.abs(np.diff(heights))
-    if gaps.max() - gaps.min() > max(0.1, 0.05 * np.median(gaps)):
-        what = "repeats slice positions" if gaps.min() < 0.01 else "has missing or unevenly spaced slices"
+    repeated = gaps.min() < 0.01
+    if repeated or gaps.max() - gaps.min() > max(0.1, 0.05 * np.median(gaps)):
+        what = "repeats slice positions" if repeated else "has missing or unevenly spaced slices"
         raise InputError(f"The DICOM series {folder.name} {what}.", "Export one complete 3D series.")
 
 
@@ -251,7 +256,10 @@ def _squeezed_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
             f"{name} is a {len(shape)}D image ({' x '.join(map(str, shape))}).", "Give one 3D volume."
         )
     if len(spatial) < 3 or min(spatial) < 2:
-        raise InputError(f"{name} is a 2D image ({' x '.join(map(str, shape))}).", "Give a 3D volume.")
+        raise InputError(
+            f"{name} is a 2D image ({' x '.join(map(str, shape))}).",
+            "Give a 3D volume; for DICOM, the folder of the whole series.",
+        )
     return spatial
 
 

@@ -16,7 +16,7 @@ from MAPSegLib.volumes import Volume, check_same_grid
 
 
 def dice_scores(prediction: np.ndarray, reference: np.ndarray, values: Sequence[int]) -> dict[int, float]:
-    """Dice of each label value, from 0 to 1; NaN where neither array has it. Both arrays have the same shape."""
+    """Dice (0-1) of each label value; NaN where neither array has it. The arrays have the same shape."""
     overlap, predicted, expected = _counts(prediction, reference, values)
     return {v: _dice(o, p, r) for v, o, p, r in zip(values, overlap, predicted, expected, strict=True)}
 
@@ -50,12 +50,12 @@ def evaluate_pair(
 
     Args:
         labels: the structures to score, as a model's labels or as value -> name.
-        mapping: reference value -> value in ``labels``, where the two follow different protocols. Reference values
-            without an entry then count as background, since the same number may mean something else.
+        mapping: reference value -> value in ``labels``, where the two follow different protocols. Reference
+            values without an entry then count as background, since the same number may mean something else.
 
     Returns:
-        One row per structure: ``value``, ``name``, ``dice`` (0-1), ``hd95_mm``, ``volume_ml``, ``reference_ml`` and
-        ``volume_error`` (signed, as a share of the reference). What is undefined is NaN.
+        One row per structure: ``value``, ``name``, ``dice`` (0-1), ``hd95_mm``, ``volume_ml``,
+        ``reference_ml`` and ``volume_error`` (signed, as a share of the reference). What is undefined is NaN.
 
     Raises:
         InputError: the two maps do not lie on the same grid.
@@ -80,9 +80,10 @@ def summarise(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Means per structure over the rows of any number of scans, in order of first appearance.
 
     Returns:
-        One row per structure: ``value``, ``name``, ``scans`` (in which it was scored), ``missed`` (the reference has
-        it, the prediction does not: their distance is undefined and absent from the mean), and means of ``dice``,
-        ``hd95_mm``, ``volume_error`` and ``absolute_volume_error``; ``dice_sd`` is the sample deviation.
+        One row per structure: ``value``, ``name``, ``scans`` (in which it was scored), ``missed`` (the
+        reference has it, the prediction does not: their distance is undefined and absent from the mean), and
+        means of ``dice``, ``hd95_mm``, ``volume_error`` and ``absolute_volume_error``; ``dice_sd`` is the
+        sample deviation.
     """
     groups: dict[int, list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -118,7 +119,7 @@ def map_values(labels: np.ndarray, mapping: Mapping[int, int]) -> np.ndarray:
 
 
 def _counts(prediction: np.ndarray, reference: np.ndarray, values: Sequence[int]) -> tuple[np.ndarray, ...]:
-    """Voxels of each value in both arrays, in the prediction, and in the reference: one pass for all values."""
+    """Voxels of each value in both arrays, in the prediction, and in the reference: one pass for all."""
     index = {value: i for i, value in enumerate(values, start=1)}
     n = len(values) + 1
     pairs = map_values(prediction, index).ravel() * n + map_values(reference, index).ravel()
@@ -131,7 +132,7 @@ def _dice(overlap: int, predicted: int, expected: int) -> float:
 
 
 def _surface(mask: np.ndarray) -> np.ndarray:
-    """Indices (n, 3) of a mask's voxels that have a face neighbour outside it (beyond the array counts as outside)."""
+    """Indices (n, 3) of a mask's voxels with a face neighbour outside it, or outside the array."""
     from scipy.ndimage import binary_erosion
 
     return np.argwhere(mask & ~binary_erosion(mask))

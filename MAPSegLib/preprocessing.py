@@ -1,9 +1,9 @@
 """From a scan to the network's input, and exactly back.
 
-A scan passes three grids. *Native*: the file's voxels. *Canonical*: the same voxels, permuted and flipped so that the
-axes run nearest to right, anterior and superior (an oblique scan stays oblique). *Working*: the foreground box of the
-canonical grid, resampled to the model's spacing. A :class:`Grid` remembers the way, so that labels return voxel for
-voxel. All arrays are indexed (X, Y, Z).
+A scan passes three grids. *Native*: the file's voxels. *Canonical*: the same voxels, permuted and flipped so
+that the axes run nearest to right, anterior and superior (an oblique scan stays oblique). *Working*: the
+foreground box of the canonical grid, resampled to the model's spacing. A :class:`Grid` remembers the way, so
+that labels return voxel for voxel. All arrays are indexed (X, Y, Z).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Grid:
 
     @property
     def box_shape(self) -> Shape:
-        return tuple(h - l for l, h in zip(*self.box, strict=True))
+        return tuple(hi - lo for lo, hi in zip(*self.box, strict=True))
 
     def canonical(self, native: np.ndarray) -> np.ndarray:
         """The canonical view (no copy) of an array on the native grid."""
@@ -61,7 +61,7 @@ class Grid:
 
     def boxed(self, native: np.ndarray) -> np.ndarray:
         """The view (no copy) of the foreground box, in canonical order, of an array on the native grid."""
-        return self.canonical(native)[tuple(slice(l, h) for l, h in zip(*self.box, strict=True))]
+        return self.canonical(native)[tuple(slice(lo, hi) for lo, hi in zip(*self.box, strict=True))]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Scan:
 def prepare(volume: Volume, options: Preprocessing) -> Scan:
     """Orient, crop to the foreground, normalise and resample a scan (see :class:`Grid`).
 
-    MR intensities: black becomes 0 and the given percentile of the foreground 1. CT: the window becomes [0, 1].
+    MR: black becomes 0 and the given percentile of the foreground 1. CT: the window becomes [0, 1].
 
     Args:
         volume: finite, not constant (as from :func:`~MAPSegLib.volumes.read_image`).
@@ -120,8 +120,8 @@ def prepare(volume: Volume, options: Preprocessing) -> Scan:
 def resample(image: torch.Tensor, shape: Shape) -> torch.Tensor:
     """Resample a float image (X, Y, Z) so that the same box is filled by ``shape`` voxels.
 
-    Linear where the grid gets finer, with a triangle as wide as an output voxel where it gets coarser (which keeps
-    fine structure from aliasing). An axis whose size stays is copied exactly.
+    Linear where the grid gets finer; where it gets coarser, averaged over the output voxels, which keeps fine
+    structure from aliasing. An axis whose size stays is copied exactly.
     """
     for axis in sorted(range(3), key=lambda a: shape[a] / image.shape[a]):  # shrinking axes first: less to do
         if shape[axis] != image.shape[axis]:
@@ -132,7 +132,8 @@ def resample(image: torch.Tensor, shape: Shape) -> torch.Tensor:
 def restore(labels: torch.Tensor | np.ndarray, grid: Grid) -> np.ndarray:
     """Bring labels from the working grid back to the file's own voxels; background outside the box.
 
-    Exact where the two spacings agree; elsewhere each label's one-hot map is interpolated and the strongest wins.
+    Exact where the two spacings agree; elsewhere each label's one-hot map is interpolated, and the strongest
+    wins.
 
     Args:
         labels: whole numbers >= 0, shape ``grid.working_shape``.
@@ -144,7 +145,7 @@ def restore(labels: torch.Tensor | np.ndarray, grid: Grid) -> np.ndarray:
 
 
 def to_native(boxed: torch.Tensor | np.ndarray, grid: Grid) -> np.ndarray:
-    """Put an array on the canonical box (labels or a map of floats) back into the native grid, zeros elsewhere."""
+    """Put an array on the canonical box (labels, or a map of floats) into the native grid, 0 elsewhere."""
     if isinstance(boxed, torch.Tensor):
         boxed = boxed.detach().cpu().numpy()
     native = np.zeros(grid.native_shape, dtype=boxed.dtype)
@@ -153,12 +154,12 @@ def to_native(boxed: torch.Tensor | np.ndarray, grid: Grid) -> np.ndarray:
 
 
 def labels_to_working(labels: np.ndarray, grid: Grid) -> torch.Tensor:
-    """Bring a label array (whole numbers >= 0) from the native to the working grid, by majority; torch.long."""
+    """Bring labels (whole numbers >= 0) from the native to the working grid, by majority; torch.long."""
     boxed = torch.from_numpy(np.array(grid.boxed(labels), dtype=np.int32, order="C"))
     return _resample_labels(boxed, grid.working_shape).long()
 
 
-# --- orientation and foreground ---------------------------------------------------------------------------------
+# --- orientation and foreground -----------------------------------------------------------------------------
 
 
 def _orientation(affine: np.ndarray) -> tuple[Shape, tuple[bool, bool, bool]]:
@@ -175,7 +176,7 @@ def _turn(native: np.ndarray, permutation: Shape, flips: tuple[bool, bool, bool]
 
 @dataclass(frozen=True)
 class _Levels:
-    """What becomes 0 and 1, the value of blank voxels where that is not black, the foreground, and noisy air."""
+    """What becomes 0 and 1; the value of blank voxels, unless black; the foreground; whether air is noisy."""
 
     black: float
     white: float
@@ -187,11 +188,11 @@ class _Levels:
 def _mr_levels(image: np.ndarray, percentile: float) -> _Levels:
     """The intensities of an MR scan.
 
-    Three kinds of scan are met. Background of one value (masked or padded): that value is black, unless much tissue
-    lies below it, as in scans standardised inside a mask (background 0 in mid-range) or shown white; then blank voxels
-    are set to 0 by name, and tissue keeps its order. Noisy air: black is 0. Noisy and shifted (a z-scored whole head,
-    an offset): black is the level of the air, so that nothing negative is lost. The few negatives that interpolation
-    leaves around edges stay below black and are clipped.
+    Three kinds of scan are met. Background of one value (masked or padded): that value is black, unless much
+    tissue lies below it, as in scans standardised inside a mask (background 0 in mid-range) or shown white;
+    then blank voxels are set to 0 by name, and tissue keeps its order. Noisy air: black is 0. Noisy and
+    shifted (a z-scored whole head, an offset): black is the level of the air, so that nothing negative is
+    lost. The few negatives that interpolation leaves around edges stay below black and are clipped.
     """
     step = max(1, round((image.size / _SAMPLE) ** (1 / 3)))
     sample = image[::step, ::step, ::step]
@@ -227,14 +228,14 @@ def _blank_value(image: np.ndarray, sample: np.ndarray) -> float | None:
 
 
 def _air_level(sample: np.ndarray, high: float) -> float:
-    """0, or the level of the outer faces where that is even and clearly above 0 (a scan stored with an offset)."""
+    """0, or the level of the outer faces where that is even and clearly above 0 (a stored offset)."""
     faces = np.concatenate([np.take(sample, (0, -1), axis).ravel() for axis in range(3)])
     low, middle, top = (float(v) for v in np.percentile(faces, (10, 50, 90)))
     return middle if middle > 0.1 * high and top - low < 0.1 * (high - middle) else 0.0
 
 
 def _bounds(foreground: np.ndarray, share: float, margin: Shape) -> tuple[Shape, Shape]:
-    """Box (lo, hi) of the planes with more than ``share`` foreground, widened; the whole grid if there is none."""
+    """Box (lo, hi) of the planes with more than ``share`` foreground, widened; the whole grid if none has."""
     lows, highs = [], []
     for axis in range(3):
         others = tuple(a for a in range(3) if a != axis)
@@ -247,16 +248,30 @@ def _bounds(foreground: np.ndarray, share: float, margin: Shape) -> tuple[Shape,
     return tuple(lows), tuple(highs)
 
 
-# --- resampling -------------------------------------------------------------------------------------------------
+# --- resampling ---------------------------------------------------------------------------------------------
 
 
 def _weights(size_in: int, size_out: int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Interpolation along one axis as a matrix (size_out, size_in); rows sum to 1, borders repeat."""
+    """Resampling along one axis as a matrix (size_out, size_in); rows sum to 1, borders repeat.
+
+    Linear interpolation, averaged over a window where the grid gets coarser. Both keep a linear ramp exact:
+    nothing moves. The window of sqrt(ratio^2 - 1) vanishes at equal size: blurs add by their squares.
+    """
     ratio = size_in / size_out
     centre = (torch.arange(size_out, dtype=torch.float64) + 0.5) * ratio - 0.5
-    distance = (centre[:, None] - torch.arange(size_in, dtype=torch.float64)).abs()
-    weights = (1 - distance / max(ratio, 1.0)).clamp_(min=0)
+    offset = centre[:, None] - torch.arange(size_in, dtype=torch.float64)
+    if ratio > 1:
+        window = (ratio**2 - 1) ** 0.5
+        weights = (_hat_integral(offset + window / 2) - _hat_integral(offset - window / 2)) / window
+    else:
+        weights = (1 - offset.abs()).clamp(min=0)
     return (weights / weights.sum(1, keepdim=True)).to(device, torch.float32)
+
+
+def _hat_integral(x: torch.Tensor) -> torch.Tensor:
+    """Integral up to x of the kernel of linear interpolation, max(0, 1 - |x|)."""
+    x = x.clamp(-1, 1)
+    return 0.5 + x - x * x.abs() / 2
 
 
 def _along(weights: torch.Tensor, image: torch.Tensor, axis: int) -> torch.Tensor:
@@ -270,10 +285,10 @@ def _along(weights: torch.Tensor, image: torch.Tensor, axis: int) -> torch.Tenso
 
 
 def _resample_labels(labels: torch.Tensor, shape: Shape) -> torch.Tensor:
-    """Resample labels (X, Y, Z) to ``shape``: int32, the label with the greatest interpolated share of each voxel.
+    """Resample labels (X, Y, Z) to ``shape``: the label with the greatest share of each new voxel; int32.
 
-    Each label is interpolated inside its own bounding box only, and the output is made in slabs, so that memory does
-    not grow with the number of labels. Background's share is what the labels leave.
+    Each label is interpolated inside its own bounding box only, and the output is made in slabs, so that
+    memory does not grow with the number of labels. Background's share is what the labels leave.
     """
     from scipy.ndimage import find_objects
 

@@ -1,7 +1,7 @@
 """Scans and label maps on disk, with their geometry.
 
-A :class:`Volume` is a 3D array and the affine that takes its voxels to RAS millimetres, whatever the file format.
-Everything that cannot be segmented is refused here, once, with a sentence a user can act on.
+A :class:`Volume` is a 3D array and the affine that takes its voxels to RAS millimetres, whatever the file
+format. Everything that cannot be segmented is refused here, once, with a sentence a user can act on.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class Volume:
         array: shape (X, Y, Z), in the file's voxel order; float32 for images, int32 for labels.
         affine: (4, 4) float64, voxel index to RAS millimetres.
         path: where it was read, if it was.
-        header: the nibabel header, or :class:`~MAPSegLib.formats.ItkGeometry`; None for volumes made in memory.
+        header: the nibabel header, or :class:`~MAPSegLib.formats.ItkGeometry`; None for volumes made in
+        memory.
     """
 
     array: np.ndarray
@@ -61,7 +62,8 @@ def read_image(path: str | Path) -> Volume:
         A volume whose array is float32, finite and not constant; scale factors of the file are applied.
 
     Raises:
-        InputError: the file is missing, damaged, not a 3D scalar volume, without a usable geometry, or a label map.
+        InputError: the file is missing, damaged, not a 3D scalar volume, without a usable geometry, or a
+        label map.
     """
     path = Path(path)
     volume = _read(path)
@@ -111,9 +113,10 @@ def read_labels(path: str | Path) -> Volume:
 def looks_like_labels(array: np.ndarray) -> bool:
     """Whether an image array has the texture of a label map rather than of a scan.
 
-    Labels are whole numbers, few, and in regions: outside the background (the commonest value), neighbours are equal
-    nearly always (0.86 and more in anatomical label maps). In scans, 8-bit ones too, noise keeps that below 0.15.
-    The storage type decides nothing: label maps are often stored as float, and scans as 8-bit integers.
+    Labels are whole numbers, few, and in regions: outside the background (the commonest value), neighbours
+    are equal nearly always (0.86 and more in anatomical label maps). In scans, 8-bit ones too, noise keeps
+    that below 0.15. The storage type decides nothing: label maps are often stored as float, and scans as
+    8-bit integers.
     """
     step = max(1, round((array.size / 2e5) ** (1 / 3)))
     sample = array[::step, ::step, ::step]
@@ -185,15 +188,16 @@ def find_scans(folder: str | Path) -> list[Path]:
 def write_volume(path: str | Path, array: np.ndarray, like: Volume, overwrite: bool = False) -> Path:
     """Write an array on the grid of ``like``; the suffix (one of ``WRITABLE``) decides the format.
 
-    Whole-number arrays take the smallest of uint8, uint16 and int32; all others float32. NIfTI written from NIfTI
-    keeps the header's sform, qform, codes and units; NRRD and MetaImage keep spacing, origin and direction. The file
-    appears under its name only when it is complete.
+    Whole-number arrays take the smallest of uint8, uint16 and int32; all others float32. NIfTI written from
+    NIfTI keeps the header's sform, qform, codes and units; NRRD and MetaImage keep spacing, origin and
+    direction. The file appears under its name only when it is complete.
 
     Args:
         array: shape of ``like``.
 
     Raises:
-        InputError: the file exists and ``overwrite`` is off, the suffix cannot be written, or the disk refuses.
+        InputError: the file exists and ``overwrite`` is off, the suffix cannot be written, or the disk
+        refuses.
     """
     path = Path(path)
     suffix = scan_suffix(path)
@@ -270,8 +274,9 @@ def _check_finite(name: str, array: np.ndarray) -> None:
 
 def _check_int32(name: str, array: np.ndarray) -> None:
     if array.max() > _INT32.max or array.min() < _INT32.min:
+        largest = np.abs(array.astype(float)).max()
         raise InputError(
-            f"{name} has values up to {float(np.abs(array.astype(float)).max()):.3g}, beyond 32-bit integers.",
+            f"{name} has values up to {largest:.3g}, beyond 32-bit integers.",
             "Store it in a smaller type; the values may come from a wrong conversion.",
         )
 

@@ -1,0 +1,21 @@
+"""Fixtures shared by all tests. Real scans are optional: their folder comes from the variable MAPSEG_DATA."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of real scans; the test is skipped without one."""
+    folder = os.environ.get("MAPSEG_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("needs real scans: set MAPSEG_DATA to their folder")
+    return Path(folder)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)

@@ -1,0 +1,291 @@
+"""Pictures for people: label maps over scans, and the curves of an adaptation. Needs matplotlib (extra ``demo``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from MAPSegLib.errors import InputError
+from MAPSegLib.volumes import Volume
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from MAPSegLib.config import Label
+
+Theme = Literal["light", "dark"]
+
+_FILL = 0.4  # opacity of a structure's area; its outline is opaque
+_DPI = 150
+_SHOWN = 30  # voxels in a plane from which a structure can be seen there
+_MM_PER_INCH = 46.0  # of anatomy on the picture
+_COLUMNS = 6  # of the legend
+_INK, _FAINT = "#e8ebee", "#9aa3ad"  # on the black of an overlay
+_THEMES = {
+    "light": {"face": "#ffffff", "ink": "#1f2328", "grid": "#dde2e7", "line": "#1f6feb", "best": "#c2410c"},
+    "dark": {"face": "#15191e", "ink": "#e6e9ed", "grid": "#343b44", "line": "#6cb2ff", "best": "#ff9d5c"},
+}
+# Plane: the axis that it cuts, the axes along the picture's width and height, and what lies at its left and right edge.
+_PLANES = {"axial": (2, 0, 1, "RL"), "coronal": (1, 0, 2, "RL"), "sagittal": (0, 1, 2, "PA")}
+
+Colour = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A scan, a label map on its grid (X, Y, Z), and the title of the two."""
+
+    title: str
+    image: Volume
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One plot of :func:`curves`: the key of its values in the record, a title, and what the values mean."""
+
+    key: str
+    title: str
+    about: str = ""
+
+
+def overlay(panels: Sequence[Panel], table: Sequence[Label], path: str | Path) -> Path:
+    """Draw label maps over their scans in three orthogonal planes, in radiological convention.
+
+    One panel becomes a row of planes; of several, each becomes a column. All are cut at the same places: near the
+    middle of the first panel's structures, where a plane meets the most of them.
+
+    Args:
+        panels: scans on one grid with their label maps.
+        table: names and colours of the label values; left and right of one colour share an entry of the legend.
+        path: a PNG file; replaced if it exists.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: a label map does not lie on its scan's grid, the scans' grids differ, or matplotlib is missing.
+    """
+    first = panels[0].image
+    if any(p.labels.shape != first.shape or p.image.shape != first.shape for p in panels):
+        raise InputError("A picture needs scans and label maps of one grid.")
+    images = [_canonical(p.image.array, first.affine) for p in panels]
+    labels = [_canonical(p.labels, first.affine) for p in panels]
+    spacing = _canonical_spacing(first)
+    box, cuts = _box(images[0], labels[0]), _cuts(labels[0], table)
+    sizes = {name: [(box[a].stop - box[a].start) * spacing[a] for a in axes] for name, (_, *axes, _) in _PLANES.items()}
+    legend = _legend(labels, table)
+    figure, cells = _canvas(len(panels), sizes, len(legend))
+    for panel, image, values, column in zip(panels, images, labels, cells, strict=True):
+        low, high = _window(image)
+        for (name, (across, *_, edges)), cell in zip(_PLANES.items(), column, strict=True):
+            where: list[Any] = [*box]
+            where[across] = cuts[across]
+            grey, drawn = (_as_seen(a[tuple(where)], name) for a in (image, values))
+            extent = (0, sizes[name][0], 0, sizes[name][1])
+            cell.imshow(grey, cmap="gray", vmin=low, vmax=high, extent=extent, interpolation="bilinear")
+            cell.imshow(_tint(drawn, table), extent=extent, interpolation="nearest")
+            for side, (x, align) in zip(edges, ((0.01, "left"), (0.99, "right")), strict=True):
+                cell.text(x, 0.5, side, transform=cell.transAxes, color=_INK, fontsize=9, ha=align, va="center")
+        column[0].set_title(panel.title, color=_INK, fontsize=11, loc="left", pad=8)
+    _write_legend(figure, legend)
+    return _save(figure, path)
+
+
+def curves(
+    history: Sequence[Mapping[str, Any]],
+    plots: Sequence[Curve],
+    path: str | Path,
+    best_step: int | None = None,
+    theme: Theme = "light",
+) -> Path:
+    """Draw the record of an adaptation, a small plot per quantity.
+
+    Args:
+        history: one mapping per check, with ``step`` and the quantities; what a check lacks leaves a gap.
+        plots: the quantities to draw.
+        path: a PNG file; replaced if it exists.
+        best_step: the step that was kept, marked in every plot.
+        theme: colours for a light or a dark page.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    look = _THEMES[theme]
+    figure = _figure(3.6 * len(plots), 2.8, look["face"])
+    for i, plot in enumerate(plots):
+        cell = figure.add_axes(((i + 0.15) / len(plots), 0.18, 0.8 / len(plots), 0.6), facecolor=look["face"])
+        points = [(row["step"], row[plot.key]) for row in history if row.get(plot.key) is not None]
+        cell.plot(*zip(*points, strict=True) if points else ([], []), color=look["line"], linewidth=1.8, marker=".")
+        if best_step is not None:
+            cell.axvline(best_step, color=look["best"], linewidth=1.3, linestyle="--")
+            cell.annotate(
+                "kept", (best_step, 1), xycoords=cell.get_xaxis_transform(), xytext=(3, -10),
+                textcoords="offset points", color=look["best"], fontsize=8,
+            )  # fmt: skip
+        cell.set_title(plot.title, loc="left", color=look["ink"], fontsize=11, pad=19)
+        cell.text(0, 1.05, plot.about, transform=cell.transAxes, color=look["ink"], alpha=0.75, fontsize=8)
+        cell.set_xlabel("step", color=look["ink"], fontsize=8.5)
+        cell.tick_params(colors=look["ink"], labelsize=8, length=0)
+        cell.grid(color=look["grid"], linewidth=0.8)
+        cell.set_axisbelow(True)
+        cell.spines[:].set_visible(False)
+        cell.margins(x=0.03, y=0.12)
+    return _save(figure, path)
+
+
+# --- anatomy ----------------------------------------------------------------------------------------------------
+
+
+def _canonical(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """The view with axes nearest to right, anterior and superior."""
+    from nibabel.orientations import apply_orientation, io_orientation
+
+    return apply_orientation(array, io_orientation(affine))
+
+
+def _canonical_spacing(volume: Volume) -> list[float]:
+    from nibabel.orientations import io_orientation
+
+    towards = io_orientation(volume.affine)[:, 0].astype(int)
+    return [volume.spacing[int(np.flatnonzero(towards == axis)[0])] for axis in range(3)]
+
+
+def _box(image: np.ndarray, labels: np.ndarray) -> list[slice]:
+    """What is shown: the scan's own extent (without empty margins) and the structures, with a little air."""
+    inside = (image > image.min() + 0.05 * (_window(image)[1] - image.min())) | (labels > 0)
+    box = []
+    for axis in range(3):
+        filled = np.flatnonzero(inside.any(axis=tuple(a for a in range(3) if a != axis)))
+        air = round(0.04 * len(filled))
+        box.append(slice(max(0, int(filled[0]) - air), min(image.shape[axis], int(filled[-1]) + 1 + air)))
+    return box
+
+
+def _cuts(labels: np.ndarray, table: Sequence[Label]) -> list[int]:
+    """Along each axis, the plane of the structures' middle third that shows the most of them; the most central one.
+
+    Both sides count as one structure, or the plane between them would win with slivers of each.
+    """
+    pooled = {label.value: min(label.value, label.mirror or label.value) for label in table}
+    rank = {value: i for i, value in enumerate(sorted(set(pooled.values())), start=1)}
+    known = np.zeros(max(pooled, default=0) + 2, np.intp)  # the last entry stands for all larger values
+    known[list(pooled)] = [rank[value] for value in pooled.values()]
+    index = known[np.clip(labels, 0, len(known) - 1)]
+    cuts = []
+    for axis in range(3):
+        planes = np.moveaxis(index, axis, 0)
+        filled = np.flatnonzero(planes.any(axis=(1, 2)))
+        if filled.size == 0:
+            cuts.append(len(planes) // 2)
+            continue
+        low, high = int(filled[0]), int(filled[-1])
+        middle, reach = (low + high) // 2, (high - low) // 6
+        near = sorted(range(middle - reach, middle + reach + 1), key=lambda i: abs(i - middle))
+        cuts.append(max(near, key=lambda i: np.count_nonzero(np.bincount(planes[i].ravel())[1:] >= _SHOWN)))
+    return cuts
+
+
+def _as_seen(cut: np.ndarray, plane: str) -> np.ndarray:
+    """A canonical plane as rows from top to bottom; the patient's right on the left, and anterior on the right."""
+    return (cut if plane == "sagittal" else cut[::-1]).T[::-1]
+
+
+def _window(image: np.ndarray) -> tuple[float, float]:
+    """Grey levels shown as black and white."""
+    sample = image[::3, ::3, ::3]
+    bright = sample[sample > sample.min()]
+    low = float(sample.min())
+    return low, float(np.percentile(bright, 99.5)) if bright.size else low + 1
+
+
+# --- colours ----------------------------------------------------------------------------------------------------
+
+
+def _tint(values: np.ndarray, table: Sequence[Label]) -> np.ndarray:
+    """RGBA of a plane of labels: areas see-through, outlines opaque."""
+    rgba = np.zeros((*values.shape, 4), np.uint8)
+    for label in table:
+        rgba[values == label.value] = (*label.color, round(255 * _FILL))
+    edge = np.zeros(values.shape, bool)
+    for axis in (0, 1):
+        ahead, behind = (tuple(s if a == axis else slice(None) for a in (0, 1)) for s in (slice(1, None), slice(-1)))
+        edge[behind] |= values[behind] != values[ahead]
+        edge[ahead] |= values[behind] != values[ahead]
+    rgba[edge & (rgba[..., 3] > 0), 3] = 255
+    return rgba
+
+
+def _legend(labels: Sequence[np.ndarray], table: Sequence[Label]) -> dict[str, Colour]:
+    """Name and colour of the structures that occur, both sides as one."""
+    present = set().union(*(np.unique(a).tolist() for a in labels))
+    entries: dict[str, Colour] = {}
+    for label in table:
+        if label.value in present:
+            name = label.name.removeprefix("left ").removeprefix("right ") if label.mirror else label.name
+            entries.setdefault(name, label.color)
+    return entries
+
+
+# --- canvas -----------------------------------------------------------------------------------------------------
+
+
+def _figure(width: float, height: float, face: str) -> Figure:
+    """An empty figure of a size in inches, without any display."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError("Pictures need matplotlib.", "Install it with: pip install 'mapseg[demo]'") from error
+    return Figure((width, height), dpi=_DPI, facecolor=face)
+
+
+def _canvas(panels: int, sizes: Mapping[str, Sequence[float]], entries: int) -> tuple[Figure, list[list[Axes]]]:
+    """A black figure at the scale of the anatomy, and the axes of every panel's planes."""
+    widths, heights = zip(*sizes.values(), strict=True)
+    if panels == 1:
+        columns, rows = list(widths), [max(heights)]
+    else:
+        columns, rows = [max(widths)] * panels, list(heights)
+    gap, top = 0.12, 0.42
+    bottom = 0.34 + 0.21 * -(-entries // _COLUMNS)
+    width = sum(columns) / _MM_PER_INCH + gap * (len(columns) + 1)
+    height = sum(rows) / _MM_PER_INCH + gap * (len(rows) - 1) + top + bottom
+    figure = _figure(width, height, "black")
+    cells, y = [[] for _ in range(panels)], height - top
+    for r, row in enumerate(rows):
+        x, y = gap, y - row / _MM_PER_INCH
+        for c, column in enumerate(columns):
+            place = (x / width, y / height, column / _MM_PER_INCH / width, row / _MM_PER_INCH / height)
+            cell = figure.add_axes(place, facecolor="black")
+            cell.axis("off")
+            cells[c if panels > 1 else r].append(cell)
+            x += column / _MM_PER_INCH + gap
+        y -= gap
+    return figure, cells
+
+
+def _write_legend(figure: Figure, legend: Mapping[str, Colour]) -> None:
+    from matplotlib.patches import Patch
+
+    height = figure.get_figheight()
+    handles = [Patch(facecolor=[c / 255 for c in colour], label=name) for name, colour in legend.items()]
+    if handles:
+        figure.legend(
+            handles=handles, ncols=min(_COLUMNS, len(handles)), loc="lower center", bbox_to_anchor=(0.5, 0.22 / height),
+            frameon=False, labelcolor=_INK, fontsize=8.5, handlelength=1, handleheight=1, borderaxespad=0,
+        )  # fmt: skip
+    note = "Radiological convention: the patient's right (R) is on the left of the picture."
+    figure.text(0.5, 0.08 / height, note, color=_FAINT, fontsize=7.5, ha="center", va="bottom")
+
+
+def _save(figure: Figure, path: str | Path) -> Path:
+    figure.savefig(path, format="png", facecolor=figure.get_facecolor())
+    return Path(path)

@@ -1,0 +1,114 @@
+"""Pictures: the right side, the right proportions, the right names. What is drawn is looked at by people."""
+
+import builtins
+
+import numpy as np
+import pytest
+
+from MAPSegLib.config import Label
+from MAPSegLib.errors import InputError
+from MAPSegLib.pictures import Curve, Panel, curves, overlay
+from MAPSegLib.volumes import Volume
+
+image_module = pytest.importorskip("matplotlib.image", reason="needs the extra 'demo'")
+
+TABLE = (
+    Label(value=10, name="left thalamus", color=(255, 0, 0), mirror=49),
+    Label(value=49, name="right thalamus", color=(0, 0, 255), mirror=10),
+)
+
+
+@pytest.fixture
+def head() -> Panel:
+    """60 x 60 x 20 voxels of 1 x 1 x 3 mm in LAS order, with a red block on the left and a blue one on the right."""
+    array = np.full((60, 60, 20), 0.3, np.float32)
+    array[:2] = array[-2:] = array[:, :2] = array[:, -2:] = 0
+    labels = np.zeros(array.shape, np.uint8)
+    labels[35:50, 20:40, 5:15] = 10  # high first index in LAS order: towards the left
+    labels[10:25, 20:40, 5:15] = 49
+    affine = np.diag([-1.0, 1.0, 3.0, 1.0])
+    return Panel("T1", Volume(array, affine), labels)
+
+
+def where(picture: np.ndarray, channel: int) -> np.ndarray:
+    """Columns of a picture's left third (its axial plane) with the pure colour of an outline."""
+    others = [c for c in range(3) if c != channel]
+    pure = (picture[..., channel] > 0.9) & (picture[..., others].max(-1) < 0.1)
+    return np.flatnonzero(pure[: picture.shape[0] * 2 // 3, : picture.shape[1] // 3].any(0))
+
+
+def test_the_patients_right_is_drawn_on_the_left(head, tmp_path):
+    picture = image_module.imread(overlay([head], TABLE, tmp_path / "one.png"))
+    red, blue = where(picture, 0), where(picture, 2)
+    assert blue.size and red.size
+    assert blue.max() < red.min()
+
+
+def test_orientation_of_the_file_does_not_show(head, tmp_path):
+    turned = Panel(
+        "T1",
+        Volume(head.image.array[::-1].transpose(2, 0, 1), _turned(head.image.affine, 60)),
+        head.labels[::-1].transpose(2, 0, 1),
+    )
+    one = image_module.imread(overlay([head], TABLE, tmp_path / "a.png"))
+    other = image_module.imread(overlay([turned], TABLE, tmp_path / "b.png"))
+    assert np.array_equal(one, other)
+
+
+def _turned(affine: np.ndarray, size: int) -> np.ndarray:
+    """The affine after flipping the first axis and moving the last to the front."""
+    flip = np.eye(4)
+    flip[0, 0], flip[0, 3] = -1, size - 1
+    return (affine @ flip)[:, [2, 0, 1, 3]]
+
+
+def test_thick_slices_keep_their_proportions(head, tmp_path):
+    picture = image_module.imread(overlay([head], TABLE, tmp_path / "one.png"))
+    drawn = picture[..., :3].max(-1) > 0.2
+    heights = []
+    for third in (slice(0, picture.shape[1] // 3), slice(picture.shape[1] // 3, 2 * picture.shape[1] // 3)):
+        rows = np.flatnonzero(drawn[:, third].mean(1) > 0.5)
+        heights.append(rows.max() - rows.min() + 1)
+    axial, coronal = heights  # 56 mm of tissue from front to back, 20 slices of 3 mm from top to bottom
+    assert coronal / axial == pytest.approx(60 / 56, rel=0.05)
+
+
+def test_several_panels_stand_side_by_side(head, tmp_path):
+    one = image_module.imread(overlay([head], TABLE, tmp_path / "one.png"))
+    three = image_module.imread(overlay([head] * 3, TABLE, tmp_path / "three.png"))
+    assert three.shape[0] > 1.5 * one.shape[0]
+
+
+@pytest.mark.parametrize("labels", [np.zeros((60, 60, 20), np.uint8), np.full((60, 60, 20), 7, np.uint8)])
+def test_nothing_that_the_table_knows_is_still_a_picture(head, labels, tmp_path):
+    path = overlay([Panel("empty", head.image, labels)], TABLE, tmp_path / "none.png")
+    assert where(image_module.imread(path), 0).size == 0
+
+
+def test_labels_of_another_grid_are_refused(head, tmp_path):
+    with pytest.raises(InputError, match="one grid"):
+        overlay([Panel("", head.image, head.labels[:-1])], TABLE, tmp_path / "no.png")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_curves_stand_on_their_page(theme, tmp_path):
+    history = [{"step": 0, "eta": 0.5}, {"step": 10, "eta": None, "loss": 1.0}, {"step": 20, "eta": 0.7, "loss": 0.5}]
+    plots = [Curve("loss", "Loss"), Curve("eta", "Confidence", "share above 0.9"), Curve("absent", "Absent")]
+    path = curves(history, plots, tmp_path / "c.png", best_step=20, theme=theme)
+    corner = image_module.imread(path)[0, 0, :3].mean()
+    assert corner > 0.99 if theme == "light" else corner < 0.15
+
+
+def test_without_matplotlib_the_sentence_says_what_to_install(head, tmp_path, monkeypatch):
+    real = builtins.__import__
+
+    def fail(name, *args, **kwargs):
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", fail)
+    with pytest.raises(InputError, match="matplotlib") as error:
+        overlay([head], TABLE, tmp_path / "no.png")
+    assert "demo" in error.value.advice

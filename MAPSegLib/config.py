@@ -5,6 +5,7 @@ Section numbers refer to the paper (arXiv 2303.09373).
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -143,3 +144,8 @@ class AdaptationOptions(Options):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     threads: int | None = Field(None, ge=1)
+
+
+def check_path(path: str | Path) -> Path:
+    """Expand ``~`` and return an absolute path."""
+    return Path(path).expanduser().absolute()

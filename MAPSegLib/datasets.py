@@ -126,13 +126,17 @@ def _anatomy(path: Path, class_of: dict[int, int]) -> Anatomy:
     from .preprocessing import canonical
 
     array, spacing = canonical(read_labels(path))
-    return Anatomy.from_labels(torch.from_numpy(np.ascontiguousarray(array).astype(np.int64)), spacing, class_of)
+    return Anatomy.from_labels(
+        torch.from_numpy(np.ascontiguousarray(array).astype(np.int64)), spacing, class_of
+    )
 
 
 class ScanSource:
     """Labelled scans from files, prepared once, then deformed and re-lit at every draw."""
 
-    def __init__(self, pairs: Sequence[tuple[Path, Path]], labels: Sequence[Label], preprocessing: Preprocessing):
+    def __init__(
+        self, pairs: Sequence[tuple[Path, Path]], labels: Sequence[Label], preprocessing: Preprocessing
+    ):
         lookup = {label.value: i for i, label in enumerate(labels, 1)}
         self.scans: list[tuple[Tensor, Tensor]] = []
         for image_path, label_path in pairs:

@@ -60,7 +60,9 @@ class Anatomy:
     """mm, (3,)."""
 
     @classmethod
-    def from_labels(cls, labels: Tensor, spacing: tuple[float, float, float], class_of: dict[int, int]) -> Anatomy:
+    def from_labels(
+        cls, labels: Tensor, spacing: tuple[float, float, float], class_of: dict[int, int]
+    ) -> Anatomy:
         """Args: an integer label map (X, Y, Z) in RAS order, its spacing in mm, and the class of every code."""
         inside = labels > 0
         for axis in range(3):

@@ -1,0 +1,123 @@
+"""What an installation must hold, and what importing it must not cost."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+import MAPSegLib
+from MAPSegLib.synthesis import brain_labels
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = Path(MAPSegLib.__file__).parent
+OPTIONAL = {"matplotlib", "nilearn"}  # extra "demo"
+HEAVY = {"torch", "nibabel", "SimpleITK", "scipy", "matplotlib"}
+
+
+def imported(folder: Path) -> set[str]:
+    """Top-level names that the modules of a folder import, anywhere in them, beside the standard library."""
+    names: set[str] = set()
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                names.add(node.module.split(".")[0])
+    return names - set(sys.stdlib_module_names) - {"MAPSegLib"}
+
+
+def declared(extra: str | None) -> Iterator[str]:
+    """Names of the required distributions: of the package itself, or of one extra."""
+    for requirement in metadata.requires("mapseg") or []:
+        condition = re.search(r"extra == ['\"](\w+)['\"]", requirement)
+        if (condition.group(1) if condition else None) == extra:
+            yield re.match(r"[\w-]+", requirement).group().lower()
+
+
+@pytest.fixture(scope="module")
+def distribution() -> metadata.Distribution:
+    try:
+        return metadata.distribution("mapseg")
+    except metadata.PackageNotFoundError:
+        pytest.skip("needs the package installed (pip install '.[test]')")
+
+
+def test_version_is_the_packages(distribution):
+    assert distribution.version == MAPSegLib.__version__
+
+
+def test_dependencies_are_those_imported(distribution):
+    names = imported(PACKAGE)
+    assert {n.lower() for n in names - OPTIONAL} == set(declared(None))
+    assert {n.lower() for n in names & OPTIONAL} == set(declared("demo"))
+
+
+def test_the_command_is_installed(distribution):
+    (command,) = (e for e in distribution.entry_points if e.group == "console_scripts")
+    assert (command.name, command.value) == ("mapseg", "MAPSegLib.cli:main")
+    assert callable(command.load())
+
+
+def test_licence_is_apache(distribution):
+    assert distribution.metadata["License-Expression"] == "Apache-2.0"
+    text = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in text and "END OF TERMS AND CONDITIONS" in text
+
+
+@pytest.mark.parametrize("name", ["brain_labels.json", "brain_priors.json"])
+def test_tables_travel_with_the_package(name):
+    assert (files("MAPSegLib") / "tables" / name).is_file()
+
+
+def test_every_file_of_the_models_folder_is_reachable():
+    installed = PACKAGE / "_models"
+    folder = installed if installed.is_dir() else PACKAGE.parent / "Resources" / "Models"
+    assert {p.name for p in folder.iterdir()} == {p.name for p in (ROOT / "Resources" / "Models").iterdir()}
+
+
+@pytest.mark.parametrize("module", ["MAPSegLib", "MAPSegLib.errors", "MAPSegLib.config", "MAPSegLib.jobs", "MAPSegLib.cli"])
+def test_light_modules_stay_light(module):
+    unwanted = HEAVY | {"pydantic", "numpy"} if module in ("MAPSegLib", "MAPSegLib.cli") else HEAVY
+    code = f"import sys, {module}; print(*sorted(set(sys.modules) & {unwanted!r}))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == ""
+
+
+def test_public_names_exist():
+    for name in MAPSegLib.__all__:
+        assert getattr(MAPSegLib, name) is not None
+
+
+def test_brain_codes_are_well_formed_and_alike_on_both_sides():
+    table = {label.value: label for label in brain_labels()}
+    assert len(table) == len(brain_labels())
+    for label in table.values():
+        assert label.terminology is None or re.fullmatch(r"(SCT|DCM)\^\d+\^[^^]+", label.terminology)
+        if label.mirror is not None:
+            other = table[label.mirror]
+            assert (other.mirror, other.terminology, other.color) == (label.value, label.terminology, label.color)
+            assert {label.name.split()[0], other.name.split()[0]} == {"left", "right"}
+
+
+def test_brain_codes_are_dicoms():
+    """Sampled from DICOM PS3.16, CID 7140 and 7153; one wrong digit would name another organ."""
+    codes = {label.value: label.terminology for label in brain_labels()}
+    assert codes[5] == "SCT^53118009^Inferior Horn of Lateral Ventricle"
+    assert codes[8] == "SCT^25991003^Cerebellar Cortex"
+    assert codes[16] == "SCT^119238007^Brain Stem"
+    assert codes[17] == "SCT^5366008^Hippocampus"
+    assert codes[28] == "DCM^110700^Ventral Diencephalon"
+
+
+def test_no_file_knows_the_machine_it_was_written_on():
+    folders = [PACKAGE, ROOT / "Testing", ROOT / "Benchmarks", ROOT / ".ci"]
+    pattern = re.compile(r"(?<![\w.])/(?:home|work|root|Users|mnt)/\w")
+    for path in (p for folder in folders for p in folder.rglob("*") if p.suffix in (".py", ".json", ".md", "")):
+        if path.is_file() and path != Path(__file__):
+            assert not pattern.search(path.read_text(encoding="utf-8")), path

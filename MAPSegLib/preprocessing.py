@@ -73,6 +73,12 @@ class Scan:
     volume: Volume
 
 
+def canonical(volume: Volume) -> tuple[np.ndarray, Triple]:
+    """A volume's array turned to canonical axes (a view, no copy), and its spacing along them in mm."""
+    permutation, flips = _orientation(volume.affine)
+    return _turn(volume.array, permutation, flips), tuple(volume.spacing[axis] for axis in permutation)
+
+
 def prepare(volume: Volume, options: Preprocessing) -> Scan:
     """Orient, crop to the foreground, normalise and resample a scan (see :class:`Grid`).
 
@@ -81,13 +87,12 @@ def prepare(volume: Volume, options: Preprocessing) -> Scan:
     Args:
         volume: finite, not constant (as from :func:`~MAPSegLib.volumes.read_image`).
     """
+    array, spacing = canonical(volume)
     permutation, flips = _orientation(volume.affine)
-    canonical = _turn(volume.array, permutation, flips)
-    spacing = tuple(volume.spacing[axis] for axis in permutation)
     if options.modality == "ct":
-        levels = _Levels(*options.window, None, canonical > options.window[0])
+        levels = _Levels(*options.window, None, array > options.window[0])
     else:
-        levels = _mr_levels(canonical, options.percentile)
+        levels = _mr_levels(array, options.percentile)
     share, margin = (0.005, _AIR_MARGIN) if levels.noisy else (0.0, 0.0)
     box = _bounds(levels.foreground, share, tuple(int(np.ceil(margin / s)) for s in spacing))
 

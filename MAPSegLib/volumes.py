@@ -20,6 +20,7 @@ from MAPSegLib.formats import READABLE, WRITABLE, load, reason, save, scan_suffi
 
 _SPACING_LIMITS = (0.05, 50.0)
 _INT32 = np.iinfo(np.int32)
+_MANY_VALUES = 512  # more than any label map has
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +108,12 @@ def read_labels(path: str | Path) -> Volume:
             )
         array = whole
     _check_int32(name, array)
+    values, equal = _texture(array)
+    if values > _MANY_VALUES or (values > 32 and equal < 0.5):
+        raise InputError(
+            f"{name} looks like a scan, not a label map: its values are many and scattered.",
+            "Give the label map; image and labels may have been swapped.",
+        )
     return Volume(array.astype(np.int32), volume.affine, path, volume.header)
 
 
@@ -118,25 +125,31 @@ def looks_like_labels(array: np.ndarray) -> bool:
     that below 0.15. The storage type decides nothing: label maps are often stored as float, and scans as
     8-bit integers.
     """
+    values, equal = _texture(array)
+    if values <= 2:
+        return bool(np.unique(array).size <= 2)  # a mask, however small its regions
+    return values <= _MANY_VALUES and equal >= 0.75
+
+
+def _texture(array: np.ndarray) -> tuple[float, float]:
+    """Number of values in a sample of the array (infinite unless whole), and share of equal neighbours."""
     step = max(1, round((array.size / 2e5) ** (1 / 3)))
     sample = array[::step, ::step, ::step]
     if np.any(sample != np.rint(sample)):
-        return False
+        return np.inf, 0.0
     values, counts = np.unique(sample, return_counts=True)
-    if len(values) > 512:
-        return False
+    if len(values) > _MANY_VALUES:
+        return len(values), 0.0
     background = values[counts.argmax()]
     equal = pairs = 0
     for axis in range(3):
         lines = np.moveaxis(array, axis, 0)[:, ::step, ::step]
         if np.any(lines != np.rint(lines)):
-            return False
+            return np.inf, 0.0
         inside = (lines[1:] != background) & (lines[:-1] != background)
         equal += np.count_nonzero(inside & (lines[1:] == lines[:-1]))
         pairs += np.count_nonzero(inside)
-    if len(values) <= 2:
-        return bool(np.unique(array).size <= 2)  # a mask, however small its regions
-    return equal >= 0.75 * pairs
+    return len(values), equal / pairs if pairs else 1.0
 
 
 def check_same_grid(image: Volume, labels: Volume) -> None:

@@ -245,6 +245,8 @@ def test_real_scans_and_label_maps(data_folder, pattern):
             assert read_labels(path).array.max() > 0
         else:
             assert read_image(path).array.max() > 0
+            if np.asarray(nib.load(path).dataobj).dtype.kind != "f":
+                assert_refused(path, "looks like a scan", read_labels)
 
 
 def test_real_pairs_share_a_grid(data_folder):
@@ -260,6 +262,13 @@ def test_labels_stored_as_float(tmp_path):
     np.testing.assert_array_equal(volume.array, labels)
     blurred = save_nifti(tmp_path / "blurred.nii.gz", labels + np.float32(0.3))
     assert_refused(blurred, "not whole numbers", read_labels)
+
+
+def test_scan_is_no_label_map(tmp_path):
+    for scale, dtype in ((1, np.uint8), (20, np.int16)):
+        path = save_nifti(tmp_path / f"{scale}.nii.gz", (noise(20, 20, 20) * scale).astype(dtype))
+        assert_refused(path, "looks like a scan", read_labels)
+    assert not read_labels(save_nifti(tmp_path / "none.nii.gz", np.zeros((6, 6, 6), np.uint8))).array.any()
 
 
 def test_same_grid():

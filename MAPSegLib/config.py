@@ -99,6 +99,7 @@ class TrainingOptions(Options):
     weight_decay: float = Field(0.01, ge=0)
     warmup: int = Field(100, ge=0, description="steps of linear learning-rate warm-up")
     foreground_share: float = Field(0.5, ge=0, le=1, description="patches centred on a labelled structure")
+    balance: float = Field(0.0, ge=0, le=1, description="class balance of cross-entropy; fades out by 60 % of steps")
     reuse: int = Field(1, ge=1, le=16, description="steps on each drawn scan")
     ema_half_life: int = Field(200, ge=1, description="half-life of the averaged weights, steps")
     validate_every: int = Field(250, ge=1, description="steps between validations")

@@ -15,7 +15,7 @@ class _SegmentationLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, logits: Tensor, target: Tensor) -> Tensor:
+    def forward(ctx, logits: Tensor, target: Tensor, balance: float) -> Tensor:
         probabilities = logits.float().log_softmax(1)
         log_hit = probabilities.gather(1, target[:, None])
         probabilities.exp_()
@@ -27,24 +27,28 @@ class _SegmentationLoss(torch.autograd.Function):
         total = probabilities.sum((0, 2, 3, 4)) + count
         scored = (count > 0) & (torch.arange(classes, device=count.device) > 0)
         weight = scored / scored.sum().clamp(min=1)
-        ctx.save_for_backward(probabilities, target, hit, weight * 2 * overlap / total**2, weight * 2 / total)
+        share = count.clamp(min=1) ** -balance
+        share /= (share * count).sum()
+        ctx.save_for_backward(
+            probabilities, target, hit, weight * 2 * overlap / total**2, weight * 2 / total, share
+        )
         ctx.dtype = logits.dtype
-        return -log_hit.mean() - (weight * 2 * overlap / total).sum()
+        return -(log_hit * share[target[:, None]]).sum() - (weight * 2 * overlap / total).sum()
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        p, target, hit, everywhere, at_target = ctx.saved_tensors
+        p, target, hit, everywhere, at_target, share = ctx.saved_tensors
         target = target[:, None]
-        share = 1 / target.numel()
+        share = share[target]
         # softmax's own derivative: p * (g - sum p g), with g the derivative of Dice by each probability
         own = at_target[target] * hit
         inner = torch.einsum("bkxyz,k->bxyz", p, everywhere)[:, None] - own
         slope = everywhere.view(1, -1, 1, 1, 1) + (share - inner)
         slope.mul_(p).scatter_add_(1, target, -own - share)
-        return slope.mul_(gradient).to(ctx.dtype), None
+        return slope.mul_(gradient).to(ctx.dtype), None, None
 
 
-def segmentation_loss(logits: Tensor, target: Tensor) -> Tensor:
+def segmentation_loss(logits: Tensor, target: Tensor, balance: float = 0.0) -> Tensor:
     """Cross-entropy minus the soft Dice of the foreground classes, over the batch as one volume.
 
     Only classes that the target holds count towards Dice: an absent class has none to score.
@@ -52,8 +56,10 @@ def segmentation_loss(logits: Tensor, target: Tensor) -> Tensor:
     Args:
         logits: (B, K, D, H, W).
         target: class indices (B, D, H, W), int64.
+        balance: cross-entropy weighs a class by its frequency to the power of minus this; 0 weighs voxels alike,
+            1 classes. A small structure may never be learnt without.
     """
-    return _SegmentationLoss.apply(logits, target)
+    return _SegmentationLoss.apply(logits, target, balance)
 
 
 def cosine_loss(local_features: Tensor, global_features: Tensor) -> Tensor:

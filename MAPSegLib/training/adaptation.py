@@ -178,13 +178,14 @@ class _Run:
     options: AdaptationOptions
     record: Record
     checkpoint: Path
+    shown: float = float("-inf")
 
     def go(self, report: Report, preview: Preview | None) -> None:
         loop, options = self.loop, self.options
         budget = 60 * options.minutes * len(self.scans)
-        clock, spent, shown = Clock(loop.step), loop.extra.get("seconds", 0.0), time.monotonic()
+        clock, spent = Clock(loop.step), loop.extra.get("seconds", 0.0)
         if loop.step == 0:
-            self._check({}, None)
+            self._check({}, None, preview)
         while loop.step < options.steps and spent + clock.elapsed() < budget and self._hopeful():
             eta: dict = {}
 
@@ -206,15 +207,7 @@ class _Run:
             )
             if loop.step % options.check_every == 0 or loop.step == options.steps:
                 loop.extra["seconds"] = spent + clock.elapsed()
-                classes = self._check(values, eta)
-                if (
-                    preview
-                    and options.preview_seconds
-                    and time.monotonic() - shown >= options.preview_seconds
-                ):
-                    values_of = np.array([0, *(label.value for label in self.card.labels)])
-                    preview(0, restore(values_of[classes.numpy()], self.scans[0].grid), loop.step)
-                    shown = time.monotonic()
+                self._check(values, eta, preview)
                 loop.save(self.checkpoint)
 
     def _batch(self) -> PatchBatch:
@@ -234,7 +227,7 @@ class _Run:
         )
         return batch.to(loop.device)
 
-    def _check(self, losses: dict, eta: dict | None) -> Tensor:
+    def _check(self, losses: dict, eta: dict | None, preview: Preview | None) -> None:
         """Judge the teacher on every scan without labels; remember it when it is the best so far."""
         loop = self.loop
         judged = [
@@ -255,7 +248,12 @@ class _Run:
         else:
             loop.extra["waited"] = loop.extra.get("waited", 0) + 1
         loop.extra["guess"] = [classes.to(torch.int16) for _, classes in judged]
-        return judged[0][1]
+        due = time.monotonic() - self.shown >= self.options.preview_seconds
+        if preview and self.options.preview_seconds and due:
+            values = np.array([0, *(label.value for label in self.card.labels)])
+            for index, (scan, classes) in enumerate(zip(self.scans, loop.extra["guess"], strict=True)):
+                preview(index, restore(values[classes.numpy()], scan.grid), loop.step)
+            self.shown = time.monotonic()
 
     def _hopeful(self) -> bool:
         return self.loop.extra.get("waited", 0) < self.options.patience

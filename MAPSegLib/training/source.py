@@ -36,9 +36,10 @@ def source_losses(loop: Loop, batch: PatchBatch, options: TrainingOptions) -> di
         under = sample_global(whole_features, batch.low, batch.high, local_features.shape[2:])
         logits = model.decode(local_features, under)
         whole_logits = model.decode(whole_features, whole_features) if options.global_weight else None
-    terms = {"segmentation": segmentation_loss(logits, batch.target)}
+    balance = options.balance * max(0.0, 1 - loop.step / (0.6 * options.steps))
+    terms = {"segmentation": segmentation_loss(logits, batch.target, balance)}
     if whole_logits is not None:
-        terms["global"] = options.global_weight * segmentation_loss(whole_logits, batch.whole_target)
+        terms["global"] = options.global_weight * segmentation_loss(whole_logits, batch.whole_target, balance)
     if options.cosine_weight:
         terms["cosine"] = options.cosine_weight * cosine_loss(local_features, under)
     return terms

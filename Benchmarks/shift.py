@@ -1,0 +1,161 @@
+"""``mapseg adapt`` on real T1 scans whose contrast was changed: what adaptation regains, and what the gate makes of it.
+
+    python -m Benchmarks.shift --data FOLDER [--scans 1000 1001] [--changes "sine 3.2"] [--seeds 0 1 2] --work FOLDER
+
+Every case is a line of ``WORK/shift.jsonl``; cases found there are not run again, so that a stopped run resumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from MAPSegLib.config import AdaptationOptions
+from MAPSegLib.models import load_model, resolve
+from MAPSegLib.training.adaptation import adapt
+
+from . import oasis
+from .contrasts import CHANGES, INVERSION, MONOTONE, NON_MONOTONE, change
+from .tables import write_section
+
+NATIVE = "native"
+
+
+def run_case(model, card, scan: str, name: str, seed: int, data: Path, options: AdaptationOptions) -> dict:
+    """Dice (mean of the seven structures) of source-only, adapted and gated results, and of every check."""
+    volume, reference = oasis.load_pair(data, scan)
+    volume = volume if name == NATIVE else change(volume, name)
+    checks: dict[int, float] = {}
+
+    def preview(index: int, labels: np.ndarray, step: int) -> None:
+        checks[step] = oasis.mean_dice(labels, reference)
+
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        adapted = adapt(model, card, [volume], options, Path(folder), lambda event, **fields: None, preview)
+    result = adapted.results[0]
+    return {
+        "scan": scan,
+        "change": name,
+        "seed": seed,
+        "source": oasis.mean_dice(result.source.labels, reference),
+        "adapted": oasis.mean_dice(result.adapted.labels, reference),
+        "gated": oasis.mean_dice(result.segmentation.labels, reference),
+        "chosen": result.chosen,
+        "trusted": result.assessment.trusted,
+        "source_trusted": result.assessment_source.trusted,
+        "steps": adapted.steps,
+        "best_step": adapted.best_step,
+        "stop": checks.get(adapted.best_step),
+        "best": max(checks.values()),
+        "history": [
+            {key: entry.get(key) for key in ("step", "agreement", "volume_deviation", "score", "eta")}
+            | {"dice": checks.get(entry["step"])}
+            for entry in adapted.history
+        ],
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def table(rows: list[dict]) -> list[list[str]]:
+    """A line per change: medians would hide the worst case, so means, with the worst beside them."""
+    groups: dict[str, list[dict]] = defaultdict(list)
+    native = {row["scan"]: row["source"] for row in rows if row["change"] == NATIVE}
+    for row in rows:
+        groups[row["change"]].append(row)
+    lines = []
+    for name in [NATIVE, *CHANGES]:
+        cases = groups.get(name, [])
+        if not cases:
+            continue
+        dice = {key: np.array([100 * case[key] for case in cases]) for key in ("source", "adapted", "gated")}
+        base = np.array([100 * native.get(case["scan"], np.nan) for case in cases])
+        lost = base - dice["source"]
+        regained = (
+            (dice["gated"] - dice["source"]).sum() / lost.sum()
+            if name in NON_MONOTONE | INVERSION
+            else np.nan
+        )
+        regret = np.array([100 * (case["best"] - case["stop"]) for case in cases])
+        lines.append(
+            [
+                name,
+                str(len(cases)),
+                f"{np.nanmean(lost):.1f}",
+                f"{dice['source'].mean():.1f} ± {dice['source'].std():.1f}",
+                f"{dice['adapted'].mean():.1f} ± {dice['adapted'].std():.1f}",
+                f"{dice['gated'].mean():.1f} ± {dice['gated'].std():.1f}",
+                "" if np.isnan(regained) else f"{100 * regained:.0f} %",
+                f"{(dice['gated'] - dice['source']).min():+.1f}",
+                f"{regret.mean():.1f} / {regret.max():.1f}",
+                f"{sum(not case['trusted'] for case in cases)}/{len(cases)}",
+                f"{np.median([case['seconds'] for case in cases]):.0f} s",
+            ]
+        )
+    return lines
+
+
+HEADER = [
+    "change",
+    "cases",
+    "lost",
+    "source-only",
+    "adapted",
+    "gated",
+    "regained",
+    "worst gain",
+    "stop regret mean / max",
+    "called untrusted",
+    "time",
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds oasis_t1")
+    parser.add_argument("--work", type=Path, required=True, help="folder for the cases' results")
+    parser.add_argument("--model", default="brain-t1")
+    parser.add_argument("--scans", nargs="+", default=list(oasis.SCANS))
+    parser.add_argument("--changes", nargs="+", default=[NATIVE, *CHANGES], choices=[NATIVE, *CHANGES])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--minutes", type=float, default=3.0)
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    results = arguments.work / "shift.jsonl"
+    rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    done = {(row["scan"], row["change"], row["seed"]) for row in rows}
+    model, card = load_model(resolve(arguments.model))
+    for seed in arguments.seeds:
+        for name in arguments.changes:
+            for scan in arguments.scans:
+                if (scan, name, seed) in done or (seed != arguments.seeds[0] and name in MONOTONE):
+                    continue
+                options = AdaptationOptions(seed=seed, minutes=arguments.minutes, preview_seconds=1e-6)
+                row = run_case(model, card, scan, name, seed, arguments.data, options)
+                rows.append(row)
+                with results.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                print(
+                    f"{scan} {name} seed {seed}: source {row['source']:.3f} adapted {row['adapted']:.3f} "
+                    f"gated {row['gated']:.3f} ({row['chosen']}, step {row['best_step']}, "
+                    f"{'trusted' if row['trusted'] else 'untrusted'}, {row['seconds']} s)",
+                    flush=True,
+                )
+    write_section(
+        "shift",
+        "Adaptation under changed contrast: oasis_t1, mean Dice (%) of the seven structures",
+        HEADER,
+        table(rows),
+    )
+
+
+if __name__ == "__main__":
+    main()

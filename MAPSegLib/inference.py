@@ -21,7 +21,7 @@ from .datasets import crop, resize_whole
 from .devices import pick_device, precision_context, prepare_process
 from .errors import MemoryExhausted
 from .networks.segmenter import Segmenter, sample_global
-from .preprocessing import Grid, Scan, _along, _weights, prepare, to_native
+from .preprocessing import Grid, Scan, interpolate_along, interpolation_weights, prepare, to_native
 from .volumes import Volume
 
 CONFIDENT = 0.9
@@ -261,8 +261,8 @@ def _label(
 
 def _rows_on_box(slabs: Iterator[tuple[int, Tensor]], grid: Grid) -> Iterator[tuple[int, Tensor]]:
     """Planes of the native box, in order: (index, probabilities (classes, Y, Z))."""
-    along = _weights(grid.working_shape[0], grid.box_shape[0])
-    across = [_weights(grid.working_shape[a], grid.box_shape[a]) for a in (1, 2)]
+    along = interpolation_weights(grid.working_shape[0], grid.box_shape[0])
+    across = [interpolation_weights(grid.working_shape[a], grid.box_shape[a]) for a in (1, 2)]
     touched = [row.nonzero().flatten() for row in along]
     first = [int(t[0]) for t in touched]
     last = [int(t[-1]) for t in touched]
@@ -283,5 +283,5 @@ def _rows_on_box(slabs: Iterator[tuple[int, Tensor]], grid: Grid) -> Iterator[tu
 def _resize_plane(plane: Tensor, across: list[Tensor], grid: Grid) -> Tensor:
     for axis, matrix in enumerate(across, 1):
         if grid.working_shape[axis] != grid.box_shape[axis]:
-            plane = _along(matrix.to(plane.device), plane.contiguous(), axis)
+            plane = interpolate_along(matrix.to(plane.device), plane.contiguous(), axis)
     return plane

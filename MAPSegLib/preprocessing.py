@@ -130,7 +130,9 @@ def resample(image: torch.Tensor, shape: Shape) -> torch.Tensor:
     """
     for axis in sorted(range(3), key=lambda a: shape[a] / image.shape[a]):  # shrinking axes first: less to do
         if shape[axis] != image.shape[axis]:
-            image = _along(_weights(image.shape[axis], shape[axis], image.device), image, axis)
+            image = interpolate_along(
+                interpolation_weights(image.shape[axis], shape[axis], image.device), image, axis
+            )
     return image
 
 
@@ -256,7 +258,7 @@ def _bounds(foreground: np.ndarray, share: float, margin: Shape) -> tuple[Shape,
 # --- resampling ---------------------------------------------------------------------------------------------
 
 
-def _weights(size_in: int, size_out: int, device: torch.device | str = "cpu") -> torch.Tensor:
+def interpolation_weights(size_in: int, size_out: int, device: torch.device | str = "cpu") -> torch.Tensor:
     """Resampling along one axis as a matrix (size_out, size_in); rows sum to 1, borders repeat.
 
     Linear interpolation, averaged over a window where the grid gets coarser. Both keep a linear ramp exact:
@@ -279,7 +281,7 @@ def _hat_integral(x: torch.Tensor) -> torch.Tensor:
     return 0.5 + x - x * x.abs() / 2
 
 
-def _along(weights: torch.Tensor, image: torch.Tensor, axis: int) -> torch.Tensor:
+def interpolate_along(weights: torch.Tensor, image: torch.Tensor, axis: int) -> torch.Tensor:
     """Apply a matrix (out, in) along one axis of a contiguous (X, Y, Z) image, without permuting it."""
     x, y, z = image.shape
     if axis == 0:
@@ -300,7 +302,7 @@ def _resample_labels(labels: torch.Tensor, shape: Shape) -> torch.Tensor:
     labels = labels.to("cpu", torch.int32).contiguous()
     if tuple(labels.shape) == tuple(shape):
         return labels
-    matrices = [_weights(n, m) for n, m in zip(labels.shape, shape, strict=True)]
+    matrices = [interpolation_weights(n, m) for n, m in zip(labels.shape, shape, strict=True)]
     boxes = [(value, box) for value, box in enumerate(find_objects(labels.numpy()), start=1) if box]
     result = torch.zeros(shape, dtype=torch.int32)
     rows = max(1, _PIECE // (shape[1] * shape[2]))
@@ -311,7 +313,7 @@ def _resample_labels(labels: torch.Tensor, shape: Shape) -> torch.Tensor:
         for value, box, reach, cut in _reached(boxes, pieces):
             share = (labels[box] == value).float()
             for axis in sorted(range(3), key=lambda a: cut[a].shape[0] / cut[a].shape[1]):
-                share = _along(cut[axis], share, axis)
+                share = interpolate_along(cut[axis], share, axis)
             better = share > best[reach] + 1e-6  # equal shares: the smaller value, whatever the rounding
             part[reach].masked_fill_(better, value)
             torch.maximum(best[reach], share, out=best[reach])

@@ -110,7 +110,7 @@ def curves(
         history: one mapping per check, with ``step`` and the quantities; what a check lacks leaves a gap.
         plots: the quantities to draw.
         path: a PNG file; replaced if it exists.
-        best_step: the step that was kept, marked in every plot.
+        best_step: the step whose weights were taken, marked in every plot.
         theme: colours for a light or a dark page.
 
     Returns:
@@ -128,7 +128,7 @@ def curves(
         if best_step is not None:
             cell.axvline(best_step, color=look["best"], linewidth=1.3, linestyle="--")
             cell.annotate(
-                "kept", (best_step, 1), xycoords=cell.get_xaxis_transform(), xytext=(3, -10),
+                "best", (best_step, 1), xycoords=cell.get_xaxis_transform(), xytext=(3, -10),
                 textcoords="offset points", color=look["best"], fontsize=8,
             )  # fmt: skip
         cell.set_title(plot.title, loc="left", color=look["ink"], fontsize=11, pad=19)

@@ -1,0 +1,339 @@
+"""The whole way on one head that needs no download: segment, meet a foreign contrast, adapt, judge.
+
+The head is the MNI152 T1 average that the nilearn package carries, together with its grey and white matter maps.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from MAPSegLib.config import AdaptationOptions, InferenceOptions, Label, check_path
+from MAPSegLib.errors import InputError
+from MAPSegLib.metrics import dice_scores
+from MAPSegLib.pictures import Curve, Panel, curves, overlay
+from MAPSegLib.reports import replacing, unwritable, write_json, write_text
+from MAPSegLib.volumes import Volume, write_volume
+
+if TYPE_CHECKING:
+    from MAPSegLib.inference import Segmentation
+    from MAPSegLib.models import ModelCard
+    from MAPSegLib.quality import Assessment
+    from MAPSegLib.training.adaptation import Adapted
+
+DISCLAIMER = "Research software: not for clinical use."
+FORMULA = "0.5 + 0.5 sin(3.2 pi x - 1.2)"
+TISSUES = {
+    "grey matter": (3, 42, 8, 47, 10, 49, 11, 50, 12, 51, 13, 52, 17, 53, 18, 54, 26, 58),
+    "white matter": (2, 41, 7, 46),
+}
+"""FreeSurfer codes: cerebral and cerebellar cortex and the seven deep nuclei; cerebral and cerebellar white matter."""
+MIXED = (16, 28, 60)
+"""Brain stem and ventral diencephalon mix both tissues: their voxels are left out of the comparison."""
+FILES = {
+    "image": "mni152_t1.nii.gz",
+    "labels": "mni152_t1_seg.nii.gz",
+    "foreign": "mni152_foreign.nii.gz",
+    "source": "mni152_foreign_seg_source.nii.gz",
+    "adapted": "mni152_foreign_seg_adapted.nii.gz",
+    "chosen": "mni152_foreign_seg.nii.gz",
+    "overlay": "overlay_t1.png",
+    "comparison": "overlay_foreign.png",
+    "curves": "curves.png",
+    "curves_dark": "curves_dark.png",
+    "results": "demo.json",
+    "report": "report.html",
+}
+CURVES = (
+    Curve("loss", "Loss", "of the student on the teacher's labels"),
+    Curve("eta", "Confidence η", "share of voxels the teacher is sure of"),
+    Curve("agreement", "Agreement", "with the mirrored scan's result; decides"),
+)
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A structure, or a pair of them: volumes in ml (one, or left and right), and Dice with the T1 result."""
+
+    name: str
+    color: tuple[int, int, int]
+    volumes: tuple[float, ...]
+    source: float
+    adapted: float
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo found; ``agreement`` and the structures' Dice are with the model's own result on the T1.
+
+    ``tissue_dice`` is with the wheel's tissue maps, ``agreement`` the mean over structures of both results on the
+    foreign contrast, times are seconds.
+    """
+
+    folder: Path
+    card: ModelCard
+    structures: tuple[Structure, ...]
+    tissue_dice: dict[str, float]
+    agreement: dict[str, float]
+    chosen: str
+    gate: str
+    verdicts: dict[str, Assessment]
+    steps: int
+    best_step: int
+    history: list[dict[str, Any]]
+    seconds: dict[str, float]
+
+    @property
+    def report(self) -> Path:
+        return self.folder / FILES["report"]
+
+
+def run_demo(
+    output: str | Path,
+    minutes: float = 3.0,
+    overwrite: bool = False,
+    report: Callable[..., None] | None = None,
+    model: str | Path = "brain-t1",
+    say: Callable[[str], None] = print,
+) -> DemoResult:
+    """Segment the MNI152 head, show the model the same head in a foreign contrast, and adapt to it.
+
+    Writes label maps, pictures, ``demo.json`` and a self-contained ``report.html`` into ``output``.
+
+    Args:
+        output: a folder; made if there is none.
+        minutes: of adaptation.
+        overwrite: replace what an earlier demo left there.
+        report: told of progress, as ``report("progress", stage=..., step=..., steps=..., ...)``.
+        model: name or file of a model whose label values are FreeSurfer's codes.
+        say: given the results, in lines of text, as they come.
+
+    Raises:
+        InputError: the extra ``demo`` is not installed, the folder holds results already or cannot be written, or
+            the model cannot be used.
+        MemoryExhausted: segmenting did not fit anywhere.
+    """
+    missing = [name for name in ("matplotlib", "nilearn") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(f"The demo needs {' and '.join(missing)}.", "Install: pip install 'mapseg[demo]'")
+    if not minutes > 0:
+        raise InputError("The demo needs more than 0 minutes to adapt.")
+    folder = _empty_folder(check_path(output), overwrite)
+
+    from MAPSegLib.inference import segment_scan
+    from MAPSegLib.models import load_model, resolve
+    from MAPSegLib.preprocessing import prepare
+    from MAPSegLib.quality import assess_scan
+    from MAPSegLib.training.adaptation import adapt
+
+    report = report or (lambda event, **fields: None)
+    network, card = load_model(resolve(model))
+    head, tissue = load_head()
+    write_volume(folder / FILES["image"], head.array, head, overwrite)  # a full disk shows here, not after minutes
+    say(f"{DISCLAIMER}\n\nThe MNI152 head, 1 mm T1, segmented by {card.name}:")
+
+    def progress(step: int, steps: int) -> None:
+        report("progress", stage="segment", step=step, steps=steps, seconds_left=None)
+
+    options, started = InferenceOptions(), time.monotonic()
+    scan = prepare(head, card.preprocessing)
+    native = segment_scan(network, card.labels, scan, options, progress=progress)
+    seconds = {"segment": time.monotonic() - started}
+    voxel_ml = float(np.prod(scan.grid.working_spacing)) / 1000
+    verdict, _ = assess_scan(network, card, scan.image, voxel_ml, options)
+    write_volume(folder / FILES["labels"], native.labels, head, overwrite)
+    scores = tissue_dice(native.labels, tissue)
+    for line in _volume_lines(native.volumes_ml, card.labels):
+        say(line)
+    say("Dice with the tissue maps: " + ", ".join(f"{name} {dice:.3f}" for name, dice in scores.items()))
+    say(f"{verdict.reason}\n\nThe same head in a foreign contrast, x to {FORMULA}:")
+
+    foreign = foreign_contrast(head)
+    write_volume(folder / FILES["foreign"], foreign.array, head, overwrite)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="mapseg-") as checkpoints:
+        adaptation = AdaptationOptions(minutes=minutes)
+        adapted = adapt(network, card, [foreign], adaptation, Path(checkpoints), report)
+    seconds["adapt"] = time.monotonic() - started
+    outcome = adapted.results[0]
+    for name in ("source", "adapted"):
+        write_volume(folder / FILES[name], getattr(outcome, name).labels, head, overwrite)
+    write_volume(folder / FILES["chosen"], outcome.segmentation.labels, head, overwrite)
+
+    structures = compare(card.labels, native, outcome.source.labels, outcome.adapted.labels)
+    result = DemoResult(
+        folder=folder,
+        card=card,
+        structures=structures,
+        tissue_dice=scores,
+        agreement={side: _mean(getattr(s, side) for s in structures) for side in ("source", "adapted")},
+        chosen=outcome.chosen,
+        gate=outcome.reason,
+        verdicts={"t1": verdict, "source": outcome.assessment_source, "adapted": outcome.assessment_adapted},
+        steps=adapted.steps,
+        best_step=adapted.best_step,
+        history=_flat(adapted),
+        seconds=seconds,
+    )
+    for line in _agreement_lines(result):
+        say(line)
+    panels = [
+        Panel("T1", head, native.labels),
+        Panel("Foreign contrast, before", foreign, outcome.source.labels),
+        Panel("Foreign contrast, adapted", foreign, outcome.adapted.labels),
+    ]
+    _write_findings(result, panels, overwrite)
+    say(f"\nLabel maps, pictures and the report: {result.report}")
+    return result
+
+
+def load_head() -> tuple[Volume, np.ndarray]:
+    """The T1 in [0, 1] and its tissues: 1 grey, 2 white, where that is likelier than the other and than neither."""
+    from nilearn.datasets import load_mni152_gm_template, load_mni152_template, load_mni152_wm_template
+
+    image = load_mni152_template(resolution=1)
+    grey, white = (
+        np.asarray(load(resolution=1).dataobj, np.float32)
+        for load in (load_mni152_gm_template, load_mni152_wm_template)
+    )
+    tissue = np.argmax([1 - grey - white, grey, white], axis=0).astype(np.uint8)
+    array = np.asarray(image.dataobj, np.float32)
+    return Volume(array, image.affine.astype(float)), tissue
+
+
+def foreign_contrast(volume: Volume) -> Volume:
+    """The scan with intensities x, scaled to [0, 1], replaced by 0.5 + 0.5 sin(3.2 pi x - 1.2); background stays 0.
+
+    The curve rises and falls twice, so that tissues swap their order, as no brightness setting could do.
+    """
+    inside = volume.array > 0
+    x = np.clip(volume.array / np.percentile(volume.array[inside], 99.5), 0, 1)
+    array = np.where(inside, 0.5 + 0.5 * np.sin(3.2 * np.pi * x - 1.2), 0).astype(np.float32)
+    return Volume(array, volume.affine)
+
+
+def tissue_dice(labels: np.ndarray, tissue: np.ndarray) -> dict[str, float]:
+    """Dice of the structures' tissues (``TISSUES``) with a map of them, outside what is ``MIXED``; same shape."""
+    compared = ~np.isin(labels, MIXED)
+    grouped = np.zeros(labels.shape, np.uint8)
+    for value, codes in enumerate(TISSUES.values(), start=1):
+        grouped[np.isin(labels, codes)] = value
+    scores = dice_scores(grouped[compared], tissue[compared], range(1, 1 + len(TISSUES)))
+    return dict(zip(TISSUES, scores.values(), strict=True))
+
+
+def compare(
+    table: Sequence[Label], native: Segmentation, source: np.ndarray, adapted: np.ndarray
+) -> tuple[Structure, ...]:
+    """Volumes of the native result, and how well two other results agree with it; the sides' Dice averaged."""
+    values = [label.value for label in table]
+    scores = [dice_scores(labels, native.labels, values) for labels in (source, adapted)]
+    return tuple(
+        Structure(
+            name,
+            pair[0].color,
+            tuple(native.volumes_ml[label.value] for label in pair),
+            *(_mean(score[label.value] for label in pair) for score in scores),
+        )
+        for name, pair in _pairs(table).items()
+    )
+
+
+# --- what is told -----------------------------------------------------------------------------------------------
+
+
+def _pairs(table: Sequence[Label]) -> dict[str, list[Label]]:
+    """Labels by name without the side, left first."""
+    pairs: dict[str, list[Label]] = {}
+    for label in sorted(table, key=lambda label: label.name.startswith("right ")):
+        name = label.name.removeprefix("left ").removeprefix("right ") if label.mirror else label.name
+        pairs.setdefault(name, []).append(label)
+    return pairs
+
+
+def _volume_lines(volumes: dict[int, float], table: Sequence[Label]) -> Iterable[str]:
+    yield f"  {'volume in ml':<28}{'left':>9}{'right':>9}"
+    for name, pair in _pairs(table).items():
+        yield f"  {name:<28}" + "".join(f"{volumes[label.value]:9.1f}" for label in pair)
+
+
+def _agreement_lines(result: DemoResult) -> Iterable[str]:
+    yield f"  {'Dice with the T1 result':<28}{'before':>9}{'adapted':>9}"
+    for s in result.structures:
+        yield f"  {s.name:<28}{number(s.source):>9}{number(s.adapted):>9}"
+    yield f"  {'mean':<28}{number(result.agreement['source']):>9}{number(result.agreement['adapted']):>9}"
+    yield f"{result.steps} steps in {result.seconds['adapt']:.0f} s, the best after step {result.best_step}."
+    yield f"Kept: the {kept(result)} result. {result.gate}"
+    yield result.verdicts[result.chosen].reason
+
+
+def kept(result: DemoResult) -> str:
+    """The side that the gate chose, in words."""
+    return "adapted" if result.chosen == "adapted" else "source model's"
+
+
+def number(value: float) -> str:
+    """Three decimals, or a dash for what is undefined."""
+    return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def _flat(adapted: Adapted) -> list[dict[str, Any]]:
+    """The record with one number per key, as :func:`~MAPSegLib.pictures.curves` draws it."""
+    return [{**row, "loss": row["losses"].get("loss")} for row in adapted.history]
+
+
+def _mean(values: Iterable[float]) -> float:
+    known = [v for v in values if not math.isnan(v)]
+    return sum(known) / len(known) if known else math.nan
+
+
+# --- what is written --------------------------------------------------------------------------------------------
+
+
+def _empty_folder(folder: Path, overwrite: bool) -> Path:
+    """Make the folder; refuse one that holds results already."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    taken = [name for name in FILES.values() if (folder / name).exists()]
+    if taken and not overwrite:
+        raise InputError(f"{folder} already holds {taken[0]}.", "Choose another folder, or allow overwriting.")
+    return folder
+
+
+def _write_findings(result: DemoResult, panels: Sequence[Panel], overwrite: bool) -> None:
+    from MAPSegLib.demo_page import page
+
+    folder, table = result.folder, result.card.labels
+    with replacing(folder / FILES["overlay"], overwrite) as path:
+        overlay(panels[:1], table, path)
+    with replacing(folder / FILES["comparison"], overwrite) as path:
+        overlay(panels, table, path)
+    for name, theme in (("curves", "light"), ("curves_dark", "dark")):
+        with replacing(folder / FILES[name], overwrite) as path:
+            curves(result.history, CURVES, path, result.best_step, theme)
+    record = {
+        "disclaimer": DISCLAIMER,
+        "model": result.card.name,
+        "structures": [vars(s) for s in result.structures],
+        "tissue_dice": result.tissue_dice,
+        "agreement": result.agreement,
+        "chosen": result.chosen,
+        "gate": result.gate,
+        "verdicts": {name: vars(verdict) for name, verdict in result.verdicts.items()},
+        "steps": result.steps,
+        "best_step": result.best_step,
+        "seconds": result.seconds,
+        "history": result.history,
+    }
+    write_json(folder / FILES["results"], record, overwrite)
+    write_text(folder / FILES["report"], page(result), overwrite)

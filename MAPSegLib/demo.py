@@ -18,14 +18,17 @@ import numpy as np
 
 from MAPSegLib.config import AdaptationOptions, InferenceOptions, Label, check_path
 from MAPSegLib.errors import InputError
+from MAPSegLib.jobs import Report, Stopped
 from MAPSegLib.metrics import dice_scores
 from MAPSegLib.pictures import Curve, Panel, curves, overlay
-from MAPSegLib.reports import replacing, unwritable, write_json, write_text
+from MAPSegLib.reports import replacing, write_json, write_text
+from MAPSegLib.tasks.outputs import output_folder, refuse_existing
 from MAPSegLib.volumes import Volume, write_volume
 
 if TYPE_CHECKING:
     from MAPSegLib.inference import Segmentation
     from MAPSegLib.models import ModelCard
+    from MAPSegLib.networks.segmenter import Segmenter
     from MAPSegLib.quality import Assessment
     from MAPSegLib.training.adaptation import Adapted
 
@@ -39,6 +42,7 @@ TISSUES = {
 MIXED = (16, 28, 60)
 """Brain stem and ventral diencephalon mix both tissues: their voxels are left out of the comparison."""
 FILES = {
+    "report": "report.html",
     "image": "mni152_t1.nii.gz",
     "labels": "mni152_t1_seg.nii.gz",
     "foreign": "mni152_foreign.nii.gz",
@@ -50,7 +54,6 @@ FILES = {
     "curves": "curves.png",
     "curves_dark": "curves_dark.png",
     "results": "demo.json",
-    "report": "report.html",
 }
 CURVES = (
     Curve("loss", "Loss", "of the student on the teacher's labels"),
@@ -71,14 +74,14 @@ class Structure:
 
 
 @dataclass(frozen=True)
-class DemoResult:
+class Findings:
     """What the demo found; ``agreement`` and the structures' Dice are with the model's own result on the T1.
 
-    ``tissue_dice`` is with the wheel's tissue maps, ``agreement`` the mean over structures of both results on the
-    foreign contrast, times are seconds.
+    ``tissue_dice`` is with the wheel's tissue maps, ``agreement`` the mean over structures on the foreign contrast by
+    side (``source``, ``adapted``), ``verdicts`` are on ``t1`` and both sides, ``seconds`` those of ``segment`` and
+    ``adapt``.
     """
 
-    folder: Path
     card: ModelCard
     structures: tuple[Structure, ...]
     tissue_dice: dict[str, float]
@@ -91,19 +94,25 @@ class DemoResult:
     history: list[dict[str, Any]]
     seconds: dict[str, float]
 
-    @property
-    def report(self) -> Path:
-        return self.folder / FILES["report"]
+    def record(self) -> dict[str, Any]:
+        """All of it as plain values, the model by its name."""
+        return {
+            "disclaimer": DISCLAIMER,
+            **vars(self),
+            "card": self.card.name,
+            "structures": [vars(s) for s in self.structures],
+            "verdicts": {name: vars(verdict) for name, verdict in self.verdicts.items()},
+        }
 
 
 def run_demo(
     output: str | Path,
     minutes: float = 3.0,
     overwrite: bool = False,
-    report: Callable[..., None] | None = None,
+    report: Report | None = None,
     model: str | Path = "brain-t1",
     say: Callable[[str], None] = print,
-) -> DemoResult:
+) -> dict[str, Any]:
     """Segment the MNI152 head, show the model the same head in a foreign contrast, and adapt to it.
 
     Writes label maps, pictures, ``demo.json`` and a self-contained ``report.html`` into ``output``.
@@ -116,6 +125,9 @@ def run_demo(
         model: name or file of a model whose label values are FreeSurfer's codes.
         say: given the results, in lines of text, as they come.
 
+    Returns:
+        what ``demo.json`` holds (:meth:`Findings.record`), and ``files``.
+
     Raises:
         InputError: the extra ``demo`` is not installed, the folder holds results already or cannot be written, or
             the model cannot be used.
@@ -126,18 +138,34 @@ def run_demo(
         raise InputError(f"The demo needs {' and '.join(missing)}.", "Install: pip install 'mapseg[demo]'")
     if not minutes > 0:
         raise InputError("The demo needs more than 0 minutes to adapt.")
-    folder = _empty_folder(check_path(output), overwrite)
 
-    from MAPSegLib.inference import segment_scan
     from MAPSegLib.models import load_model, resolve
+
+    files = {name: check_path(output) / file for name, file in FILES.items()}
+    refuse_existing(files.values(), overwrite)
+    network, card = load_model(resolve(model))
+    with output_folder(check_path(output)):
+        findings, panels = _explore(network, card, minutes, files, overwrite, report or _quiet, say)
+        _write_findings(findings, panels, files, overwrite)
+    say(f"\nLabel maps, pictures and the report: {files['report']}")
+    return {**findings.record(), "files": [str(path) for path in files.values()]}
+
+
+def _explore(
+    network: Segmenter,
+    card: ModelCard,
+    minutes: float,
+    files: dict[str, Path],
+    overwrite: bool,
+    report: Report,
+    say: Callable[[str], None],
+) -> tuple[Findings, list[Panel]]:
+    from MAPSegLib.inference import segment_scan
     from MAPSegLib.preprocessing import prepare
     from MAPSegLib.quality import assess_scan
-    from MAPSegLib.training.adaptation import adapt
 
-    report = report or (lambda event, **fields: None)
-    network, card = load_model(resolve(model))
     head, tissue = load_head()
-    write_volume(folder / FILES["image"], head.array, head, overwrite)  # a full disk shows here, not after minutes
+    write_volume(files["image"], head.array, head, overwrite)
     say(f"{DISCLAIMER}\n\nThe MNI152 head, 1 mm T1, segmented by {card.name}:")
 
     def progress(step: int, steps: int) -> None:
@@ -147,9 +175,8 @@ def run_demo(
     scan = prepare(head, card.preprocessing)
     native = segment_scan(network, card.labels, scan, options, progress=progress)
     seconds = {"segment": time.monotonic() - started}
-    voxel_ml = float(np.prod(scan.grid.working_spacing)) / 1000
-    verdict, _ = assess_scan(network, card, scan.image, voxel_ml, options)
-    write_volume(folder / FILES["labels"], native.labels, head, overwrite)
+    verdict, _ = assess_scan(network, card, scan.image, math.prod(scan.grid.working_spacing) / 1000, options)
+    write_volume(files["labels"], native.labels, head, overwrite)
     scores = tissue_dice(native.labels, tissue)
     for line in _volume_lines(native.volumes_ml, card.labels):
         say(line)
@@ -157,20 +184,16 @@ def run_demo(
     say(f"{verdict.reason}\n\nThe same head in a foreign contrast, x to {FORMULA}:")
 
     foreign = foreign_contrast(head)
-    write_volume(folder / FILES["foreign"], foreign.array, head, overwrite)
+    write_volume(files["foreign"], foreign.array, head, overwrite)
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="mapseg-") as checkpoints:
-        adaptation = AdaptationOptions(minutes=minutes)
-        adapted = adapt(network, card, [foreign], adaptation, Path(checkpoints), report)
+    adapted = _adapt(network, card, foreign, minutes, report)
     seconds["adapt"] = time.monotonic() - started
     outcome = adapted.results[0]
-    for name in ("source", "adapted"):
-        write_volume(folder / FILES[name], getattr(outcome, name).labels, head, overwrite)
-    write_volume(folder / FILES["chosen"], outcome.segmentation.labels, head, overwrite)
-
+    sides = {"source": outcome.source, "adapted": outcome.adapted, "chosen": outcome.segmentation}
+    for name, segmentation in sides.items():
+        write_volume(files[name], segmentation.labels, head, overwrite)
     structures = compare(card.labels, native, outcome.source.labels, outcome.adapted.labels)
-    result = DemoResult(
-        folder=folder,
+    findings = Findings(
         card=card,
         structures=structures,
         tissue_dice=scores,
@@ -180,19 +203,31 @@ def run_demo(
         verdicts={"t1": verdict, "source": outcome.assessment_source, "adapted": outcome.assessment_adapted},
         steps=adapted.steps,
         best_step=adapted.best_step,
-        history=_flat(adapted),
+        history=[{**row, "loss": row["losses"].get("loss")} for row in adapted.history],
         seconds=seconds,
     )
-    for line in _agreement_lines(result):
+    for line in _agreement_lines(findings):
         say(line)
-    panels = [
+    return findings, [
         Panel("T1", head, native.labels),
         Panel("Foreign contrast, before", foreign, outcome.source.labels),
         Panel("Foreign contrast, adapted", foreign, outcome.adapted.labels),
     ]
-    _write_findings(result, panels, overwrite)
-    say(f"\nLabel maps, pictures and the report: {result.report}")
-    return result
+
+
+def _adapt(network: Segmenter, card: ModelCard, foreign: Volume, minutes: float, report: Report) -> Adapted:
+    from MAPSegLib.training.adaptation import adapt
+
+    with tempfile.TemporaryDirectory(prefix="mapseg-") as name:
+        folder, scans = Path(name), [foreign]
+        try:
+            return adapt(network, card, scans, AdaptationOptions(minutes=minutes), folder, report)
+        except Stopped:  # no time left: the checkpoint is read, and its best step taken
+            return adapt(network, card, scans, AdaptationOptions(minutes=1e-9), folder, _quiet)
+
+
+def _quiet(event: str, **fields: Any) -> None:
+    """Nobody listens."""
 
 
 def load_head() -> tuple[Volume, np.ndarray]:
@@ -265,29 +300,24 @@ def _volume_lines(volumes: dict[int, float], table: Sequence[Label]) -> Iterable
         yield f"  {name:<28}" + "".join(f"{volumes[label.value]:9.1f}" for label in pair)
 
 
-def _agreement_lines(result: DemoResult) -> Iterable[str]:
+def _agreement_lines(found: Findings) -> Iterable[str]:
     yield f"  {'Dice with the T1 result':<28}{'before':>9}{'adapted':>9}"
-    for s in result.structures:
+    for s in found.structures:
         yield f"  {s.name:<28}{number(s.source):>9}{number(s.adapted):>9}"
-    yield f"  {'mean':<28}{number(result.agreement['source']):>9}{number(result.agreement['adapted']):>9}"
-    yield f"{result.steps} steps in {result.seconds['adapt']:.0f} s, the best after step {result.best_step}."
-    yield f"Kept: the {kept(result)} result. {result.gate}"
-    yield result.verdicts[result.chosen].reason
+    yield f"  {'mean':<28}{number(found.agreement['source']):>9}{number(found.agreement['adapted']):>9}"
+    yield f"{found.steps} steps in {found.seconds['adapt']:.0f} s, the best after step {found.best_step}."
+    yield f"Kept: the {kept(found)} result. {found.gate}"
+    yield found.verdicts[found.chosen].reason
 
 
-def kept(result: DemoResult) -> str:
+def kept(found: Findings) -> str:
     """The side that the gate chose, in words."""
-    return "adapted" if result.chosen == "adapted" else "source model's"
+    return "adapted" if found.chosen == "adapted" else "source model's"
 
 
 def number(value: float) -> str:
     """Three decimals, or a dash for what is undefined."""
     return "-" if math.isnan(value) else f"{value:.3f}"
-
-
-def _flat(adapted: Adapted) -> list[dict[str, Any]]:
-    """The record with one number per key, as :func:`~MAPSegLib.pictures.curves` draws it."""
-    return [{**row, "loss": row["losses"].get("loss")} for row in adapted.history]
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -298,42 +328,18 @@ def _mean(values: Iterable[float]) -> float:
 # --- what is written --------------------------------------------------------------------------------------------
 
 
-def _empty_folder(folder: Path, overwrite: bool) -> Path:
-    """Make the folder; refuse one that holds results already."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unwritable(folder, error) from error
-    taken = [name for name in FILES.values() if (folder / name).exists()]
-    if taken and not overwrite:
-        raise InputError(f"{folder} already holds {taken[0]}.", "Choose another folder, or allow overwriting.")
-    return folder
-
-
-def _write_findings(result: DemoResult, panels: Sequence[Panel], overwrite: bool) -> None:
+def _write_findings(
+    found: Findings, panels: Sequence[Panel], files: dict[str, Path], overwrite: bool
+) -> None:
     from MAPSegLib.demo_page import page
 
-    folder, table = result.folder, result.card.labels
-    with replacing(folder / FILES["overlay"], overwrite) as path:
-        overlay(panels[:1], table, path)
-    with replacing(folder / FILES["comparison"], overwrite) as path:
-        overlay(panels, table, path)
+    with replacing(files["overlay"], overwrite) as path:
+        overlay(panels[:1], found.card.labels, path)
+    with replacing(files["comparison"], overwrite) as path:
+        overlay(panels, found.card.labels, path)
     for name, theme in (("curves", "light"), ("curves_dark", "dark")):
-        with replacing(folder / FILES[name], overwrite) as path:
-            curves(result.history, CURVES, path, result.best_step, theme)
-    record = {
-        "disclaimer": DISCLAIMER,
-        "model": result.card.name,
-        "structures": [vars(s) for s in result.structures],
-        "tissue_dice": result.tissue_dice,
-        "agreement": result.agreement,
-        "chosen": result.chosen,
-        "gate": result.gate,
-        "verdicts": {name: vars(verdict) for name, verdict in result.verdicts.items()},
-        "steps": result.steps,
-        "best_step": result.best_step,
-        "seconds": result.seconds,
-        "history": result.history,
-    }
-    write_json(folder / FILES["results"], record, overwrite)
-    write_text(folder / FILES["report"], page(result), overwrite)
+        with replacing(files[name], overwrite) as path:
+            curves(found.history, CURVES, path, found.best_step, theme)
+    write_json(files["results"], found.record(), overwrite)
+    pictures = {name: path.read_bytes() for name, path in files.items() if path.suffix == ".png"}
+    write_text(files["report"], page(found, pictures), overwrite)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import base64
 import math
+from collections.abc import Mapping
 from html import escape
 from typing import TYPE_CHECKING
 
 from MAPSegLib import __version__
-from MAPSegLib.demo import DISCLAIMER, FILES, FORMULA, kept, number
+from MAPSegLib.demo import DISCLAIMER, FORMULA, kept, number
 
 if TYPE_CHECKING:
-    from MAPSegLib.demo import DemoResult, Structure
+    from MAPSegLib.demo import Findings, Structure
     from MAPSegLib.quality import Assessment
 
 _STYLE = """
@@ -52,13 +53,17 @@ footer { margin-top: 3rem; padding-top: 1rem; border-top: 1px solid var(--line);
 """
 
 
-def page(result: DemoResult) -> str:
-    """The report as HTML; reads the pictures that the demo has written beside it."""
-    before, after = result.agreement["source"], result.agreement["adapted"]
-    chosen = result.verdicts[result.chosen]
+def page(found: Findings, pictures: Mapping[str, bytes]) -> str:
+    """The report as HTML.
+
+    Args:
+        pictures: PNG files by name: overlay, comparison, curves, curves_dark.
+    """
+    before, after = found.agreement["source"], found.agreement["adapted"]
+    chosen = found.verdicts[found.chosen]
     formula = FORMULA.replace("pi", "π").replace("-", "−")
     tiles = [
-        *((number(dice), f"Dice of {name} with the tissue map") for name, dice in result.tissue_dice.items()),
+        *((number(dice), f"Dice of {name} with the tissue map") for name, dice in found.tissue_dice.items()),
         (number(before), "agreement on the foreign contrast, before"),
         (number(after), "after adaptation"),
     ]
@@ -73,17 +78,17 @@ def page(result: DemoResult) -> str:
 <body>
 <main>
 <h1>One head, two contrasts</h1>
-<p class="soft">What <code>mapseg demo</code> found with the model {escape(result.card.name)}.</p>
+<p class="soft">What <code>mapseg demo</code> found with the model {escape(found.card.name)}.</p>
 <p><span class="badge">{DISCLAIMER}</span></p>
 <div class="figures">{"".join(f"<div><b>{value}</b><span>{text}</span></div>" for value, text in tiles)}</div>
 
 <h2>The contrast that the model knows</h2>
-<p>The MNI152 T1 average of 152 adults at 1 mm, segmented in {result.seconds["segment"]:.1f} s.</p>
-{_image(result, "overlay", "The T1 with its structures in three planes")}
-{_verdict(result.verdicts["t1"])}
+<p>The MNI152 T1 average of 152 adults at 1 mm, segmented in {found.seconds["segment"]:.1f} s.</p>
+{_image(pictures["overlay"], "The T1 with its structures in three planes")}
+{_verdict(found.verdicts["t1"])}
 <div class="scroll"><table class="narrow">
 <tr><th>volume in ml</th><th>left</th><th>right</th></tr>
-{"".join(_volumes(s) for s in result.structures)}
+{"".join(_volumes(s) for s in found.structures)}
 </table></div>
 <p class="soft">Dice with the tissue maps: grey matter is both cortices and the deep nuclei, white matter that of
 cerebrum and cerebellum; the maps call a voxel what is likeliest there. Brain stem and ventral diencephalon mix both and
@@ -91,24 +96,24 @@ are left out. The average blurs the folds of the cortex, so even a perfect resul
 
 <h2>A contrast that it has never seen</h2>
 <p>Every intensity x became {formula}: the curve rises and falls twice, so that tissues swap their order
-of brightness. The model adapted to this one scan, without labels, for {result.steps} steps in
-{result.seconds["adapt"]:.0f} s; the weights after step {result.best_step} were the best by the measures that adaptation
+of brightness. The model adapted to this one scan, without labels, for {found.steps} steps in
+{found.seconds["adapt"]:.0f} s; the weights after step {found.best_step} were the best by the measures that adaptation
 does not train on.</p>
-<div class="verdict"><b>Kept: the {kept(result)} result.</b> {escape(result.gate)}</div>
+<div class="verdict"><b>Kept: the {kept(found)} result.</b> {escape(found.gate)}</div>
 {_verdict(chosen)}
-{_image(result, "comparison", "The T1, the foreign contrast before and after adaptation, with their structures")}
+{_image(pictures["comparison"], "The T1, the foreign contrast before and after adaptation, with their structures")}
 <div class="scroll"><table>
 <tr><th>Dice with the T1 result</th><th>before</th><th>adapted</th><th></th></tr>
-{"".join(_agreement(s.name, s.color, s.source, s.adapted) for s in result.structures)}
+{"".join(_agreement(s.name, s.color, s.source, s.adapted) for s in found.structures)}
 {_agreement("mean", None, before, after)}
 </table></div>
 <p class="soft">This is agreement with the model's own result on the T1, not with a reference: it says what the change
 of contrast cost and what adaptation brought back. The adaptation never sees it.</p>
 
 <h2>How the adaptation went</h2>
-{_curves(result)}
+{_curves(pictures)}
 
-<footer>MAPSeg {__version__}, model {escape(result.card.name)} ({escape(result.card.license or "no licence stated")}).
+<footer>MAPSeg {__version__}, model {escape(found.card.name)} ({escape(found.card.license or "no licence stated")}).
 Everything was computed on this machine. {DISCLAIMER}</footer>
 </main>
 </body>
@@ -116,17 +121,18 @@ Everything was computed on this machine. {DISCLAIMER}</footer>
 """
 
 
-def _data(result: DemoResult, name: str) -> str:
-    return "data:image/png;base64," + base64.b64encode((result.folder / FILES[name]).read_bytes()).decode()
+def _data(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
-def _image(result: DemoResult, name: str, text: str) -> str:
-    return f'<img src="{_data(result, name)}" alt="{escape(text)}">'
+def _image(png: bytes, text: str) -> str:
+    return f'<img src="{_data(png)}" alt="{escape(text)}">'
 
 
-def _curves(result: DemoResult) -> str:
-    dark = f'<source srcset="{_data(result, "curves_dark")}" media="(prefers-color-scheme: dark)">'
-    return f"<picture>{dark}{_image(result, 'curves', 'Loss, confidence and agreement over the steps')}</picture>"
+def _curves(pictures: Mapping[str, bytes]) -> str:
+    dark = f'<source srcset="{_data(pictures["curves_dark"])}" media="(prefers-color-scheme: dark)">'
+    light = _image(pictures["curves"], "Loss, confidence and agreement over the steps")
+    return f"<picture>{dark}{light}</picture>"
 
 
 def _verdict(verdict: Assessment) -> str:

@@ -67,15 +67,11 @@ def save_model(path: Path, state: Mapping[str, Tensor], card: ModelCard, overwri
     Raises:
         InputError: the file exists and ``overwrite`` is off, or the disk refuses.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with replacing(Path(path), overwrite) as temporary:
-        try:
-            save_file(tensors, temporary, metadata={_KEY: card.model_dump_json()})
-        except SafetensorError as error:  # its way to tell a full disk
-            raise OSError(str(error)) from error
+        temporary.write_bytes(save(tensors, metadata={_KEY: card.model_dump_json()}))
     return Path(path)
 
 

@@ -1,0 +1,182 @@
+"""What a notebook calls: every function builds the job that the command line builds, and runs it in this process.
+
+Each returns the job's result, a dictionary (see :mod:`MAPSegLib.jobs`); scans that failed among others are listed
+under ``failed``. Options are those of :mod:`MAPSegLib.config`, given by name. ``report`` receives every event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .jobs import Emit, build_job
+from .models import list_models
+from .worker import run_job
+
+__all__ = ["adapt", "evaluate", "list_models", "segment", "train"]
+
+PathLike = str | Path
+
+
+def segment(
+    model: PathLike,
+    scans: PathLike | Sequence[PathLike],
+    output: PathLike,
+    *,
+    uncertainty: bool = False,
+    overwrite: bool = False,
+    report: Emit | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Segment scans with a model.
+
+    Args:
+        model: name (see :func:`list_models`) or file.
+        scans: a scan, a DICOM series folder, a folder of scans, or several of them.
+        output: folder, or the label map's file name for one scan.
+        uncertainty: write maps of one minus the probability of the label given.
+        options: of :class:`~MAPSegLib.config.InferenceOptions`.
+
+    Raises:
+        InputError: an option, the model or every scan cannot be used, or results are there already.
+        MemoryExhausted: no scan fits into memory.
+    """
+    return _run(
+        report,
+        task="segment",
+        model=str(model),
+        scans=_several(scans),
+        output=output,
+        uncertainty=uncertainty,
+        overwrite=overwrite,
+        options=options,
+    )
+
+
+def adapt(
+    model: PathLike,
+    scans: PathLike | Sequence[PathLike],
+    output: PathLike,
+    *,
+    uncertainty: bool = False,
+    save_model: bool = False,
+    overwrite: bool = False,
+    report: Emit | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Adapt a model to unlabelled scans of one domain and segment them; the gate keeps the better supported result.
+
+    Args:
+        save_model: keep the adapted model beside the results.
+        options: of :class:`~MAPSegLib.config.AdaptationOptions`.
+
+    Other arguments, and what is raised, as for :func:`segment`.
+    """
+    return _run(
+        report,
+        task="adapt",
+        model=str(model),
+        scans=_several(scans),
+        output=output,
+        uncertainty=uncertainty,
+        save_model=save_model,
+        overwrite=overwrite,
+        options=options,
+    )
+
+
+def train(
+    output: PathLike,
+    name: str,
+    *,
+    images: PathLike | None = None,
+    labels: PathLike | None = None,
+    from_labels: PathLike | None = None,
+    contrast: str = "t1",
+    label_table: PathLike | None = None,
+    preset: str | None = None,
+    init: PathLike | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
+    holdout: int = 0,
+    description: str = "",
+    license: str = "",
+    overwrite: bool = False,
+    report: Emit | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Train a source model; a training that was killed continues where ``output`` holds its checkpoint.
+
+    Args:
+        images, labels: folders of scans and of their label maps, named alike.
+        from_labels: instead, a folder of label maps to synthesise images from.
+        label_table: JSON file, or ``brain``; structures are inferred from the labels otherwise.
+        preset: ``tiny``, ``small`` (the default) or ``paper``.
+        init: model to start from.
+        preprocessing: of :class:`~MAPSegLib.config.Preprocessing`.
+        holdout: cases kept back to choose the best weights.
+        options: of :class:`~MAPSegLib.config.TrainingOptions`.
+
+    Raises:
+        InputError: options or data cannot be used, or results are there already.
+    """
+    return _run(
+        report,
+        task="train",
+        output=output,
+        name=name,
+        images=images,
+        labels=labels,
+        from_labels=from_labels,
+        contrast=contrast,
+        label_table=None if label_table is None else str(label_table),
+        preset=preset,
+        init=None if init is None else str(init),
+        preprocessing=preprocessing,
+        holdout=holdout,
+        description=description,
+        license=license,
+        overwrite=overwrite,
+        options=options,
+    )
+
+
+def evaluate(
+    prediction: PathLike,
+    reference: PathLike,
+    output: PathLike,
+    *,
+    model: PathLike | None = None,
+    mapping: Mapping[int, int] | None = None,
+    overwrite: bool = False,
+    report: Emit | None = None,
+) -> dict[str, Any]:
+    """Score label maps against references: Dice, 95 % Hausdorff distance in mm, and volume error.
+
+    Args:
+        prediction, reference: two label maps, or two folders of them, named alike.
+        output: folder for metrics.json and metrics.csv.
+        model: whose structures are scored; all in the references otherwise.
+        mapping: reference value to label value, where the two follow different protocols.
+
+    Raises:
+        InputError: nothing to pair, no pair that can be read, or results are there already.
+    """
+    return _run(
+        report,
+        task="evaluate",
+        prediction=prediction,
+        reference=reference,
+        output=output,
+        model=None if model is None else str(model),
+        mapping=mapping,
+        overwrite=overwrite,
+    )
+
+
+def _several(scans: PathLike | Sequence[PathLike]) -> list[PathLike]:
+    return [scans] if isinstance(scans, (str, Path)) else list(scans)
+
+
+def _run(report: Emit | None, **content: Any) -> dict[str, Any]:
+    return run_job(build_job(content), report or (lambda event: None))

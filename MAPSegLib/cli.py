@@ -1,0 +1,291 @@
+"""The ``mapseg`` command. Every sub-command builds a job and runs it as the worker does.
+
+Only what ``--help`` needs is imported here; everything else when a command runs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="mapseg",
+    help="Segment 3D medical scans, and adapt to new scanners and contrasts without labels.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[str, typer.Argument(help="Name (see `mapseg models`) or file of a model.", metavar="MODEL")]
+Scans = Annotated[
+    list[Path],
+    typer.Argument(
+        help="Scans, DICOM series folders, or folders of scans.", metavar="SCAN...", show_default=False
+    ),
+]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
+OutputFile = Annotated[Path, typer.Option("--output", "-o", help="Folder, or a file name for one scan.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")]
+Uncertainty = Annotated[bool, typer.Option("--uncertainty", help="Write uncertainty maps too.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")]
+Precision = Annotated[str | None, typer.Option(help="auto, bf16 or fp32.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")]
+Steps = Annotated[int | None, typer.Option(help="Number of steps, at most.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of all random numbers.")]
+OptionsFile = Annotated[
+    Path | None,
+    typer.Option("--options", help="JSON file with more options, by their names in the reference."),
+]
+LabelTable = Annotated[
+    str | None, typer.Option("--label-table", help="JSON file of structures, or `brain` for FreeSurfer's.")
+]
+Contrast = Annotated[str, typer.Option(help="t1, t2 or random.")]
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and leave.")] = False,
+) -> None:
+    if version:
+        from . import __version__
+
+        typer.echo(f"mapseg {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def segment(
+    model: Model,
+    scans: Scans,
+    output: OutputFile,
+    uncertainty: Uncertainty = False,
+    device: Device = None,
+    precision: Precision = None,
+    overlap: Annotated[
+        float | None, typer.Option(help="Share of a window that its neighbour repeats.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(help="Windows at once.")] = None,
+    threads: Threads = None,
+    options: OptionsFile = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Segment scans with a model."""
+    flags = {"device": device, "precision": precision, "overlap": overlap, "batch": batch, "threads": threads}
+    job = {
+        "model": model,
+        "scans": scans,
+        "output": output,
+        "uncertainty": uncertainty,
+        "overwrite": overwrite,
+    }
+    _run("segment", job, flags, options)
+
+
+@app.command()
+def adapt(
+    model: Model,
+    scans: Scans,
+    output: OutputFile,
+    uncertainty: Uncertainty = False,
+    save_model: Annotated[bool, typer.Option("--save-model", help="Keep the adapted model.")] = False,
+    no_gate: Annotated[bool, typer.Option("--no-gate", help="Keep the adapted result in any case.")] = False,
+    steps: Steps = None,
+    minutes: Annotated[float | None, typer.Option(help="Time for adaptation, per scan, at most.")] = None,
+    seed: Seed = None,
+    device: Device = None,
+    precision: Precision = None,
+    threads: Threads = None,
+    options: OptionsFile = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Adapt a model to unlabelled scans of one domain, and segment them.
+
+    Enter stops early and keeps the best so far; Ctrl-C cancels, and the same command continues later.
+    """
+    flags = {
+        "steps": steps,
+        "minutes": minutes,
+        "seed": seed,
+        "device": device,
+        "precision": precision,
+        "threads": threads,
+        "gate": False if no_gate else None,
+    }
+    job = {
+        "model": model,
+        "scans": scans,
+        "output": output,
+        "uncertainty": uncertainty,
+        "overwrite": overwrite,
+    }
+    _run("adapt", job | {"save_model": save_model}, flags, options)
+
+
+@app.command()
+def train(
+    output: Output,
+    name: Annotated[str, typer.Option(help="Name of the model.")],
+    images: Annotated[Path | None, typer.Option(help="Folder of scans.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Folder of their label maps, named alike.")] = None,
+    from_labels: Annotated[
+        Path | None, typer.Option("--from-labels", help="Folder of label maps to synthesise images from.")
+    ] = None,
+    contrast: Contrast = "t1",
+    preset: Annotated[str | None, typer.Option(help="Architecture: tiny, small (default) or paper.")] = None,
+    init: Annotated[str | None, typer.Option(help="Model to start from.", metavar="MODEL")] = None,
+    label_table: LabelTable = None,
+    spacing: Annotated[float | None, typer.Option(help="Voxel size that the model works on, mm.")] = None,
+    modality: Annotated[str | None, typer.Option(help="mr or ct.")] = None,
+    holdout: Annotated[int, typer.Option(help="Cases kept back to choose the best weights.")] = 0,
+    description: Annotated[str, typer.Option(help="Goes into the model card.")] = "",
+    license: Annotated[str, typer.Option(help="Of the weights; goes into the model card.")] = "",
+    steps: Steps = None,
+    seed: Seed = None,
+    device: Device = None,
+    precision: Precision = None,
+    threads: Threads = None,
+    options: OptionsFile = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train a source model on scans with labels, or on images synthesised from label maps.
+
+    A training that was interrupted continues when the same command is given again.
+    """
+    flags = {"steps": steps, "seed": seed, "device": device, "precision": precision, "threads": threads}
+    job = {
+        "output": output,
+        "name": name,
+        "images": images,
+        "labels": labels,
+        "from_labels": from_labels,
+        "contrast": contrast,
+        "label_table": label_table,
+        "preset": preset,
+        "init": init,
+        "preprocessing": _preprocessing(spacing, modality),
+        "holdout": holdout,
+        "description": description,
+        "license": license,
+        "overwrite": overwrite,
+    }
+    _run("train", job, flags, options)
+
+
+@app.command()
+def evaluate(
+    prediction: Annotated[Path, typer.Argument(help="Label map, or a folder of them.")],
+    reference: Annotated[Path, typer.Argument(help="Label map, or a folder of them, named alike.")],
+    output: Output,
+    model: Annotated[
+        str | None, typer.Option(help="Model whose structures are scored; default: all found.")
+    ] = None,
+    mapping: Annotated[
+        Path | None, typer.Option(help="JSON file of reference value -> label value, if they differ.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Score label maps against references: Dice, 95 % Hausdorff distance, volume error."""
+    job = {
+        "prediction": prediction,
+        "reference": reference,
+        "output": output,
+        "model": model,
+        "mapping": mapping,
+        "overwrite": overwrite,
+    }
+    _run("evaluate", job)
+
+
+@app.command()
+def models(
+    name: Annotated[str | None, typer.Argument(help="Show this model's card.", show_default=False)] = None,
+) -> None:
+    """List the models at hand, or show one's card."""
+    from . import console
+
+    raise typer.Exit(console.show_models(name))
+
+
+@app.command("import")
+def import_(
+    checkpoint: Annotated[Path, typer.Argument(help="The authors' .pth file.")],
+    name: Annotated[str, typer.Option(help="Name of the model.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder; default: your models.")
+    ] = None,
+    label_table: LabelTable = None,
+    spacing: Annotated[float | None, typer.Option(help="Voxel size it was trained on, mm.")] = None,
+    modality: Annotated[str | None, typer.Option(help="mr or ct.")] = None,
+    patch: Annotated[int, typer.Option(help="Edge of its patches, voxels.")] = 96,
+    license: Annotated[str, typer.Option(help="Of the weights.")] = "",
+    overwrite: Overwrite = False,
+) -> None:
+    """Turn a checkpoint of the paper's authors into a model."""
+    job = {
+        "checkpoint": checkpoint,
+        "name": name,
+        "output": output,
+        "label_table": label_table,
+        "preprocessing": _preprocessing(spacing, modality) or {},
+        "patch": patch,
+        "license": license,
+        "overwrite": overwrite,
+    }
+    _run("import", job)
+
+
+@app.command()
+def synthesise(
+    label_maps: Annotated[Path, typer.Argument(help="Label map with FreeSurfer codes, or a folder of them.")],
+    output: Output,
+    contrast: Contrast = "t1",
+    count: Annotated[int, typer.Option(help="Images of each label map.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of all random numbers.")] = 0,
+    spacing: Annotated[float, typer.Option(help="Voxel size, mm.")] = 1.0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Draw images from label maps, with matching labels: material for training and tests."""
+    job = {
+        "label_maps": label_maps,
+        "output": output,
+        "contrast": contrast,
+        "count": count,
+        "seed": seed,
+        "spacing": spacing,
+        "overwrite": overwrite,
+    }
+    _run("synthesise", job)
+
+
+@app.command()
+def demo(
+    output: Output = Path("demo-out"),
+    minutes: Annotated[float, typer.Option(help="Time for adaptation, at most.")] = 3.0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Segment the MNI152 head that nilearn carries, and adapt to it in a foreign contrast."""
+    _run("demo", {"output": output, "minutes": minutes, "overwrite": overwrite})
+
+
+def main() -> None:
+    """Entry point of the ``mapseg`` command."""
+    app()
+
+
+def _preprocessing(spacing: float | None, modality: str | None) -> dict[str, Any] | None:
+    given = {"spacing": None if spacing is None else (spacing,) * 3, "modality": modality}
+    return {key: value for key, value in given.items() if value is not None} or None
+
+
+def _run(
+    task: str, job: dict[str, Any], flags: dict[str, Any] | None = None, options: Path | None = None
+) -> None:
+    from . import console
+
+    raise typer.Exit(console.run(task, job, flags, options))
+
+
+if __name__ == "__main__":
+    main()

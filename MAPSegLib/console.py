@@ -1,0 +1,185 @@
+"""What the ``mapseg`` command shows: progress on standard error, results on standard output."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from .errors import MAPSegError
+from .worker import execute, listen_for_stop
+
+_out, _err = Console(), Console(stderr=True)
+_TITLES = {
+    "read": "Reading",
+    "segment": "Segmenting",
+    "adapt": "Adapting",
+    "train": "Training",
+    "evaluate": "Scoring",
+    "synthesise": "Drawing",
+}
+
+
+def run(task: str, content: dict[str, Any], flags: dict[str, Any] | None, options: Path | None) -> int:
+    """Build a job from a command's arguments and run it; returns the exit code.
+
+    Args:
+        flags: options given one by one; None means not given. They win over those of the file ``options``.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=_err)])
+
+    def load():
+        from .jobs import build_job
+        from .reports import read_json
+
+        job = {"task": task, **content}
+        if isinstance(job.get("mapping"), Path):
+            job["mapping"] = read_json(job["mapping"], "a mapping")
+        if flags is not None:
+            more = read_json(options, "options") if options else {}
+            job["options"] = {**more, **{key: value for key, value in flags.items() if value is not None}}
+        return build_job(job)
+
+    stopped = (lambda: False) if task != "adapt" or not sys.stdin.isatty() else listen_for_stop(b"")
+    with _Display() as display:
+        return execute(load, display.emit, stopped)
+
+
+class _Display:
+    """Events as a progress bar, and the result as a table."""
+
+    def __init__(self) -> None:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        self.progress = Progress(*columns, console=_err, transient=True, disable=not _err.is_terminal)
+        self.stage: tuple[str, str] | None = None
+        self.bar: TaskID | None = None
+
+    def __enter__(self) -> _Display:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def emit(self, event: dict[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "progress":
+            self._advance(event)
+        elif kind == "log":
+            _err.print(escape(event["message"]))
+        elif kind == "error":
+            self._tell(event)
+        elif kind == "result":
+            self.progress.stop()
+            show_result(event)
+
+    def _advance(self, event: dict[str, Any]) -> None:
+        scan = Path(event["scan"]).name if event.get("scan") else ""
+        if (event["stage"], scan) != self.stage:
+            if self.bar is not None:
+                self.progress.remove_task(self.bar)
+            title = f"{_TITLES.get(event['stage'], event['stage'].capitalize())} {escape(scan)}".rstrip()
+            self.stage = (event["stage"], scan)
+            self.bar = self.progress.add_task(title, total=event["steps"], note="")
+        notes = []
+        if event.get("seconds_left") is not None:
+            notes.append(f"{_duration(event['seconds_left'])} left")
+        if event.get("losses"):
+            notes.append(f"loss {event['losses']['loss']:.3f}")
+        if event.get("eta") is not None:
+            notes.append(f"eta {event['eta']:.2f}")
+        self.progress.update(self.bar, completed=event["step"], total=event["steps"], note=", ".join(notes))
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        title = "Cancelled" if event["kind"] == "cancelled" else "Error"
+        text = "" if event["message"] == "Cancelled." else f": {event['message']}"
+        _err.print(f"[bold red]{title}[/]{escape(text)} {escape(event['advice'])}".rstrip(), highlight=False)
+
+
+def show_result(result: dict[str, Any]) -> None:
+    """Print what a job made."""
+    if result["task"] in ("segment", "adapt"):
+        _show_scans(result)
+    elif result["task"] == "evaluate":
+        _show_scores(result)
+    for file in result["files"][:10]:
+        _out.print(f"wrote {escape(file)}", highlight=False, soft_wrap=True)
+    if len(result["files"]) > 10:
+        _out.print(f"and {len(result['files']) - 10} files more", highlight=False)
+    if result["failed"]:
+        names = ", ".join(Path(failure["scan"]).name for failure in result["failed"])
+        _err.print(f"[bold red]{len(result['failed'])} failed:[/] {escape(names)}", highlight=False)
+
+
+def _show_scans(result: dict[str, Any]) -> None:
+    if len(result["scans"]) == 1:
+        table = Table("structure", box=None)
+        table.add_column("ml", justify="right")
+        table.add_column("confidence", justify="right")
+        for row in result["scans"][0]["structures"]:
+            sure = "" if row["confidence"] is None else f"{row['confidence']:.2f}"
+            table.add_row(row["structure"], f"{row['volume_ml']:.2f}", sure)
+        _out.print(table)
+    for scan in result["scans"]:
+        gate = f"kept the {scan['chosen']} result; " if "chosen" in scan else ""
+        style = "green" if scan["trusted"] else "bold yellow"
+        told = f"{escape(Path(scan['file']).name)}: {gate}[{style}]{escape(scan['reason'])}[/]"
+        _out.print(told, highlight=False, soft_wrap=True)
+        for note in scan["notes"]:
+            _out.print(f"  {escape(note)}", highlight=False)
+
+
+def _show_scores(result: dict[str, Any]) -> None:
+    table = Table("structure", box=None)
+    for name in ("scans", "Dice", "HD95 mm", "volume error"):
+        table.add_column(name, justify="right")
+    for row in result["summary"]:
+        cells = [row["dice"], row["hd95_mm"], row["volume_error"]]
+        forms = ("{:.3f}", "{:.2f}", "{:+.1%}")
+        texts = ["" if cell is None else form.format(cell) for cell, form in zip(cells, forms, strict=True)]
+        table.add_row(row["name"], str(row["scans"]), *texts)
+    known = [row["dice"] for row in result["summary"] if row["dice"] is not None]
+    if known:
+        table.add_row("mean", "", f"{sum(known) / len(known):.3f}", style="bold")
+    _out.print(table)
+
+
+def show_models(name: str | None) -> int:
+    """Print the models at hand, or the card of one; returns the exit code."""
+    from .models import list_models, load_card, resolve
+
+    if name:
+        try:
+            print(json.dumps(load_card(resolve(name)).model_dump(mode="json"), indent=2, ensure_ascii=False))
+        except MAPSegError as error:
+            _err.print(f"[bold red]Error[/]: {escape(error.message)} {escape(error.advice)}", highlight=False)
+            return error.exit_code
+        return 0
+    table = Table("name", "structures", "grid mm", "license", "description", box=None)
+    for model, _, card in list_models():
+        grid = " x ".join(f"{s:g}" for s in card.preprocessing.spacing)
+        table.add_row(model, str(len(card.labels)), grid, card.license, card.description)
+    _out.print(table)
+    return 0
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return (
+        f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+    )

@@ -1,0 +1,187 @@
+"""Jobs: what a front end asks for, validated whole before anything runs.
+
+A job is one JSON object whose ``task`` names its kind; :func:`parse_job` reads it from a file. While it runs, a job
+tells events, which are plain dictionaries; ``python -m MAPSegLib.worker job.json`` prints each as a JSON line:
+
+``progress``  ``stage``, ``step``, ``steps``, ``seconds_left`` (None while unknown); where they apply ``scan``,
+              ``losses`` (by name) and ``eta`` (share of sure voxels in the pseudo-labels)
+``preview``   ``file``, a label map of the adaptation so far, with its ``scan`` and ``step``
+``log``       ``message``, something to know
+``error``     ``kind`` (input, memory, cancelled, error), ``message``, ``advice``; with ``scan``, only that scan failed
+``result``    the last line of a job that ended: ``task``, ``files``, ``failed`` scans, and what the task adds
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
+
+from .config import AdaptationOptions, InferenceOptions, Options, Preprocessing, TrainingOptions
+from .errors import InputError
+from .reports import read_json
+
+Emit = Callable[[dict[str, Any]], None]
+"""Receives every event of a job."""
+Report = Callable[..., None]
+"""Called by the work itself as ``report(event, **fields)``; raises Cancelled or Stopped when it is to end."""
+
+
+class Stopped(Exception):
+    """The user wants what an adaptation has reached so far."""
+
+
+Scans = Annotated[
+    tuple[Path, ...], Field(min_length=1, description="scans, DICOM series folders, or folders of scans")
+]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]*$", max_length=100)]
+Contrast = Literal["t1", "t2", "random"]
+
+
+class SegmentJob(Options):
+    """Segment scans with a model."""
+
+    task: Literal["segment"] = "segment"
+    model: str = Field(description="name or file of a model")
+    scans: Scans
+    output: Path = Field(description="folder, or for one scan the label map's file name")
+    uncertainty: bool = Field(False, description="write maps of one minus the probability of the label given")
+    overwrite: bool = False
+    options: InferenceOptions = InferenceOptions()
+
+
+class AdaptJob(Options):
+    """Adapt a model to unlabelled scans of one domain, and segment them."""
+
+    task: Literal["adapt"] = "adapt"
+    model: str = Field(description="name or file of the source model")
+    scans: Scans
+    output: Path = Field(description="folder, or for one scan the label map's file name")
+    uncertainty: bool = False
+    save_model: bool = Field(False, description="keep the adapted model as adapted_model.safetensors")
+    overwrite: bool = False
+    options: AdaptationOptions = AdaptationOptions()
+
+
+class TrainJob(Options):
+    """Train a source model, on images with labels or on images synthesised from label maps."""
+
+    task: Literal["train"] = "train"
+    output: Path = Field(description="folder for NAME.safetensors, checkpoint.pt and metrics.jsonl")
+    name: Name
+    images: Path | None = Field(None, description="folder of scans")
+    labels: Path | None = Field(None, description="folder of their label maps, named alike")
+    from_labels: Path | None = Field(None, description="folder of label maps to synthesise images from")
+    contrast: Contrast = Field("t1", description="of the synthesised images")
+    label_table: str | None = Field(
+        None, description="JSON file of structures, or brain for the built-in one"
+    )
+    preset: Literal["tiny", "small", "paper"] | None = Field(
+        None, description="architecture; small by default"
+    )
+    init: str | None = Field(None, description="model to start from, whose labels and sizes are kept")
+    preprocessing: Preprocessing | None = None
+    holdout: int = Field(0, ge=0, description="cases kept back to choose the best weights by their Dice")
+    description: str = ""
+    license: str = ""
+    overwrite: bool = False
+    options: TrainingOptions = TrainingOptions()
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainJob:
+        if (self.from_labels is None) == (self.images is None) or (self.images is None) != (
+            self.labels is None
+        ):
+            raise ValueError("give either images and labels, or from_labels")
+        if self.init and (self.preset or self.preprocessing or self.label_table):
+            raise ValueError("init brings its own preset, preprocessing and label_table")
+        return self
+
+
+class EvaluateJob(Options):
+    """Score label maps against references."""
+
+    task: Literal["evaluate"] = "evaluate"
+    prediction: Path = Field(description="label map, or a folder of them")
+    reference: Path = Field(description="label map, or a folder of them, named alike")
+    output: Path = Field(description="folder for metrics.json and metrics.csv")
+    model: str | None = Field(None, description="whose structures to score; all in the references by default")
+    mapping: dict[int, int] | None = Field(None, description="reference value to label value")
+    overwrite: bool = False
+
+
+class SynthesiseJob(Options):
+    """Draw images from label maps."""
+
+    task: Literal["synthesise"] = "synthesise"
+    label_maps: Path = Field(description="label map with FreeSurfer codes, or a folder of them")
+    output: Path = Field(description="folder for images/ and labels/")
+    contrast: Contrast = "t1"
+    count: int = Field(1, ge=1, description="images of each label map")
+    seed: int = 0
+    spacing: float = Field(1.0, ge=0.1, le=20, description="of the images, mm")
+    overwrite: bool = False
+
+
+class ImportJob(Options):
+    """Turn a checkpoint of the paper's authors into a model."""
+
+    task: Literal["import"] = "import"
+    checkpoint: Path
+    name: Name
+    output: Path | None = Field(None, description="folder; the user's models by default")
+    label_table: str | None = None
+    preprocessing: Preprocessing = Preprocessing()
+    patch: int = Field(96, ge=16, le=256, multiple_of=8, description="edge of a local patch, voxels")
+    license: str = ""
+    overwrite: bool = False
+
+
+class DemoJob(Options):
+    """Show segmentation and adaptation on the head that the nilearn package carries."""
+
+    task: Literal["demo"] = "demo"
+    output: Path
+    minutes: float = Field(3.0, gt=0, description="at most this long adapting")
+    overwrite: bool = False
+
+
+Job = Annotated[
+    SegmentJob | AdaptJob | TrainJob | EvaluateJob | SynthesiseJob | ImportJob | DemoJob,
+    Field(discriminator="task"),
+]
+
+
+def build_job(content: Mapping[str, Any]) -> Job:
+    """Validate a job.
+
+    Raises:
+        InputError: it is not a job; the message names the first field that is wrong.
+    """
+    try:
+        return TypeAdapter(Job).validate_python(content)
+    except ValidationError as error:
+        raise InputError(f"The job cannot be run: {first_problem(error)}.") from error
+
+
+def parse_job(path: str | Path) -> Job:
+    """Read and validate a job file.
+
+    Raises:
+        InputError: missing, not JSON, or not a job.
+    """
+    content = read_json(Path(path), "a job")
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is not a JSON file with a job.")
+    return build_job(content)
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first failure of a validation, in a few words."""
+    first = error.errors(include_url=False)[0]
+    place = [str(part) for part in first["loc"]]
+    where = ".".join(place[1:] if len(place) > 1 else place)
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message

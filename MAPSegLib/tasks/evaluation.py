@@ -1,0 +1,96 @@
+"""Scoring label maps against references, a case at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..config import check_path
+from ..errors import InputError, MAPSegError
+from ..jobs import EvaluateJob, Report
+from ..models import load_card, resolve
+from ..reports import plain, write_csv, write_json
+from ..volumes import Volume, find_scans, read_labels, scan_stem
+from .outputs import output_folder, refuse_existing
+
+_SIDE_RESULTS = ("_uncertainty", "_seg_source", "_seg_adapted")
+"""Maps that a segmentation job leaves beside its label maps."""
+_ENDINGS = ("_seg", "_label", "_labels", "_img", "_image", "_0000")
+
+
+def evaluate(job: EvaluateJob, report: Report) -> dict[str, Any]:
+    """Score every label map that has a reference. See :class:`~MAPSegLib.jobs.EvaluateJob`."""
+    from ..metrics import evaluate_pair, summarise
+
+    folder = check_path(job.output)
+    files = [folder / "metrics.json", folder / "metrics.csv"]
+    refuse_existing(files, job.overwrite)
+    pairs = pair_cases(check_path(job.prediction), check_path(job.reference))
+    names = {label.value: label.name for label in load_card(resolve(job.model)).labels} if job.model else None
+    rows: list[dict[str, Any]] = []
+    failed: list[dict[str, Any]] = []
+    errors: list[MAPSegError] = []
+    with output_folder(folder):
+        for index, (prediction, reference) in enumerate(pairs):
+            report(
+                "progress",
+                stage="evaluate",
+                scan=str(prediction),
+                step=index,
+                steps=len(pairs),
+                seconds_left=None,
+            )
+            try:
+                expected = read_labels(reference)
+                structures = names or _structures(expected, job)
+                scores = evaluate_pair(read_labels(prediction), expected, structures, job.mapping)
+                rows += [{"scan": prediction.name, **score} for score in scores]
+            except InputError as error:
+                errors.append(error)
+                failed.append({"kind": error.kind, "message": error.message, "advice": error.advice})
+                failed[-1]["scan"] = str(prediction)
+                report("error", **failed[-1])
+        if not rows:
+            raise errors[0] if errors else InputError("The references hold no structures to score.")
+        result = {"task": "evaluate", "summary": summarise(rows), "scans": rows, "failed": failed}
+        write_json(files[0], result, job.overwrite)
+        write_csv(files[1], rows, job.overwrite)
+    return {**plain(result), "files": [str(file) for file in files]}
+
+
+def pair_cases(prediction: Path, reference: Path) -> list[tuple[Path, Path]]:
+    """Label maps and their references: two files, or files of two folders that are named alike.
+
+    Endings such as ``_seg`` and ``_label`` do not count.
+
+    Raises:
+        InputError: nothing to pair, or a label map without a reference.
+    """
+    if prediction.is_file() and reference.is_file():
+        return [(prediction, reference)]
+    references = {_case(path): path for path in find_scans(reference)}
+    found = [path for path in find_scans(prediction) if not scan_stem(path).endswith(_SIDE_RESULTS)]
+    lonely = [path.name for path in found if _case(path) not in references]
+    if lonely or not found:
+        raise InputError(
+            f"No reference in {reference} for {', '.join(lonely[:5]) or prediction}.",
+            "Name label map and reference alike: case01_seg.nii.gz, case01_label.nii.gz.",
+        )
+    return [(path, references[_case(path)]) for path in found]
+
+
+def _case(path: Path) -> str:
+    stem = scan_stem(path)
+    for ending in _ENDINGS:
+        stem = stem.removesuffix(ending)
+    return stem
+
+
+def _structures(reference: Volume, job: EvaluateJob) -> dict[int, str]:
+    """The values of the reference, mapped where a mapping is given."""
+    import numpy as np
+
+    values = [int(v) for v in np.unique(reference.array) if v > 0]
+    if job.mapping is not None:
+        values = sorted({job.mapping[v] for v in values if job.mapping.get(v, 0) > 0})
+    return {value: f"structure {value}" for value in values}

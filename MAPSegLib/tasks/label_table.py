@@ -1,0 +1,61 @@
+"""Tables of structures: from a JSON file, built in, or made up for the values found."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from ..config import Label, check_path
+from ..errors import InputError
+from ..jobs import first_problem
+from ..reports import read_json
+
+
+def read_label_table(name: str | Path) -> tuple[Label, ...]:
+    """Structures in class order.
+
+    Args:
+        name: ``brain`` for FreeSurfer's structures, or a JSON file: a list of labels (``value``, ``name`` and, as
+            far as known, ``color``, ``mirror``, ``terminology``), or an object of value -> name.
+
+    Raises:
+        InputError: missing, or not such a table.
+    """
+    if str(name) == "brain":
+        from ..synthesis import brain_labels
+
+        return brain_labels()
+    path = check_path(name)
+    content = read_json(path, "a label table")
+    if isinstance(content, dict):
+        content = [{"value": value, "name": text} for value, text in content.items()]
+    try:
+        labels = TypeAdapter(tuple[Label, ...]).validate_python(content)
+    except ValidationError as error:
+        raise InputError(f"{path.name} is not a label table: {first_problem(error)}.") from error
+    if not labels or len({label.value for label in labels}) < len(labels):
+        raise InputError(f"{path.name} is not a label table: it is empty, or two structures share a value.")
+    return labels
+
+
+def infer_labels(values: Iterable[int]) -> tuple[Label, ...]:
+    """Numbered structures, in colours far apart, for the values found in label maps; 0 is the background.
+
+    Raises:
+        InputError: no value that can be a structure.
+    """
+    found = sorted(v for v in values if v != 0)
+    if not found or found[0] < 0 or found[-1] > 65535:
+        raise InputError(
+            "The label maps hold no structures, or values outside 1 to 65535.",
+            "Give a label table to choose some.",
+        )
+    return tuple(Label(value=v, name=f"structure {v}", color=_color(i)) for i, v in enumerate(found))
+
+
+def _color(index: int) -> tuple[int, int, int]:
+    red, green, blue = colorsys.hsv_to_rgb(index * 0.618 % 1, 0.65, 0.95)  # the golden ratio spreads hues
+    return round(255 * red), round(255 * green), round(255 * blue)

@@ -1,0 +1,116 @@
+"""Where results go: names fixed, and refused where they exist, before anything is computed."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..config import check_path
+from ..errors import InputError
+from ..formats import WRITABLE, scan_suffix
+from ..reports import unwritable
+from ..volumes import find_scans, scan_stem
+
+_FAMILY = {".nii": ".nii", ".nrrd": ".nrrd", ".nhdr": ".nrrd", ".mha": ".mha", ".mhd": ".mha"}
+"""Suffix of the results for a scan's suffix; compressed NIfTI for all others."""
+
+
+def collect_scans(given: Iterable[Path]) -> list[Path]:
+    """The scans named, with folders replaced by what they hold, each once.
+
+    Raises:
+        InputError: a folder without scans. Files that do not exist are left for the reader to refuse one by one.
+    """
+    found: dict[Path, None] = {}
+    for path in map(check_path, given):
+        found |= dict.fromkeys(find_scans(path) if path.is_dir() else [path])
+    return list(found)
+
+
+@dataclass(frozen=True)
+class ScanOutputs:
+    """Names of the results of a set of scans: ``folder/STEM_KIND.nii.gz``.
+
+    With ``single``, the name that the user chose for the label map of one scan, the others are named after it.
+    """
+
+    folder: Path
+    single: Path | None = None
+
+    @classmethod
+    def plan(cls, output: Path, scans: Sequence[Path]) -> ScanOutputs:
+        """Raises InputError where one name is given for many scans, or two scans would share a name."""
+        output = check_path(output)
+        if scan_suffix(output) and not output.is_dir():
+            if len(scans) > 1:
+                raise InputError(f"{output} is one file, but there are {len(scans)} scans.", "Give a folder.")
+            if scan_suffix(output) not in WRITABLE:
+                raise InputError(f"{output.name}: results are written as {', '.join(WRITABLE)}.")
+            return cls(output.parent, output)
+        plan = cls(output)
+        taken: dict[str, Path] = {}
+        for scan in scans:
+            other = taken.setdefault(scan_stem(scan), scan)
+            if other != scan:
+                raise InputError(
+                    f"{other} and {scan} would share a result's name.", "Segment them into two folders."
+                )
+        return plan
+
+    def label_map(self, scan: Path) -> Path:
+        return self.single or self.volume(scan, "seg")
+
+    def volume(self, scan: Path, kind: str) -> Path:
+        if self.single:
+            return (
+                self.folder
+                / f"{scan_stem(self.single)}_{kind.removeprefix('seg_')}{scan_suffix(self.single)}"
+            )
+        return self.folder / f"{scan_stem(scan)}_{kind}{_FAMILY.get(scan_suffix(scan), '.nii.gz')}"
+
+    def beside(self, name: str) -> Path:
+        """A file or folder that belongs to the whole job."""
+        return self.folder / (f"{scan_stem(self.single)}_{name}" if self.single else name)
+
+
+def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
+    """Raise InputError if a result is there already and may not be replaced."""
+    there = [path for path in paths if path.exists()]
+    if there and not overwrite:
+        more = f" and {len(there) - 1} more" if len(there) > 1 else ""
+        raise InputError(
+            f"{there[0]}{more} already there.", "Choose another output, or allow overwriting (--overwrite)."
+        )
+
+
+@contextlib.contextmanager
+def output_folder(folder: Path) -> Iterator[Path]:
+    """Make a folder and make sure that it can be written; if the block fails, folders left empty are removed.
+
+    Raises:
+        InputError: the system refuses.
+    """
+    made = []
+    with contextlib.suppress(OSError):
+        made = [p for p in (folder, *folder.parents) if not p.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"0")
+    except OSError as error:
+        _remove_empty(made)
+        raise unwritable(folder, error) from error
+    try:
+        yield folder
+    except BaseException:
+        _remove_empty(made)
+        raise
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    for folder in folders:  # the innermost first
+        with contextlib.suppress(OSError):
+            folder.rmdir()

@@ -1,0 +1,299 @@
+"""Segmentation and test-time adaptation: many scans, one report, and a bad scan that stops no other."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import __version__
+from ..errors import Cancelled, MAPSegError
+from ..jobs import AdaptJob, Report, SegmentJob, Stopped
+from ..models import ModelCard, load_card, load_model, resolve, save_model
+from ..reports import plain, write_csv, write_json
+from ..volumes import Volume, read_image, write_volume
+from . import resume
+from .outputs import ScanOutputs, collect_scans, output_folder, refuse_existing
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..inference import Progress, Segmentation
+    from ..networks.segmenter import Segmenter
+    from ..quality import Assessment
+    from ..training.adaptation import Adapted, ScanResult
+
+ADAPTED_MODEL = "adapted_model.safetensors"
+
+
+@dataclass
+class _Findings:
+    """What ``report.json`` and ``volumes.csv`` say, rewritten after every scan."""
+
+    job: SegmentJob | AdaptJob
+    card: ModelCard
+    outputs: ScanOutputs
+    report: Report
+    scans: list[dict[str, Any]] = field(default_factory=list)
+    failed: list[dict[str, Any]] = field(default_factory=list)
+    extra: dict[str, Any] = field(default_factory=dict)
+    errors: list[MAPSegError] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+
+    def volume(self, path: Path, array: np.ndarray, like: Volume) -> str:
+        """Write a map, and return its path."""
+        write_volume(path, array, like, self.job.overwrite)
+        self.files.append(str(path))
+        return str(path)
+
+    def add(self, entry: dict[str, Any]) -> None:
+        self.scans.append(entry)
+        self.write()
+
+    @contextmanager
+    def isolated(self, scan: Path) -> Iterator[None]:
+        """Tell a scan's failure and go on with the next one."""
+        try:
+            yield
+        except Cancelled:
+            raise
+        except Exception as error:
+            if not isinstance(error, MAPSegError):
+                logging.getLogger(__name__).exception("%s", scan)
+                error = MAPSegError(f"{scan.name} failed unexpectedly: {type(error).__name__}: {error}.")
+            told = {"kind": error.kind, "message": error.message, "advice": error.advice, "scan": str(scan)}
+            self.errors.append(error)
+            self.failed.append(told)
+            self.report("error", **told)
+
+    def write(self) -> None:
+        write_json(self.outputs.beside("report.json"), self.summary(), overwrite=True)
+        rows = [
+            {"scan": Path(entry["file"]).name, **structure}
+            for entry in self.scans
+            for structure in entry["structures"]
+        ]
+        write_csv(self.outputs.beside("volumes.csv"), rows, overwrite=True)
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "task": self.job.task,
+            "model": self.card.name,
+            "version": __version__,
+            "options": self.job.options.model_dump(mode="json"),
+            "labels": [label.model_dump(mode="json") for label in self.card.labels],
+            **self.extra,
+            "scans": self.scans,
+            "failed": self.failed,
+        }
+
+    def finish(self) -> dict[str, Any]:
+        """The result, or the first failure where no scan came through."""
+        if not self.scans:
+            raise self.errors[0]
+        self.write()
+        files = [self.outputs.beside(name) for name in ("report.json", "volumes.csv")]
+        return {**plain(self.summary()), "files": [*self.files, *map(str, files)]}
+
+    def entry(
+        self, scan: Path, output: str, segmentation: Segmentation, verdict: Assessment
+    ) -> dict[str, Any]:
+        names = {label.value: label.name for label in self.card.labels}
+        return {
+            "file": str(scan),
+            "output": output,
+            "trusted": verdict.trusted,
+            "reason": verdict.reason,
+            "measures": verdict.measures,
+            "notes": segmentation.notes,
+            "seconds": round(segmentation.seconds, 2),
+            "structures": [
+                {
+                    "value": value,
+                    "structure": names[value],
+                    "volume_ml": ml,
+                    "confidence": segmentation.confidence.get(value, math.nan),
+                }
+                for value, ml in segmentation.volumes_ml.items()
+            ],
+        }
+
+
+def segment(job: SegmentJob, report: Report) -> dict[str, Any]:
+    """Segment every scan and judge every result. See :class:`~MAPSegLib.jobs.SegmentJob`."""
+    scans = collect_scans(job.scans)
+    outputs = ScanOutputs.plan(job.output, scans)
+    kinds = ["uncertainty"] if job.uncertainty else []
+    _refuse_existing(job, outputs, scans, kinds)
+    path = resolve(job.model)
+    load_card(path)
+    with output_folder(outputs.folder):
+        model, card = load_model(path, job.options.device)
+        findings = _Findings(job, card, outputs, report)
+        started = time.monotonic()
+        for index, scan in enumerate(scans):
+
+            def progress(done: int, total: int, index: int = index, scan: Path = scan) -> None:
+                share = (index + done / total) / len(scans)
+                left = (time.monotonic() - started) * (1 - share) / share
+                report(
+                    "progress",
+                    stage="segment",
+                    scan=str(scan),
+                    step=done,
+                    steps=total,
+                    seconds_left=round(left, 1),
+                )
+
+            found = None
+            with findings.isolated(scan):
+                found = _segment_one(model, card, scan, job, progress)
+            if found:
+                findings.add(_write_segmented(findings, scan, *found))
+        return findings.finish()
+
+
+def _segment_one(
+    model: Segmenter, card: ModelCard, scan: Path, job: SegmentJob, progress: Progress
+) -> tuple[Volume, Segmentation, Assessment]:
+    from ..inference import segment_scan
+    from ..preprocessing import prepare
+    from ..quality import assess_scan
+
+    started = time.monotonic()
+    volume = read_image(scan)
+    prepared = prepare(volume, card.preprocessing)
+    segmentation = segment_scan(
+        model, card.labels, prepared, job.options, uncertainty=job.uncertainty, progress=progress
+    )
+    voxel_ml = math.prod(prepared.grid.working_spacing) / 1000
+    verdict, _ = assess_scan(model, card, prepared.image, voxel_ml, job.options)
+    segmentation.seconds = time.monotonic() - started
+    return volume, segmentation, verdict
+
+
+def _write_segmented(
+    findings: _Findings, scan: Path, volume: Volume, segmentation: Segmentation, verdict: Assessment
+) -> dict[str, Any]:
+    outputs = findings.outputs
+    file = findings.volume(outputs.label_map(scan), segmentation.labels, volume)
+    entry = findings.entry(scan, file, segmentation, verdict)
+    if segmentation.uncertainty is not None:
+        target = outputs.volume(scan, "uncertainty")
+        entry["uncertainty"] = findings.volume(target, segmentation.uncertainty, volume)
+    return entry
+
+
+def adapt(job: AdaptJob, report: Report) -> dict[str, Any]:
+    """Adapt to all scans jointly, and keep per scan what the gate supports. See :class:`~MAPSegLib.jobs.AdaptJob`."""
+    scans = collect_scans(job.scans)
+    outputs = ScanOutputs.plan(job.output, scans)
+    kinds = ["seg_source", "seg_adapted", *(["uncertainty"] if job.uncertainty else [])]
+    _refuse_existing(job, outputs, scans, kinds)
+    path = resolve(job.model)
+    load_card(path)
+    with output_folder(outputs.folder), output_folder(outputs.beside("adaptation")) as folder:
+        model, card = load_model(path, job.options.device)
+        findings = _Findings(job, card, outputs, report)
+        volumes: dict[Path, Volume] = {}
+        for scan in scans:
+            report(
+                "progress",
+                stage="read",
+                scan=str(scan),
+                step=len(volumes),
+                steps=len(scans),
+                seconds_left=None,
+            )
+            with findings.isolated(scan):
+                volumes[scan] = read_image(scan)
+        if volumes:
+            with resume.claim(folder, job, [path, *volumes]) as resumed:
+                if resumed:
+                    report("log", message="Continuing an adaptation that was interrupted.")
+                adapted = _adapt(model, card, volumes, job, folder, report)
+            findings.extra["adaptation"] = {
+                "steps": adapted.steps,
+                "best_step": adapted.best_step,
+                "history": adapted.history,
+            }
+            for (scan, volume), result in zip(volumes.items(), adapted.results, strict=True):
+                findings.add(_write_adapted(findings, scan, volume, result))
+            if job.save_model:
+                findings.extra["model_file"] = str(_save_adapted(adapted, card, job, outputs))
+                findings.files.append(findings.extra["model_file"])
+        result = findings.finish()
+        resume.release(folder)
+        return result
+
+
+def _adapt(
+    model: Segmenter,
+    card: ModelCard,
+    volumes: dict[Path, Volume],
+    job: AdaptJob,
+    folder: Path,
+    report: Report,
+) -> Adapted:
+    from ..training.adaptation import adapt as run
+
+    paths = list(volumes)
+
+    def preview(index: int, labels: np.ndarray, step: int) -> None:
+        file = write_volume(folder / "preview.nii.gz", labels, volumes[paths[index]], overwrite=True)
+        report("preview", file=str(file), scan=str(paths[index]), step=step)
+
+    inputs = (model, card, list(volumes.values()))
+    try:
+        return run(*inputs, job.options, folder, report, preview, uncertainty=job.uncertainty)
+    except Stopped:  # no time left: the checkpoint is read, and its best step taken
+        options = job.options.model_copy(update={"minutes": 1e-9})
+        return run(*inputs, options, folder, report, uncertainty=job.uncertainty)
+    finally:
+        (folder / "preview.nii.gz").unlink(missing_ok=True)
+
+
+def _write_adapted(findings: _Findings, scan: Path, volume: Volume, result: ScanResult) -> dict[str, Any]:
+    entry = _write_segmented(findings, scan, volume, result.segmentation, result.assessment)
+    entry |= {"chosen": result.chosen, "gate": result.reason}
+    for name, side, verdict in (
+        ("source", result.source, result.assessment_source),
+        ("adapted", result.adapted, result.assessment_adapted),
+    ):
+        file = findings.volume(findings.outputs.volume(scan, f"seg_{name}"), side.labels, volume)
+        entry[name] = {"output": file, "measures": verdict.measures, "trusted": verdict.trusted}
+    return entry
+
+
+def _save_adapted(adapted: Adapted, card: ModelCard, job: AdaptJob, outputs: ScanOutputs) -> Path:
+    provenance = {
+        "adapted_from": card.name,
+        "scans": len(adapted.results),
+        "best_step": adapted.best_step,
+        "options": job.options.model_dump(mode="json"),
+        "source": card.provenance,
+    }
+    new = card.model_copy(
+        update={
+            "name": f"{card.name}-adapted",
+            "architecture": adapted.model.architecture,
+            "provenance": provenance,
+            "scores": {},
+        }
+    )
+    return save_model(outputs.beside(ADAPTED_MODEL), adapted.model.state_dict(), new, job.overwrite)
+
+
+def _refuse_existing(
+    job: SegmentJob | AdaptJob, outputs: ScanOutputs, scans: Sequence[Path], kinds: Sequence[str]
+) -> None:
+    paths = [outputs.label_map(scan) for scan in scans]
+    paths += [outputs.volume(scan, kind) for scan in scans for kind in kinds]
+    names = ["report.json", "volumes.csv"]
+    names += [ADAPTED_MODEL] if getattr(job, "save_model", False) else []
+    refuse_existing([*paths, *map(outputs.beside, names)], job.overwrite)

@@ -1,0 +1,167 @@
+"""Source training: from folders of scans or label maps to a model file with its card."""
+
+from __future__ import annotations
+
+import math
+import platform
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import __version__
+from ..config import ARCHITECTURES, Label, Preprocessing, check_path
+from ..errors import InputError
+from ..jobs import Report, TrainJob
+from ..models import SUFFIX, ModelCard, load_card, load_model, resolve, save_model
+from ..volumes import find_scans, read_labels
+from . import resume
+from .label_table import infer_labels, read_label_table
+from .outputs import output_folder, refuse_existing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..datasets import Source
+
+Case = tuple[Path | None, Path]
+"""An image, None where it is synthesised, and its label map."""
+
+
+def train(job: TrainJob, report: Report) -> dict[str, Any]:
+    """Train a model, or continue a training that was killed. See :class:`~MAPSegLib.jobs.TrainJob`."""
+    import torch
+
+    from ..networks.segmenter import Segmenter
+    from ..training.source import train as run
+
+    folder = check_path(job.output)
+    final = folder / f"{job.name}{SUFFIX}"
+    refuse_existing([final], job.overwrite)
+    cases = _cases(job)
+    if job.holdout >= len(cases):
+        raise InputError(f"There are {len(cases)} cases, too few to keep {job.holdout} back.")
+    with output_folder(folder):
+        kept = set(random.Random(job.options.seed).sample(range(len(cases)), job.holdout))
+        training = [case for i, case in enumerate(cases) if i not in kept]
+        card = _card(job, training, report)
+        source, validation = _material(job, card, training, [cases[i] for i in sorted(kept)])
+        told = f"{len(training)} cases to learn from, {len(kept)} kept back, {len(card.labels)} structures."
+        report("log", message=told)
+        with resume.claim(folder, job, [path for case in cases for path in case if path]) as resumed:
+            if resumed:
+                report("log", message="Continuing a training that was interrupted.")
+            torch.manual_seed(job.options.seed)
+            model = (
+                load_model(resolve(job.init))[0] if job.init else Segmenter(card.architecture, card.labels)
+            )
+            model = run(model, source, job.options, folder, report, validation)
+            save_model(final, model.state_dict(), card, job.overwrite)
+    return {"files": [str(final), str(folder / resume.RECORD)], "model": str(final), "failed": []}
+
+
+def _card(job: TrainJob, training: Sequence[Case], report: Report) -> ModelCard:
+    start = load_card(resolve(job.init)) if job.init else None
+    volumes = _volumes(training, job, report)
+    labels = start.labels if start else _labels(job, volumes)
+    return ModelCard(
+        name=job.name,
+        description=job.description,
+        architecture=start.architecture if start else ARCHITECTURES[job.preset or "small"],
+        preprocessing=start.preprocessing if start else job.preprocessing or Preprocessing(),
+        labels=labels,
+        provenance=_provenance(job, training),
+        priors={"volumes": volume_priors(labels, volumes)},
+        license=job.license,
+    )
+
+
+def _material(
+    job: TrainJob, card: ModelCard, training: Sequence[Case], kept: Sequence[Case]
+) -> tuple[Source, list[tuple[Tensor, Tensor]]]:
+    """What to learn from, and images with class indices to validate on."""
+    import torch
+
+    from ..datasets import ScanSource, SyntheticSource
+    from ..synthesis import synthesise
+
+    if not job.from_labels:
+        source, others = (ScanSource(part, card.labels, card.preprocessing) for part in (training, kept))
+        return source, others.scans
+    source, others = (
+        SyntheticSource([label for _, label in part], card.labels, card.preprocessing, job.contrast)
+        for part in (training, kept)
+    )
+    generator = torch.Generator().manual_seed(job.options.seed + 1)
+    draws = [synthesise(a, others.spacing, generator, job.contrast) for a in others.anatomies]
+    return source, draws
+
+
+def _cases(job: TrainJob) -> list[Case]:
+    if job.from_labels:
+        return [(None, path) for path in find_scans(check_path(job.from_labels))]
+    from ..datasets import pair_folders
+
+    return pair_folders(check_path(job.images), check_path(job.labels))
+
+
+def _volumes(cases: Sequence[Case], job: TrainJob, report: Report) -> list[dict[int, float]]:
+    """The millilitres of every value in every label map."""
+    import numpy as np
+
+    from ..synthesis import EQUIVALENT
+
+    same = EQUIVALENT if job.from_labels else {}
+    found = []
+    for index, (_, path) in enumerate(cases):
+        report("progress", stage="read", scan=str(path), step=index, steps=len(cases), seconds_left=None)
+        volume = read_labels(path)
+        values, counts = np.unique(volume.array, return_counts=True)
+        ml = math.prod(volume.spacing) / 1000
+        sizes: dict[int, float] = {}
+        for value, count in zip(values.tolist(), counts.tolist(), strict=True):
+            value = same.get(value, value)
+            sizes[value] = sizes.get(value, 0.0) + count * ml
+        found.append(sizes)
+    return found
+
+
+def _labels(job: TrainJob, volumes: Sequence[dict[int, float]]) -> tuple[Label, ...]:
+    if job.label_table or job.from_labels:
+        return read_label_table(job.label_table or "brain")
+    return infer_labels({value for sizes in volumes for value in sizes})
+
+
+def volume_priors(labels: Sequence[Label], volumes: Sequence[dict[int, float]]) -> dict[str, list[float]]:
+    """Mean and sample deviation (0 with one map) of log ml per label value, over the maps that hold it."""
+    priors = {}
+    for label in labels:
+        logs = [math.log(sizes[label.value]) for sizes in volumes if label.value in sizes]
+        if logs:
+            mean = sum(logs) / len(logs)
+            spread = math.sqrt(sum((x - mean) ** 2 for x in logs) / max(1, len(logs) - 1))
+            priors[str(label.value)] = [round(mean, 4), round(spread, 4)]
+    return priors
+
+
+def _provenance(job: TrainJob, cases: Sequence[Case]) -> dict[str, Any]:
+    import numpy
+    import torch
+
+    folder = check_path(job.from_labels or job.images).name
+    return {
+        "data": folder,
+        "cases": len(cases),
+        "held_out": job.holdout,
+        "images": f"synthesised, contrast {job.contrast}" if job.from_labels else "acquired",
+        "started_from": job.init,
+        "steps": job.options.steps,
+        "seed": job.options.seed,
+        "options": job.options.model_dump(mode="json"),
+        "versions": {
+            "mapseg": __version__,
+            "torch": torch.__version__,
+            "numpy": numpy.__version__,
+            "python": platform.python_version(),
+        },
+    }

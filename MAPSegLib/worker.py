@@ -1,0 +1,161 @@
+"""The one process behind every front end: ``python -m MAPSegLib.worker job.json``.
+
+Events go to standard output as JSON lines (:mod:`MAPSegLib.jobs`), text to standard error, and the exit code says how
+it ended (:mod:`MAPSegLib.errors`; 2 also when some scans failed and others did not). SIGINT and SIGTERM cancel: what
+is complete stays, nothing half-written does, and a training or an adaptation keeps its last checkpoint. A line
+``stop`` on standard input ends an adaptation with the best step so far.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from typing import Any
+
+from .errors import Cancelled, MAPSegError, MemoryExhausted
+
+_TASKS = {
+    "segment": ("scans", "segment"),
+    "adapt": ("scans", "adapt"),
+    "train": ("training", "train"),
+    "evaluate": ("evaluation", "evaluate"),
+    "synthesise": ("material", "synthesise"),
+    "import": ("material", "import_model"),
+    "demo": ("material", "demo"),
+}
+_log = logging.getLogger(__name__)
+_signalled = threading.Event()
+
+
+def run_job(job, emit, stopped: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+    """Run a job of :mod:`MAPSegLib.jobs` in this process.
+
+    Args:
+        emit: receives every event; the last one is ``result``.
+        stopped: asked between the steps of an adaptation; true keeps the best step so far.
+
+    Returns:
+        the result event.
+
+    Raises:
+        MAPSegError: the job failed as a whole. Scans that failed among others are in the result's ``failed``.
+    """
+    from .jobs import Stopped
+
+    def report(event: str, **fields: Any) -> None:
+        if _signalled.is_set():
+            raise Cancelled("Cancelled.")
+        emit({"event": event, **fields})
+        if fields.get("stage") == "adapt" and stopped():
+            raise Stopped
+
+    module, function = _TASKS[job.task]
+    run = getattr(import_module(f".tasks.{module}", __package__), function)
+    result = {"event": "result", "task": job.task, **run(job, report)}
+    emit(result)
+    return result
+
+
+def execute(load_job, emit, stopped: Callable[[], bool] = lambda: False) -> int:
+    """Run a job to its exit code: failures become ``error`` events, signals cancel.
+
+    Args:
+        load_job: gives the job; what it raises is told like any other failure.
+    """
+    with _cancelling():
+        try:
+            result = run_job(load_job(), emit, stopped)
+            return 2 if result["failed"] else 0
+        except (KeyboardInterrupt, Cancelled):
+            error: MAPSegError = Cancelled("Cancelled.")
+        except MAPSegError as failure:
+            error = failure
+        except MemoryError:
+            error = MemoryExhausted("Memory ran out.", "Close other programs.")
+        except Exception as failure:
+            _log.exception("unforeseen failure")
+            text = f"Unforeseen failure, {type(failure).__name__}: {failure}"
+            error = MAPSegError(text, "Please report it with the log above.")
+        with suppress(Cancelled):  # raised where nobody reads any more
+            emit({"event": "error", "kind": error.kind, "message": error.message, "advice": error.advice})
+        return error.exit_code
+
+
+@contextmanager
+def _cancelling() -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into KeyboardInterrupt, which no ``except Exception`` on the way can swallow."""
+
+    def interrupt(*_: object) -> None:
+        if not _signalled.is_set():  # once: cleaning up must not be interrupted
+            _signalled.set()
+            raise KeyboardInterrupt
+
+    _signalled.clear()
+    signals = (signal.SIGINT, signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = [signal.signal(number, interrupt) for number in signals]
+    try:
+        yield
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
+
+
+def listen_for_stop(line: bytes) -> Callable[[], bool]:
+    """Watch standard input for a line in the background; the result tells whether it came."""
+    heard = threading.Event()
+
+    def listen() -> None:
+        # Not sys.stdin: a thread that waits there keeps the interpreter from ending.
+        text = b"\n"
+        with suppress(OSError):
+            while more := os.read(0, 4096):
+                text += more.replace(b"\r", b"")
+                if b"\n" + line + b"\n" in text:
+                    heard.set()
+                    return
+
+    threading.Thread(target=listen, daemon=True).start()
+    return heard.is_set
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the job file named on the command line; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if len(arguments) != 1:
+        print("usage: python -m MAPSegLib.worker job.json", file=sys.stderr)
+        return 2
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    # Only events go to the caller: what any library prints joins the log.
+    lines = os.dup(1)
+    os.dup2(2, 1)
+
+    def emit(event: dict[str, Any]) -> None:
+        from .reports import plain
+
+        line = json.dumps(plain(event), ensure_ascii=False).encode() + b"\n"
+        try:
+            while line:
+                line = line[os.write(lines, line) :]
+        except BrokenPipeError as error:
+            raise Cancelled("Nobody reads the events any more.") from error
+
+    def load():
+        from .jobs import parse_job
+
+        return parse_job(arguments[0])
+
+    return execute(load, emit, listen_for_stop(b"stop"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,237 @@
+"""Job descriptions, output names, and who owns a checkpoint."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from MAPSegLib.config import Label
+from MAPSegLib.errors import InputError
+from MAPSegLib.jobs import AdaptJob, SegmentJob, TrainJob, build_job, parse_job
+from MAPSegLib.reports import write_csv, write_json
+from MAPSegLib.tasks import resume
+from MAPSegLib.tasks.evaluation import pair_cases
+from MAPSegLib.tasks.label_table import infer_labels, read_label_table
+from MAPSegLib.tasks.outputs import ScanOutputs, collect_scans, output_folder
+from MAPSegLib.tasks.training import volume_priors
+from MAPSegLib.worker import listen_for_stop
+
+SEGMENT = {"task": "segment", "model": "brain-t1", "scans": ["a.nii.gz"], "output": "out"}
+
+
+def test_the_task_decides_the_kind_of_job(tmp_path):
+    path = tmp_path / "job.json"
+    path.write_text(json.dumps(SEGMENT | {"options": {"batch": 2}}))
+    job = parse_job(path)
+    assert isinstance(job, SegmentJob)
+    assert job.options.batch == 2 and job.options.overlap == 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"task": "paint"}, "task"),
+        ({"scans": []}, "scans"),
+        ({"options": {"overlap": 2}}, "options.overlap"),
+        ({"options": {"overlpa": 0.2}}, "options.overlpa"),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+def test_jobs_are_validated_whole(change, message):
+    with pytest.raises(InputError, match=message) as caught:
+        build_job(SEGMENT | change)
+    assert "\n" not in caught.value.message
+
+
+def test_a_training_has_one_kind_of_data():
+    start = {"task": "train", "output": "out", "name": "x"}
+    assert isinstance(build_job(start | {"images": "i", "labels": "l"}), TrainJob)
+    assert isinstance(build_job(start | {"from_labels": "l"}), TrainJob)
+    for wrong in ({}, {"images": "i"}, {"images": "i", "labels": "l", "from_labels": "l"}, {"labels": "l"}):
+        with pytest.raises(InputError, match="either images and labels, or from_labels"):
+            build_job(start | wrong)
+    with pytest.raises(InputError, match="init brings its own"):
+        build_job(start | {"from_labels": "l", "init": "brain-t1", "preset": "tiny"})
+    with pytest.raises(InputError, match="name"):
+        build_job(start | {"from_labels": "l", "name": "../x"})
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '"segment"', "\x00\x01"])
+def test_files_that_are_no_job_are_told(tmp_path, content):
+    path = tmp_path / "job.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match="not a JSON file with a job"):
+        parse_job(path)
+    with pytest.raises(InputError, match="does not exist"):
+        parse_job(tmp_path / "absent.json")
+
+
+def test_results_are_named_after_scans():
+    scans = [Path("/s/a.nii.gz"), Path("/s/b.nrrd"), Path("/s/c.mgz"), Path("/s/series")]
+    plan = ScanOutputs.plan(Path("/out"), scans)
+    names = [plan.label_map(scan).name for scan in scans]
+    assert names == ["a_seg.nii.gz", "b_seg.nrrd", "c_seg.nii.gz", "series_seg.nii.gz"]
+    assert plan.volume(scans[0], "seg_source") == Path("/out/a_seg_source.nii.gz")
+    assert plan.beside("report.json") == Path("/out/report.json")
+
+    one = ScanOutputs.plan(Path("/out/mine.nii.gz"), scans[:1])
+    assert one.label_map(scans[0]) == Path("/out/mine.nii.gz")
+    assert one.volume(scans[0], "seg_source") == Path("/out/mine_source.nii.gz")
+    assert one.beside("report.json") == Path("/out/mine_report.json")
+
+
+def test_ambiguous_outputs_are_refused():
+    with pytest.raises(InputError, match="one file, but there are 2"):
+        ScanOutputs.plan(Path("/out/x.nii.gz"), [Path("/s/a.nii"), Path("/s/b.nii")])
+    with pytest.raises(InputError, match="share a result's name"):
+        ScanOutputs.plan(Path("/out"), [Path("/s/a.nii"), Path("/t/a.nii.gz")])
+    with pytest.raises(InputError, match="written as"):
+        ScanOutputs.plan(Path("/out/x.mgz"), [Path("/s/a.nii")])
+
+
+def test_folders_stand_for_their_scans(tmp_path):
+    for name in ("b.nii.gz", "a.nii.gz", "notes.txt"):
+        (tmp_path / name).touch()
+    found = collect_scans([tmp_path, tmp_path / "a.nii.gz"])
+    assert [path.name for path in found] == ["a.nii.gz", "b.nii.gz"]
+
+
+def test_a_failed_job_leaves_no_empty_folders(tmp_path):
+    with pytest.raises(ZeroDivisionError), output_folder(tmp_path / "x" / "y"):
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+    with output_folder(tmp_path / "x" / "y"):
+        pass
+    assert (tmp_path / "x" / "y").is_dir()
+
+
+def test_folders_that_cannot_be_written_are_told(tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file" / "out", Path("/proc/mapseg/out")):
+        with pytest.raises(InputError, match="cannot be written"), output_folder(folder):
+            pass
+
+
+def adaptation(tmp_path, **options):
+    return AdaptJob(model="m", scans=(tmp_path / "a.nii",), output=tmp_path, options=options)
+
+
+def test_a_checkpoint_serves_its_own_job_only(tmp_path):
+    scan = tmp_path / "a.nii"
+    scan.write_text("scan")
+    with resume.claim(tmp_path, adaptation(tmp_path, steps=5), [scan]) as resumed:
+        assert not resumed
+        (tmp_path / resume.CHECKPOINT).touch()
+    with resume.claim(tmp_path, adaptation(tmp_path, steps=5, threads=3), [scan]) as resumed:
+        assert resumed
+    other = adaptation(tmp_path, steps=6)
+    with pytest.raises(InputError, match="other options"), resume.claim(tmp_path, other, [scan]):
+        pass
+    scan.write_text("another scan")
+    with (
+        pytest.raises(InputError, match="other files"),
+        resume.claim(tmp_path, adaptation(tmp_path, steps=5), [scan]),
+    ):
+        pass
+    forced = other.model_copy(update={"overwrite": True})
+    with resume.claim(tmp_path, forced, [scan]) as resumed:
+        assert not resumed
+
+
+def test_a_run_that_fails_before_its_first_checkpoint_leaves_nothing(tmp_path):
+    with pytest.raises(ZeroDivisionError), resume.claim(tmp_path, adaptation(tmp_path), []):
+        (tmp_path / resume.RECORD).touch()
+        (tmp_path / f"{resume.CHECKPOINT}.part").touch()
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_label_tables(tmp_path):
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps([{"value": 17, "name": "left hippocampus", "mirror": 53}]))
+    assert read_label_table(path) == (Label(value=17, name="left hippocampus", mirror=53),)
+    path.write_text(json.dumps({"1": "myocardium", "2": "blood"}))
+    assert [label.name for label in read_label_table(path)] == ["myocardium", "blood"]
+    assert len(read_label_table("brain")) > 20
+    for wrong in (
+        [],
+        [{"value": 0, "name": "x"}],
+        [{"value": 1}],
+        {"one": "x"},
+        [{"value": 1, "name": "x"}] * 2,
+    ):
+        path.write_text(json.dumps(wrong))
+        with pytest.raises(InputError, match="not a label table"):
+            read_label_table(path)
+
+
+def test_labels_are_made_up_for_the_values_found():
+    labels = infer_labels({0, 600, 200})
+    assert [label.value for label in labels] == [200, 600]
+    assert labels[0].color != labels[1].color
+    for wrong in ({0}, {-1, 2}, {70000}):
+        with pytest.raises(InputError, match="no structures, or values outside"):
+            infer_labels(wrong)
+
+
+def test_priors_are_mean_and_deviation_of_log_volumes():
+    labels = (Label(value=1, name="a"), Label(value=2, name="b"), Label(value=3, name="c"))
+    priors = volume_priors(labels, [{1: math.e, 2: 1.0}, {1: math.e**3}])
+    assert priors == {"1": [2.0, round(math.sqrt(2), 4)], "2": [0.0, 0.0]}
+
+
+def test_label_maps_find_their_references(tmp_path):
+    predictions, references = tmp_path / "p", tmp_path / "r"
+    for folder, names in (
+        (predictions, ("a_seg.nii.gz", "a_seg_source.nii.gz", "a_uncertainty.nii.gz", "b_seg.nrrd")),
+        (references, ("a_label.nii.gz", "b.nii.gz", "c.nii.gz")),
+    ):
+        folder.mkdir()
+        for name in names:
+            (folder / name).touch()
+    pairs = pair_cases(predictions, references)
+    assert [(p.name, r.name) for p, r in pairs] == [
+        ("a_seg.nii.gz", "a_label.nii.gz"),
+        ("b_seg.nrrd", "b.nii.gz"),
+    ]
+    (references / "b.nii.gz").unlink()
+    with pytest.raises(InputError, match=r"No reference in .* for b_seg.nrrd"):
+        pair_cases(predictions, references)
+
+
+def test_reports_are_plain(tmp_path):
+    import numpy as np
+
+    rows = [{"name": "a,b", "dice": np.float32(0.5), "hd": math.nan}, {"name": "c", "dice": 1 / 3, "hd": 2}]
+    assert write_csv(tmp_path / "x.csv", rows).read_text() == 'name,dice,hd\n"a,b",0.5,\nc,0.333333,2\n'
+    write_json(tmp_path / "x.json", {"rows": rows, "path": tmp_path, 3: np.arange(2)})
+    content = json.loads((tmp_path / "x.json").read_text())
+    assert content["rows"][0]["hd"] is None and content["3"] == [0, 1]
+    with pytest.raises(InputError, match="already exists"):
+        write_json(tmp_path / "x.json", {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.csv", "x.json"]
+
+
+def test_a_line_on_standard_input_stops(monkeypatch):
+    pieces = iter([b"st", b"op\r", b"\nmore"])
+    monkeypatch.setattr(os, "read", lambda descriptor, size: next(pieces, b""))
+    stopped = listen_for_stop(b"stop")
+    for _ in range(100):
+        if stopped():
+            return
+        time.sleep(0.01)
+    pytest.fail("the line was not heard")
+
+
+def test_front_ends_start_light():
+    code = (
+        "import sys, MAPSegLib, MAPSegLib.cli; assert not {'torch', 'pydantic', 'numpy'} & set(sys.modules)"
+    )
+    code += "; import MAPSegLib.jobs, MAPSegLib.worker, MAPSegLib.console"
+    code += "; assert not {'torch', 'nibabel', 'SimpleITK', 'scipy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -117,6 +117,7 @@ HEADER = [
 
 
 def main() -> None:
+    """Run the cases that are missing, and write the section of the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

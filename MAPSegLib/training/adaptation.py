@@ -26,6 +26,7 @@ from ..networks.segmenter import Segmenter, sample_global
 from ..preprocessing import Scan, prepare, restore
 from ..quality import Assessment, assess_scan
 from ..volumes import Volume
+from .contrast import search_curve
 from .loop import Clock, Loop, Record
 
 Report = Callable[..., None]
@@ -186,6 +187,7 @@ class _Run:
         clock, spent = Clock(loop.step), loop.extra.get("seconds", 0.0)
         if loop.step == 0:
             self._check({}, None, preview)
+            self._find_contrast(preview)
         while loop.step < options.steps and spent + clock.elapsed() < budget and self._hopeful():
             eta: dict = {}
 
@@ -209,6 +211,27 @@ class _Run:
                 loop.extra["seconds"] = spent + clock.elapsed()
                 self._check(values, eta, preview)
                 loop.save(self.checkpoint)
+
+    def _find_contrast(self, preview: Preview | None) -> None:
+        """Start from the curve that the search found on the first scan, if all scans are understood better with it."""
+        loop, scan = self.loop, self.scans[0]
+        if not (self.options.search and self.options.curve_knots):
+            return
+        box_ml = float(np.prod(scan.grid.box_shape) * np.prod(scan.grid.canonical_spacing)) / 1000
+        curve = search_curve(
+            loop.ema, self.card, scan.image, box_ml, loop.generator, loop.inference.precision
+        )[0]
+        before = [network.curve.values.detach().clone() for network in (loop.model, loop.ema)]
+        known = loop.extra["best_score"]
+        self._set_curves([curve, curve])
+        self._check({}, None, preview)
+        if loop.extra["best_score"] <= known:
+            self._set_curves(before)
+
+    def _set_curves(self, curves: Sequence[Tensor]) -> None:
+        with torch.no_grad():
+            for network, values in zip((self.loop.model, self.loop.ema), curves, strict=True):
+                network.curve.values.copy_(values)
 
     def _batch(self) -> PatchBatch:
         loop, a = self.loop, self.loop.model.architecture

@@ -1,0 +1,89 @@
+"""Find the intensity curve under which a source model understands a foreign contrast.
+
+Self-training needs a start to hold on to. Where contrast has changed so much that the source model fails, a
+curve often brings it back: an inverted scan needs a falling one. A few dozen candidates are tried on the whole
+scan at low resolution, where one costs a tenth of a second, and judged by the label-free score.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from ..datasets import resize_whole
+from ..devices import precision_context
+from ..networks.curve import apply_curve
+from ..networks.segmenter import Segmenter
+from ..quality import PLAUSIBILITY_WEIGHT, class_dice, mirrored_classes, volume_deviation
+
+BATCH = 4
+ROUNDS = 4
+CHILDREN = 12
+PARENTS = 3
+
+
+def search_curve(
+    model: Segmenter, card, image: Tensor, box_ml: float, generator: Generator, precision: str = "auto"
+) -> tuple[Tensor, list[dict]]:
+    """The best curve found by a small evolution from the identity and its inverse.
+
+    Args:
+        model: with an intensity curve; its own is ignored and left alone.
+        image: prepared scan (X, Y, Z) in [0, 1].
+        box_ml: volume of the whole foreground box.
+
+    Returns:
+        knot values (knots + 1,), and the score of every candidate tried, in order.
+    """
+    knots = model.architecture.curve_knots
+    line = torch.linspace(0, 1, knots + 1)
+    whole = resize_whole(image, model.architecture.global_size)
+    pool: list[tuple[float, Tensor]] = []
+    candidates = [line, 1 - line] + [
+        _bend(base, 0.35, generator) for base in (line, 1 - line) for _ in range(5)
+    ]
+    tried: list[dict] = []
+    for round_ in range(ROUNDS):
+        for curve, score in zip(
+            candidates, _scores(model, card, whole, candidates, box_ml, precision), strict=True
+        ):
+            pool.append((score, curve))
+            tried.append({"round": round_, "score": score})
+        pool = sorted(pool, key=lambda pair: -pair[0])[:PARENTS]
+        size = 0.35 * 0.6 ** (round_ + 1)
+        candidates = [_bend(pool[i % len(pool)][1], size, generator) for i in range(CHILDREN)]
+    return pool[0][1], tried
+
+
+def _bend(curve: Tensor, size: float, generator: Generator) -> Tensor:
+    """The curve plus smooth noise."""
+    noise = torch.randn(1, 1, 6, generator=generator) * size
+    return (curve + F.interpolate(noise, size=len(curve), mode="linear", align_corners=True)[0, 0]).clamp(
+        0, 1
+    )
+
+
+@torch.inference_mode()
+def _scores(
+    model: Segmenter, card, whole: Tensor, curves: list[Tensor], box_ml: float, precision: str
+) -> list[float]:
+    """Label-free score of each curve, from f(X) of the whole scan and of its mirror image."""
+    twin = mirrored_classes(card.labels)
+    device = next(model.parameters()).device
+    scores = []
+    for first in range(0, len(curves), BATCH):
+        seen = torch.cat([apply_curve(curve, whole) for curve in curves[first : first + BATCH]]).to(device)
+        maps = []
+        for view in (seen, seen.flip(2)):
+            with precision_context(device, precision):
+                features = model.encoder(view)
+                maps.append(model.decode(features, features).argmax(1).cpu())
+        plain, mirrored = maps[0], maps[1].flip(1)
+        mirrored = twin[mirrored] if twin is not None else mirrored
+        for one, other in zip(plain, mirrored, strict=True):
+            agreement = float(class_dice(one, other, model.classes)[1:].nanmean().nan_to_num(0.0))
+            counts = torch.bincount(one.flatten(), minlength=model.classes)
+            deviation = volume_deviation(card.labels, counts, box_ml / one.numel(), card.priors)
+            scores.append(agreement - PLAUSIBILITY_WEIGHT * (deviation or 0.0))
+    return scores

@@ -99,7 +99,9 @@ class TrainingOptions(Options):
     weight_decay: float = Field(0.01, ge=0)
     warmup: int = Field(100, ge=0, description="steps of linear learning-rate warm-up")
     foreground_share: float = Field(0.5, ge=0, le=1, description="patches centred on a labelled structure")
-    balance: float = Field(0.0, ge=0, le=1, description="class balance of cross-entropy; fades out by 60 % of steps")
+    balance: float = Field(
+        0.0, ge=0, le=1, description="class balance of cross-entropy; fades out by 60 % of steps"
+    )
     reuse: int = Field(1, ge=1, le=16, description="steps on each drawn scan")
     ema_half_life: int = Field(200, ge=1, description="half-life of the averaged weights, steps")
     validate_every: int = Field(250, ge=1, description="steps between validations")
@@ -135,6 +137,7 @@ class AdaptationOptions(Options):
         16, ge=0, le=64, description="pieces of the learnt intensity curve; 0 learns none"
     )
     curve_rate: float = Field(5e-3, gt=0, lt=1, description="learning rate of the intensity curve")
+    search: bool = Field(True, description="look for an intensity curve to start from; needs curve_knots")
     gate: bool = Field(
         True, description="keep the source-only result where adaptation is not better supported"
     )

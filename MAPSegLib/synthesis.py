@@ -72,7 +72,8 @@ class Anatomy:
                 raise ValueError("the label map is empty")
             low, high = int(hits[0]), int(hits[-1]) + 1
             inside, labels = inside.narrow(axis, low, high - low), labels.narrow(axis, low, high - low)
-        values, ranks = labels.unique(return_inverse=True)
+        values = torch.cat([labels.new_zeros(1), labels.flatten()]).unique()  # rank 0 is the background
+        ranks = torch.searchsorted(values, labels.contiguous())
         values = tuple(int(v) for v in values)
         classes = torch.tensor([class_of.get(EQUIVALENT.get(v, v), 0) for v in values])
         return cls(ranks.to(torch.uint8), values, classes, torch.tensor(spacing, dtype=torch.float32))

@@ -1,0 +1,74 @@
+"""Models small enough to run in milliseconds, for the tests of training, inference and adaptation."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import torch
+
+from MAPSegLib.config import Architecture, Label, Preprocessing
+from MAPSegLib.models import ModelCard
+from MAPSegLib.networks.segmenter import Segmenter
+
+PAIRED = (
+    Label(value=10, name="left thalamus", mirror=49),
+    Label(value=16, name="brain stem"),
+    Label(value=49, name="right thalamus", mirror=10),
+)
+SINGLE = (Label(value=3, name="dark"), Label(value=7, name="middle"), Label(value=300, name="bright"))
+
+
+def tiny_architecture(**changes) -> Architecture:
+    sizes = dict(width=4, depth=1, head_width=4, up_channels=4, dilations=(1, 2, 3), patch=16, global_size=16)
+    return Architecture(**sizes | changes)
+
+
+def tiny_model(labels=PAIRED, seed=0, **changes) -> Segmenter:
+    torch.manual_seed(seed)
+    return Segmenter(tiny_architecture(**changes), labels).eval()
+
+
+def card_of(model: Segmenter, spacing=(1.0, 1.0, 1.0), priors=None) -> ModelCard:
+    return ModelCard(
+        name="tiny",
+        architecture=model.architecture,
+        preprocessing=Preprocessing(spacing=spacing),
+        labels=model.labels,
+        priors=priors or {},
+    )
+
+
+class Thresholds(torch.nn.Module):
+    """A segmenter that can be followed by hand: a voxel's class is the level that its intensity is next to.
+
+    ``side`` classes follow: every class but 0 is split at the share ``middle`` of the scan's first axis, which the
+    model, as a real one, can know from the global view only. ``pull`` shifts intensities by the global view's.
+    """
+
+    def __init__(
+        self, levels=(0.0, 0.4, 0.7, 1.0), sided=False, middle=0.5, pull=0.0, sharpness=200.0, patch=16
+    ):
+        super().__init__()
+        self.levels = torch.tensor(levels).view(1, -1, 1, 1, 1)
+        self.sided, self.middle, self.pull, self.sharpness = sided, middle, pull, sharpness
+        self.architecture = SimpleNamespace(patch=patch, global_size=patch, curve_knots=0)
+        self.classes = len(levels) + (len(levels) - 1) * sided
+        self.batches = []
+
+    def features(self, x):
+        self.batches.append(len(x))
+        n = x.shape[2]
+        place = (torch.arange(n) + 0.5) / n
+        return torch.cat([x, place.view(1, 1, n, 1, 1).expand_as(x)], 1)
+
+    def decode(self, local, under):
+        logits = -self.sharpness * (local[:, :1] + self.pull * under[:, :1] - self.levels) ** 2
+        if not self.sided:
+            return logits
+        right = (under[:, 1:] > self.middle).float() * 1e3
+        left, other = logits[:, 1:] - right, logits[:, 1:] - (1e3 - right)
+        return torch.cat([logits[:, :1], left, other], 1)
+
+    def classify(self, image):
+        """What it makes of a prepared image (X, Y, Z), without windows; only where nothing pulls or splits."""
+        return (image[None] - self.levels.view(-1, 1, 1, 1)).abs().argmin(0)

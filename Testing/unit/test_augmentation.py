@@ -1,0 +1,134 @@
+"""Geometry and intensity changes: what must stay, what must move, and by how much."""
+
+import math
+
+import pytest
+import torch
+
+from MAPSegLib import augmentation as aug
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def image(*shape):
+    return torch.rand(shape or (7, 9, 8), generator=generator(5))
+
+
+def test_turns_keep_lengths_and_handedness():
+    matrix = aug.rotation((0.3, -0.2, 0.9))
+    torch.testing.assert_close(matrix @ matrix.T, torch.eye(3), atol=1e-6, rtol=0)
+    assert float(torch.linalg.det(matrix)) == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_turn_leaves_its_axis(axis):
+    angles = [0.0, 0.0, 0.0]
+    angles[axis] = 0.5
+    matrix = aug.rotation(tuple(angles))
+    assert matrix[axis].tolist() == torch.eye(3)[axis].tolist()
+    assert float(matrix.trace()) == pytest.approx(1 + 2 * math.cos(0.5), abs=1e-6)
+
+
+def test_affine_draws_stay_within_their_bounds():
+    g = generator()
+    for _ in range(50):
+        sizes = torch.linalg.svdvals(aug.random_affine((0.8, 1.25), 20.0, 0.0, g))
+        assert 0.8 * 0.95 - 1e-4 <= sizes.min() and sizes.max() <= 1.25 * 1.05 + 1e-4
+    assert torch.equal(
+        aug.random_affine((0.8, 1.2), 9.0, 0.1, generator(3)),
+        aug.random_affine((0.8, 1.2), 9.0, 0.1, generator(3)),
+    )
+
+
+def test_an_identity_grid_returns_the_image():
+    x = image()
+    one = torch.ones(3)
+    grid = aug.warp_grid(tuple(x.shape), torch.eye(3), one, one, tuple(x.shape))
+    voxels = torch.stack(
+        torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in x.shape), indexing="ij")
+    )
+    torch.testing.assert_close(grid, voxels, atol=1e-5, rtol=0)
+    torch.testing.assert_close(aug.sample(x[None], grid)[0], x, atol=1e-4, rtol=0)
+
+
+def test_a_grid_keeps_millimetres_and_the_centre():
+    spacing_in, spacing_out = torch.tensor([1.0, 2.0, 0.5]), torch.tensor([2.0, 1.0, 1.5])
+    grid = aug.warp_grid((5, 5, 5), torch.eye(3), spacing_in, spacing_out, (11, 7, 31))
+    torch.testing.assert_close(grid[:, 2, 2, 2], torch.tensor([5.0, 3.0, 15.0]))
+    assert [float(grid[0, 3, 2, 2] - grid[0, 2, 2, 2]), float(grid[1, 2, 3, 2] - grid[1, 2, 2, 2])] == [
+        2.0,
+        0.5,
+    ]
+    assert float(grid[2, 2, 2, 3] - grid[2, 2, 2, 2]) == 3.0
+
+
+def test_a_quarter_turn_moves_voxels_where_it_should():
+    x = image(5, 5, 5)
+    one = torch.ones(3)
+    grid = aug.warp_grid((5, 5, 5), aug.rotation((0.0, 0.0, math.pi / 2)), one, one, (5, 5, 5))
+    torch.testing.assert_close(aug.sample(x[None], grid)[0], x.rot90(-1, (0, 1)), atol=1e-4, rtol=0)
+
+
+def test_samples_outside_are_zero_and_nearest_ones_are_values_of_the_volume():
+    x = torch.ones(1, 4, 4, 4)
+    positions = torch.tensor([-1.6, 0.0, 5.2]).view(1, 3, 1, 1).expand(3, 3, 1, 1)
+    assert aug.sample(x, positions).flatten().tolist() == [0.0, 1.0, 0.0]
+    labels = torch.randint(5, (1, 6, 6, 6), generator=generator()).float()
+    near = aug.sample(labels, 5 * torch.rand(3, 4, 4, 4, generator=generator()), "nearest")
+    assert set(near.unique().tolist()) <= set(range(5))
+
+
+def test_blur_keeps_the_sum_and_spreads_as_far_as_it_says():
+    x = torch.zeros(21, 21, 21)
+    x[10, 10, 10] = 1
+    y = aug.blur(x, (1.5, 0.0, 0.8))
+    assert float(y.sum()) == pytest.approx(1.0, abs=1e-5)
+    place = (torch.arange(21) - 10.0) ** 2
+    assert float((y.sum((1, 2)) * place).sum()) ** 0.5 == pytest.approx(1.5, rel=0.07)
+    assert float((y.sum((0, 1)) * place).sum()) ** 0.5 == pytest.approx(0.8, rel=0.07)
+    assert float(y.sum((0, 2))[10]) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_thick_slices_smooth_one_axis_only():
+    x = image(12, 12, 12)
+    y = aug.thick_slices(x, 1, 3.0)
+    assert y.shape == x.shape
+    assert float(y.diff(dim=1).abs().mean()) < 0.5 * float(x.diff(dim=1).abs().mean())
+    stripes = torch.arange(12.0).view(12, 1, 1).expand(12, 12, 12) % 2
+    torch.testing.assert_close(aug.thick_slices(stripes, 1, 3.0), stripes)
+
+
+def test_a_bias_field_is_smooth_positive_and_off_at_zero():
+    x = torch.ones(16, 16, 16)
+    field = aug.bias_field(x, 0.3, generator())
+    assert (field > 0).all() and 0.05 < float(field.log().std()) < 0.6
+    assert float(field.log().diff(dim=0).abs().max()) < 0.5
+    assert torch.equal(aug.bias_field(x, 0.0, generator()), x)
+
+
+def test_gamma_keeps_the_ends_and_the_order():
+    x = torch.linspace(0, 1, 11)
+    for log_gamma in (-0.5, 0.0, 0.5):
+        y = aug.gamma(x, log_gamma)
+        assert (float(y[0]), float(y[-1])) == (0.0, 1.0) and (y.diff() > 0).all()
+    torch.testing.assert_close(aug.gamma(x, math.log(2.0)), x**2)
+
+
+def test_every_draw_comes_from_the_generator():
+    torch.manual_seed(0)
+    draws = []
+    for noise in (1, 2):
+        torch.manual_seed(noise)
+        g = generator(7)
+        draws.append(
+            (
+                aug.uniform(0, 1, g),
+                aug.smooth_noise((4, 4, 4), 3, g),
+                aug.random_affine((0.9, 1.1), 5, 0.1, g),
+            )
+        )
+    assert draws[0][0] == draws[1][0] and all(
+        torch.equal(a, b) for a, b in zip(draws[0][1:], draws[1][1:], strict=True)
+    )

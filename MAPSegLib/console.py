@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -34,7 +33,7 @@ def run(task: str, content: dict[str, Any], flags: dict[str, Any] | None, option
     Args:
         flags: options given one by one; None means not given. They win over those of the file ``options``.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=_err)])
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
 
     def load():
         from .jobs import build_job
@@ -48,7 +47,8 @@ def run(task: str, content: dict[str, Any], flags: dict[str, Any] | None, option
             job["options"] = {**more, **{key: value for key, value in flags.items() if value is not None}}
         return build_job(job)
 
-    stopped = (lambda: False) if task != "adapt" or not sys.stdin.isatty() else listen_for_stop(b"")
+    adapts = task in ("adapt", "demo") and sys.stdin.isatty()
+    stopped = listen_for_stop(b"") if adapts else lambda: False
     with _Display() as display:
         return execute(load, display.emit, stopped)
 
@@ -64,7 +64,13 @@ class _Display:
             TimeElapsedColumn(),
             TextColumn("{task.fields[note]}"),
         )
-        self.progress = Progress(*columns, console=_err, transient=True, disable=not _err.is_terminal)
+        self.progress = Progress(
+            *columns,
+            console=_err,
+            transient=True,
+            disable=not _err.is_terminal,
+            redirect_stdout=_out.is_terminal,  # else what is printed would join the bar on standard error
+        )
         self.stage: tuple[str, str] | None = None
         self.bar: TaskID | None = None
 

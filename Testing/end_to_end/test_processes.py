@@ -1,0 +1,153 @@
+"""The worker as a process: its stream, signals, and continuing after a kill."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from MAPSegLib import api
+
+from .conftest import OPTIONS
+
+
+def same_weights(one, other):
+    a, b = load_file(one), load_file(other)
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def at_step(step):
+    return lambda event: event["event"] == "progress" and event.get("losses") and event["step"] >= step
+
+
+def test_a_killed_training_continues_to_the_same_weights(worker, data, tmp_path):
+    options = OPTIONS | {"steps": 7, "checkpoint_every": 2, "reuse": 2}
+    job = {
+        "task": "train",
+        "name": "x",
+        "images": data / "images",
+        "labels": data / "labels",
+        "preset": "tiny",
+    }
+    running = worker(job | {"output": tmp_path / "killed", "options": options})
+    running.until(at_step(5))
+    assert running.signal(signal.SIGKILL) == -signal.SIGKILL
+    assert (tmp_path / "killed" / "checkpoint.pt").exists()
+    assert not (tmp_path / "killed" / "x.safetensors").exists()
+
+    events = []
+    del job["task"], job["name"]
+    api.train(tmp_path / "killed", "x", **job, **options, report=events.append)
+    steps = [event["step"] for event in events if event.get("stage") == "train"]
+    assert steps[0] > 1 and steps[-1] == 7
+    api.train(tmp_path / "whole", "x", **job, **options)
+    assert same_weights(tmp_path / "killed" / "x.safetensors", tmp_path / "whole" / "x.safetensors")
+
+
+def test_a_killed_adaptation_continues_to_the_same_weights(worker, model, data, tmp_path):
+    scans = [data / "images" / "case0.nii.gz"]
+    options = {"steps": 6, "check_every": 2, "threads": 1, "precision": "fp32", "device": "cpu"}
+    job = {
+        "task": "adapt",
+        "model": str(model),
+        "scans": scans,
+        "output": tmp_path / "killed",
+        "save_model": True,
+    }
+    running = worker(job | {"options": options})
+    running.until(at_step(5))
+    assert running.signal(signal.SIGKILL) == -signal.SIGKILL
+    work = tmp_path / "killed" / "adaptation"
+    assert (work / "checkpoint.pt").exists()
+
+    events = []
+    api.adapt(model, scans, tmp_path / "killed", save_model=True, report=events.append, **options)
+    assert next(event["step"] for event in events if event.get("stage") == "adapt") > 1
+    assert [path.name for path in work.iterdir()] == ["metrics.jsonl"]
+    result = api.adapt(model, scans, tmp_path / "whole", save_model=True, **options)
+    assert result["adaptation"]["steps"] == 6
+    name = "adapted_model.safetensors"
+    assert same_weights(tmp_path / "killed" / name, tmp_path / "whole" / name)
+
+
+def test_sigterm_cancels_and_keeps_the_checkpoint(worker, data, tmp_path):
+    job = {
+        "task": "train",
+        "name": "x",
+        "images": data / "images",
+        "labels": data / "labels",
+        "preset": "tiny",
+    }
+    options = OPTIONS | {"steps": 100_000, "checkpoint_every": 1}
+    running = worker(job | {"output": tmp_path / "out", "options": options})
+    running.until(at_step(3))
+    assert running.signal(signal.SIGTERM) == 4
+    assert running.events[-1]["event"] == "error" and running.events[-1]["kind"] == "cancelled"
+    assert "Traceback" not in running.log
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["checkpoint.pt", "job.json", "metrics.jsonl"]
+
+
+def test_ctrl_c_cancels_and_leaves_nothing_half_written(model, data, tmp_path):
+    """On the command itself; an adaptation is interrupted before its first checkpoint."""
+    command = [sys.executable, "-m", "MAPSegLib.cli", "adapt", model, data / "images" / "case0.nii.gz"]
+    options = tmp_path / "options.json"
+    options.write_text('{"check_every": 100000}')
+    command += ["-o", tmp_path / "out", "--steps", "100000", "--minutes", "5", "--options", options]
+    process = subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    begun = tmp_path / "out" / "adaptation" / "job.json"
+    try:
+        while process.poll() is None and not begun.exists():
+            time.sleep(0.05)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 4
+    assert errors.strip() == "Cancelled"
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_events_reach_the_stream(worker, model, data, tmp_path):
+    scans = [data / "images" / "case0.nii.gz", tmp_path / "absent.nii.gz"]
+    running = worker({"task": "segment", "model": str(model), "scans": scans, "output": tmp_path / "out"})
+    assert running.finish() == 2
+    kinds = [event["event"] for event in running.events]
+    assert kinds[0] == "progress" and kinds[-2:] == ["error", "result"]
+    assert running.events[-2]["scan"] == str(tmp_path / "absent.nii.gz")
+    result = running.events[-1]
+    assert [Path(file).name for file in result["files"]] == ["case0_seg.nii.gz", "report.json", "volumes.csv"]
+    assert "does not exist" in result["failed"][0]["message"]
+
+
+def test_a_reader_that_went_away_ends_the_job(worker, data, tmp_path):
+    job = {
+        "task": "train",
+        "name": "x",
+        "images": data / "images",
+        "labels": data / "labels",
+        "preset": "tiny",
+    }
+    running = worker(job | {"output": tmp_path / "out", "options": OPTIONS | {"steps": 100_000}})
+    running.until(at_step(1))
+    running.process.stdout.close()
+    assert running.process.wait(60) == 4
+    assert "Traceback" not in running.process.stderr.read()
+
+
+@pytest.mark.parametrize("content", ["{", '{"task": "segment"}'])
+def test_job_files_that_cannot_be_run(content, tmp_path, capfd):
+    from MAPSegLib.worker import main
+
+    (tmp_path / "job.json").write_text(content)
+    code = f"from MAPSegLib.worker import main; import sys; sys.exit(main([{str(tmp_path / 'job.json')!r}]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout.count("\n") == 1 and '"kind": "input"' in done.stdout
+    assert main([]) == 2 and "usage" in capfd.readouterr().err

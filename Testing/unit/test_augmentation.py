@@ -35,7 +35,7 @@ def test_affine_draws_stay_within_their_bounds():
     g = generator()
     for _ in range(50):
         sizes = torch.linalg.svdvals(aug.random_affine((0.8, 1.25), 20.0, 0.0, g))
-        assert 0.8 * 0.95 - 1e-4 <= sizes.min() and sizes.max() <= 1.25 * 1.05 + 1e-4
+        assert sizes.min() >= 0.8 * 0.95 - 1e-4 and sizes.max() <= 1.25 * 1.05 + 1e-4
     assert torch.equal(
         aug.random_affine((0.8, 1.2), 9.0, 0.1, generator(3)),
         aug.random_affine((0.8, 1.2), 9.0, 0.1, generator(3)),

@@ -34,7 +34,7 @@ def test_a_seed_draws_the_same_scan_again(subject, contrast):
 def test_images_and_labels_are_as_the_training_wants_them(subject, extracted):
     image, target = synthesise(subject, OUT, generator(), extracted=extracted)
     assert image.dtype == torch.float32 and target.dtype == torch.int64 and image.shape == target.shape
-    assert 0 <= float(image.min()) and float(image.max()) == 1.0 and image.isfinite().all()
+    assert float(image.min()) >= 0 and float(image.max()) == 1.0 and image.isfinite().all()
     assert set(target.unique().tolist()) == set(range(len(LABELS) + 1))
 
 
@@ -134,7 +134,7 @@ def test_a_scanner_adds_noise_inside_only_and_scales_to_one():
     thick = 0
     for seed in range(6):
         y = acquire(image, generator(seed))
-        assert 0 <= float(y.min()) and 0.98 <= float(y.max()) <= 1.0
+        assert float(y.min()) >= 0 and 0.98 <= float(y.max()) <= 1.0
         thick += bool(y[5, 12, 12] or y[12, 5, 12] or y[12, 12, 5])
         assert y[0, 0, 0] == 0 and float(y[8:16, 8:16, 8:16].std()) > 0
     assert thick < 6

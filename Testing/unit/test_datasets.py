@@ -1,0 +1,258 @@
+"""What the training loop is fed: patches that know their place, scans from files in any orientation."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from head_phantom import CLASS_OF, LABELS, head
+
+from MAPSegLib.config import Preprocessing
+from MAPSegLib.datasets import (
+    PatchBatch,
+    ScanSource,
+    SyntheticSource,
+    crop,
+    cut_patches,
+    pair_folders,
+    resize_whole,
+)
+from MAPSegLib.errors import InputError
+
+FOUR = Preprocessing(spacing=(4.0, 4.0, 4.0))
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def image(*shape):
+    return torch.rand(shape, generator=generator(5)) * 0.9 + 0.1
+
+
+def corners_of(batch, shape):
+    return (batch.low * torch.tensor(shape)).round().long().tolist()
+
+
+# --- patches ------------------------------------------------------------------------------------------------------
+
+
+def test_patches_and_labels_are_cut_at_the_place_they_state():
+    x = image(24, 31, 27)
+    labels = (x * 5).long()
+    batch = cut_patches(x, 6, 16, 8, generator(), labels)
+    assert batch.patches.shape == (6, 1, 16, 16, 16) and batch.target.shape == (6, 16, 16, 16)
+    assert batch.whole.shape == (1, 1, 8, 8, 8) and batch.whole_target.shape == (1, 8, 8, 8)
+    torch.testing.assert_close(batch.high - batch.low, (16 / torch.tensor([24.0, 31, 27])).expand(6, 3))
+    for patch, target, corner in zip(batch.patches, batch.target, corners_of(batch, x.shape), strict=True):
+        part = tuple(slice(c, c + 16) for c in corner)
+        assert torch.equal(patch[0], x[part]) and torch.equal(target, labels[part])
+
+
+def test_without_labels_there_are_no_targets():
+    batch = cut_patches(image(20, 20, 20), 2, 16, 8, generator())
+    assert batch.target is None and batch.whole_target is None
+    assert batch.to(torch.device("cpu")).target is None
+
+
+def test_patches_reach_every_end_of_the_scan():
+    batch = cut_patches(image(18, 17, 40), 200, 16, 8, generator())
+    for axis, n in enumerate((18, 17, 40)):
+        starts = {corner[axis] for corner in corners_of(batch, (18, 17, 40))}
+        assert starts == set(range(n - 16 + 1))
+
+
+def test_a_scan_smaller_than_a_patch_is_padded_and_says_so():
+    x = image(10, 40, 9)
+    batch = cut_patches(x, 3, 16, 8, generator(), (x > 0.5).long())
+    assert batch.patches.shape == (3, 1, 16, 16, 16) and batch.target.shape == (3, 16, 16, 16)
+    assert (batch.patches[:, :, 10:] == 0).all() and (batch.patches[..., 9:] == 0).all()
+    assert (batch.low[:, [0, 2]] == 0).all()
+    torch.testing.assert_close(batch.high[:, [0, 2]], torch.tensor([[1.6, 16 / 9]]).expand(3, 2))
+
+
+def test_structures_are_drawn_alike_whatever_their_size():
+    labels = torch.zeros(40, 40, 40, dtype=torch.int64)
+    labels[:20] = 1
+    labels[38, 38, 38] = 2
+    batch = cut_patches(image(40, 40, 40), 200, 16, 8, generator(), labels, foreground_share=1.0)
+    holds = [(batch.target == c).flatten(1).any(1) for c in (1, 2)]
+    assert (holds[0] | holds[1]).all()
+    assert 0.35 < float(holds[1].float().mean()) < 0.65
+    chance = cut_patches(image(40, 40, 40), 200, 16, 8, generator(), labels, foreground_share=0.0)
+    assert float((chance.target == 2).flatten(1).any(1).float().mean()) < 0.05
+
+
+def test_a_scan_without_structures_is_cut_at_random():
+    labels = torch.zeros(20, 20, 20, dtype=torch.int64)
+    batch = cut_patches(image(20, 20, 20), 4, 16, 8, generator(), labels, foreground_share=1.0)
+    assert len({tuple(c) for c in corners_of(batch, (20, 20, 20))}) > 1
+
+
+def test_cutting_draws_from_the_generator_alone():
+    x = image(30, 30, 30)
+    labels = (x * 3).long()
+    torch.manual_seed(1)
+    first = cut_patches(x, 4, 16, 8, generator(3), labels, 0.5)
+    torch.manual_seed(2)
+    again = cut_patches(x, 4, 16, 8, generator(3), labels, 0.5)
+    assert all(torch.equal(a, b) for a, b in zip(vars(first).values(), vars(again).values(), strict=True))
+
+
+def test_batches_move_as_a_whole():
+    x = image(20, 20, 20)
+    batch = cut_patches(x, 2, 16, 8, generator(), (x > 0.5).long()).to(torch.device("meta"))
+    assert isinstance(batch, PatchBatch) and all(t.device.type == "meta" for t in vars(batch).values())
+
+
+def test_crops_beyond_the_volume_are_zero():
+    x = image(6, 7, 8)
+    part = crop(x, (4, 0, 5), 7)
+    assert part.shape == (7, 7, 7)
+    assert torch.equal(part[:2, :, :3], x[4:, :, 5:]) and (part[2:] == 0).all() and (part[..., 3:] == 0).all()
+    assert crop((x > 0.5).long(), (0, 0, 0), 7).dtype == torch.int64
+
+
+# --- the whole scan -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(40, 24, 33), (8, 8, 8), (5, 3, 20)])
+def test_the_whole_scan_fits_its_box_from_end_to_end(shape):
+    ramps = torch.meshgrid(*((torch.arange(n) + 0.5) / n for n in shape), indexing="ij")
+    for axis, ramp in enumerate(ramps):
+        line = resize_whole(ramp, 8)[0, 0].movedim(axis, 0).mean((1, 2))
+        expected = (torch.arange(8) + 0.5) / 8
+        if shape[axis] >= 8:  # finer than the scan's voxels, the ends repeat
+            torch.testing.assert_close(line, expected, atol=0.035, rtol=0)
+        assert (line.diff() >= -1e-6).all() and float(line.mean()) == pytest.approx(0.5, abs=1e-5)
+
+
+def test_shrinking_averages_instead_of_picking():
+    stripes = (torch.arange(64) % 2).float().view(64, 1, 1).expand(64, 64, 64)
+    torch.testing.assert_close(resize_whole(stripes, 16), torch.full((1, 1, 16, 16, 16), 0.5))
+
+
+def test_an_equal_size_is_a_copy():
+    x = image(8, 8, 8)
+    torch.testing.assert_close(resize_whole(x, 8)[0, 0], x)
+
+
+# --- sources ------------------------------------------------------------------------------------------------------
+
+
+def save(path, array, orientation, dtype):
+    """Write an RAS array with 4 mm voxels in another orientation."""
+    image = nib.Nifti1Image(array.astype(dtype), np.diag([4.0, 4, 4, 1]))
+    turn = nib.orientations.ornt_transform(
+        nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(orientation)
+    )
+    nib.save(image.as_reoriented(turn), path)
+    return path
+
+
+def middle(target, value):
+    return (target == CLASS_OF[value]).nonzero().float().mean(0)
+
+
+@pytest.mark.parametrize("orientation", ["RAS", "LIA", "PSR"])
+def test_synthetic_scans_come_in_canonical_order_from_any_orientation(tmp_path, orientation):
+    path = save(tmp_path / "labels.nii.gz", head().numpy(), orientation, np.int32)
+    source = SyntheticSource([path], LABELS, FOUR)
+    straight = SyntheticSource([save(tmp_path / "ras.nii.gz", head().numpy(), "RAS", np.int32)], LABELS, FOUR)
+    ours, theirs = source.draw(generator(2)), straight.draw(generator(2))
+    assert torch.equal(ours[0], theirs[0]) and torch.equal(ours[1], theirs[1])
+    assert middle(ours[1], 10)[0] < middle(ours[1], 49)[0]  # left is at the start of the first axis
+    assert middle(ours[1], 16)[2] < middle(ours[1], 10)[2]  # the brain stem is below
+
+
+def test_every_anatomy_is_drawn_from(tmp_path):
+    small = head()
+    small[small == 10] = 2
+    files = [
+        save(tmp_path / f"{i}.nii.gz", codes.numpy(), "RAS", np.int32)
+        for i, codes in enumerate((head(), small))
+    ]
+    source, g = SyntheticSource(files, LABELS, FOUR), generator()
+    assert len({bool((source.draw(g)[1] == CLASS_OF[10]).any()) for _ in range(8)}) == 2
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """A scan whose intensities tell its labels, in an orientation of its own."""
+    codes = head().numpy()
+    level = {0: 0.0, 507: 20.0, 24: 40.0, **{v: 60.0 + 20 * i for v, i in CLASS_OF.items()}}
+    brightness = np.vectorize(level.get)(codes) + (codes > 0) * np.random.default_rng(0).normal(
+        size=codes.shape
+    )
+    return (
+        save(tmp_path / "a_img.nii.gz", brightness * 7, "LPI", np.float32),
+        save(tmp_path / "a_label.nii.gz", codes, "LPI", np.int32),
+    )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_real_scans_are_deformed_together_with_their_labels(pair, seed, monkeypatch):
+    monkeypatch.setattr("MAPSegLib.augmentation.bias_field", lambda image, *_: image)
+    monkeypatch.setattr("MAPSegLib.augmentation.gamma", lambda image, *_: image)
+    source = ScanSource([pair], LABELS, FOUR)
+    plain, labels = source.scans[0]
+    x, target = source.draw(generator(seed))
+    level = torch.tensor([float(plain[labels == c].median()) for c in range(len(LABELS) + 1)])
+    inside = target > 0
+    assert float((x - level[target])[inside].abs().median()) < 0.05
+    assert middle(target, 10)[0] < middle(target, 49)[0]
+
+
+def test_real_scans_vary_and_return_by_seed(pair):
+    source = ScanSource([pair], LABELS, FOUR)
+    first, again, other = (source.draw(generator(s))[0] for s in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert float(first.min()) >= 0 and float(first.max()) <= 1
+
+
+def test_labels_that_the_model_does_not_know_are_refused(pair, tmp_path):
+    foreign = save(tmp_path / "other.nii.gz", (head() > 0).numpy() * 999, "LPI", np.int32)
+    with pytest.raises(InputError, match="none of the model's label values"):
+        ScanSource([(pair[0], foreign)], LABELS, FOUR)
+
+
+def test_labels_of_another_grid_are_refused(pair, tmp_path):
+    shifted = save(tmp_path / "other.nii.gz", head((36, 40, 41)).numpy(), "LPI", np.int32)
+    with pytest.raises(InputError, match="a_img"):
+        ScanSource([(pair[0], shifted)], LABELS, FOUR)
+
+
+# --- folders ------------------------------------------------------------------------------------------------------
+
+
+def folders(tmp_path, images, labels):
+    for name, files in (("images", images), ("labels", labels)):
+        (tmp_path / name).mkdir()
+        for file in files:
+            (tmp_path / name / file).touch()
+    return tmp_path / "images", tmp_path / "labels"
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        (["b.nii.gz", "a.nii.gz"], ["a.nii.gz", "b.nii.gz"]),
+        (["a_img.nii.gz", "b_img.nii.gz"], ["a_label.nii.gz", "b_label.nii.gz"]),
+        (["a_0000.nii.gz", "b_0000.nii.gz"], ["a.nii.gz", "b.nii.gz", "c.nii.gz"]),
+        (["a_image.nrrd", "b_image.mha"], ["a_seg.nii.gz", "b_seg.nrrd"]),
+    ],
+)
+def test_images_find_their_labels_by_name(tmp_path, images, labels):
+    pairs = pair_folders(*folders(tmp_path, images, labels))
+    assert [(i.name[0], label.name[0]) for i, label in pairs] == [("a", "a"), ("b", "b")]
+    assert all(i.parent.name == "images" and label.parent.name == "labels" for i, label in pairs)
+
+
+def test_an_image_without_labels_is_named(tmp_path):
+    with pytest.raises(InputError, match="b.nii.gz"):
+        pair_folders(*folders(tmp_path, ["a.nii.gz", "b.nii.gz"], ["a.nii.gz"]))
+
+
+def test_folders_without_any_pair_are_refused_with_advice(tmp_path):
+    with pytest.raises(InputError, match="same name") as refusal:
+        pair_folders(*folders(tmp_path, ["a.nii.gz"], ["b.nii.gz"]))
+    assert refusal.value.advice

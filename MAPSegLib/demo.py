@@ -58,7 +58,7 @@ FILES = {
 CURVES = (
     Curve("loss", "Loss", "of the student on the teacher's labels"),
     Curve("eta", "Confidence η", "share of voxels the teacher is sure of"),
-    Curve("agreement", "Agreement", "with the mirrored scan's result; decides"),
+    Curve("agreement", "Agreement", "with the mirrored scan's result; not trained on"),
 )
 
 

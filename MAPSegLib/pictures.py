@@ -120,12 +120,19 @@ def curves(
         InputError: matplotlib is not installed.
     """
     look = _THEMES[theme]
+    last = max([1, *(row["step"] for row in history)])
     figure = _figure(3.6 * len(plots), 2.8, look["face"])
     for i, plot in enumerate(plots):
         cell = figure.add_axes(((i + 0.15) / len(plots), 0.18, 0.8 / len(plots), 0.6), facecolor=look["face"])
         points = [(row["step"], row[plot.key]) for row in history if row.get(plot.key) is not None]
-        cell.plot(*zip(*points, strict=True) if points else ([], []), color=look["line"], linewidth=1.8, marker=".")
-        if best_step is not None:
+        cell.set_xlim(-0.02 * last, 1.02 * last)
+        cell.xaxis.get_major_locator().set_params(integer=True)
+        if points:
+            cell.plot(*zip(*points, strict=True), color=look["line"], linewidth=1.8, marker=".")
+        else:
+            cell.set_yticks([])
+            cell.text(0.5, 0.5, "not recorded", transform=cell.transAxes, ha="center", color=look["ink"], alpha=0.6)
+        if points and best_step is not None:
             cell.axvline(best_step, color=look["best"], linewidth=1.3, linestyle="--")
             cell.annotate(
                 "best", (best_step, 1), xycoords=cell.get_xaxis_transform(), xytext=(3, -10),
@@ -138,7 +145,7 @@ def curves(
         cell.grid(color=look["grid"], linewidth=0.8)
         cell.set_axisbelow(True)
         cell.spines[:].set_visible(False)
-        cell.margins(x=0.03, y=0.12)
+        cell.margins(y=0.12)
     return _save(figure, path)
 
 

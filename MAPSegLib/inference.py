@@ -195,7 +195,7 @@ def class_probabilities(
     padded = [max(n, window) for n in image.shape]
     weight = gaussian_window(window).to(device)
     background = torch.zeros(model.classes, 1, 1, 1, device=device)
-    background[0] = 1e-6
+    background[0] = 1e-15  # for places that no window holds; far below the weight of a window's corner
     with precision_context(device, options.precision):
         whole = model.features(resize_whole(image, model.architecture.global_size).to(device))
     rows = [[(x, y, z) for y, z in columns if _holds_foreground(image, (x, y, z), window)] for x in starts[0]]

@@ -235,10 +235,11 @@ class _Run:
 
     def _batch(self) -> PatchBatch:
         loop, a = self.loop, self.loop.model.architecture
-        scan = self.scans[int(torch.randint(len(self.scans), (), generator=loop.generator))]
+        index = int(torch.randint(len(self.scans), (), generator=loop.generator))
+        scan = self.scans[index]
         target = None
         if loop.extra.get("guess") is not None:
-            target = loop.extra["guess"][self.scans.index(scan)]
+            target = loop.extra["guess"][index]
         batch = cut_patches(
             scan.image,
             self.options.patches,

@@ -105,8 +105,8 @@ def main() -> None:
     write_section(
         "brain",
         f"Embedded model {arguments.model} on real T1 scans: Dice (%) and HD95 (mm), mean ± deviation over "
-        f"scans and sides. The whole command took {np.median(seconds):.1f} s (median; at most {max(seconds):.1f} s) and at most "
-        f"{max(memory):.2f} GB.",
+        f"scans and sides. The whole command took {np.median(seconds):.1f} s (median; at most "
+        f"{max(seconds):.1f} s) and at most {max(memory):.2f} GB.",
         ["structure", "oasis_t1 (8) Dice", "HD95", "demo (2) Dice", "HD95"],
         table,
     )

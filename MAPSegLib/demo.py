@@ -18,7 +18,7 @@ import numpy as np
 
 from MAPSegLib.config import AdaptationOptions, InferenceOptions, Label, check_path
 from MAPSegLib.errors import InputError
-from MAPSegLib.jobs import Report, Stopped
+from MAPSegLib.jobs import Report
 from MAPSegLib.metrics import dice_scores
 from MAPSegLib.pictures import Curve, Panel, curves, overlay
 from MAPSegLib.reports import replacing, write_json, write_text
@@ -175,7 +175,7 @@ def _explore(
     scan = prepare(head, card.preprocessing)
     native = segment_scan(network, card.labels, scan, options, progress=progress)
     seconds = {"segment": time.monotonic() - started}
-    verdict, _ = assess_scan(network, card, scan.image, math.prod(scan.grid.working_spacing) / 1000, options)
+    verdict, _ = assess_scan(network, card, scan, options, native.classes)
     write_volume(files["labels"], native.labels, head, overwrite)
     scores = tissue_dice(native.labels, tissue)
     for line in _volume_lines(native.volumes_ml, card.labels):
@@ -219,11 +219,7 @@ def _adapt(network: Segmenter, card: ModelCard, foreign: Volume, minutes: float,
     from MAPSegLib.training.adaptation import adapt
 
     with tempfile.TemporaryDirectory(prefix="mapseg-") as name:
-        folder, scans = Path(name), [foreign]
-        try:
-            return adapt(network, card, scans, AdaptationOptions(minutes=minutes), folder, report)
-        except Stopped:  # no time left: the checkpoint is read, and its best step taken
-            return adapt(network, card, scans, AdaptationOptions(minutes=1e-9), folder, _quiet)
+        return adapt(network, card, [foreign], AdaptationOptions(minutes=minutes), Path(name), report)
 
 
 def _quiet(event: str, **fields: Any) -> None:

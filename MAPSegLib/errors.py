@@ -35,3 +35,7 @@ class Cancelled(MAPSegError):
 
     kind = "cancelled"
     exit_code = 4
+
+
+class Stopped(Exception):
+    """The user wants what an adaptation has reached so far: no failure."""

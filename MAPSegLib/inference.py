@@ -42,6 +42,7 @@ class Segmentation:
         uncertainty: one minus the probability of the label given, float32, native shape; None unless asked for.
         notes: what the user should know (a fallback taken), a sentence each.
         seconds: taken by preparation and prediction.
+        classes: class indices on the working grid, int16.
     """
 
     labels: np.ndarray
@@ -51,6 +52,7 @@ class Segmentation:
     uncertainty: np.ndarray | None = None
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    classes: Tensor | None = field(default=None, repr=False)
 
 
 def segment_volume(
@@ -86,8 +88,17 @@ def segment_scan(
     """As :func:`segment_volume`, for a scan that is prepared already."""
 
     def run(device: torch.device, batch: int) -> Segmentation:
-        planes = class_probabilities(model.to(device), scan.image, device, batch, options, progress)
-        return _label(planes, labels, scan.grid, uncertainty)
+        working: list[Tensor] = []
+
+        def watched() -> Iterator[tuple[int, Tensor]]:
+            slabs = class_probabilities(model.to(device), scan.image, device, batch, options, progress)
+            for start, slab in slabs:
+                working.append(slab.argmax(0).to("cpu", torch.int16))
+                yield start, slab
+
+        result = _label(watched(), labels, scan.grid, uncertainty)
+        result.classes = torch.cat(working)
+        return result
 
     return with_less_memory(run, options)
 

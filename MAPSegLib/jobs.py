@@ -29,10 +29,6 @@ Report = Callable[..., None]
 """Called by the work itself as ``report(event, **fields)``; raises Cancelled or Stopped when it is to end."""
 
 
-class Stopped(Exception):
-    """The user wants what an adaptation has reached so far."""
-
-
 Scans = Annotated[
     tuple[Path, ...], Field(min_length=1, description="scans, DICOM series folders, or folders of scans")
 ]

@@ -55,6 +55,10 @@ class Grid:
     def box_shape(self) -> Shape:
         return tuple(hi - lo for lo, hi in zip(*self.box, strict=True))
 
+    @property
+    def working_voxel_ml(self) -> float:
+        return float(np.prod(self.working_spacing)) / 1000
+
     def canonical(self, native: np.ndarray) -> np.ndarray:
         """The canonical view (no copy) of an array on the native grid."""
         return _turn(native, self.permutation, self.flips)

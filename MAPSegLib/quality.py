@@ -18,6 +18,7 @@ from . import augmentation as aug
 from .config import InferenceOptions, Label
 from .inference import predict_classes
 from .networks.segmenter import Segmenter
+from .preprocessing import Scan
 
 PLAUSIBILITY_WEIGHT = 0.02
 """How much agreement one deviation of mean volume error weighs."""
@@ -116,26 +117,51 @@ def judge(measures: dict[str, float], priors: dict) -> Assessment:
 
 
 def assess_scan(
-    model: Segmenter, card, image: Tensor, voxel_ml: float, options: InferenceOptions
+    model: Segmenter, card, scan: Scan, options: InferenceOptions, classes: Tensor | None = None
 ) -> tuple[Assessment, Tensor]:
-    """Judge a model on a prepared scan.
+    """:func:`assess_image` of a prepared scan."""
+    return assess_image(model, card, scan.image, scan.grid.working_voxel_ml, options, classes)
+
+
+def assess_image(
+    model: Segmenter,
+    card,
+    image: Tensor,
+    voxel_ml: float,
+    options: InferenceOptions,
+    classes: Tensor | None = None,
+) -> tuple[Assessment, Tensor]:
+    """Judge a model on an image (X, Y, Z) of the working grid, whose first axis runs left to right.
 
     Args:
-        image: (X, Y, Z) on the working grid.
-        voxel_ml: volume of one working voxel.
+        voxel_ml: volume of a voxel.
+        classes: what the model makes of the image, class indices; predicted when absent.
 
     Returns:
-        the assessment, and the class indices it was made on (working grid).
+        the assessment, and the class indices it was made on.
     """
     quick = options.model_copy(update=QUICK)
-    classes = predict_classes(model, image, quick)[0].long()
+    if classes is None:
+        classes = predict_classes(model, image, quick)[0]
     measures = {"agreement": transformed_agreement(model, card.labels, image, classes, quick)}
-    counts = torch.bincount(classes.flatten(), minlength=model.classes)
+    counts = torch.bincount(classes.flatten().long(), minlength=model.classes)
     deviation = volume_deviation(card.labels, counts, voxel_ml, card.priors)
     if deviation is not None:
         measures["volume_deviation"] = deviation
     measures["score"] = measures["agreement"] - PLAUSIBILITY_WEIGHT * (deviation or 0.0)
     return judge(measures, card.priors), classes
+
+
+def trust_limits(measures: Sequence[dict[str, float]]) -> dict[str, float]:
+    """What a result must reach to be trusted: a little less than the worst of the model's own domain.
+
+    Args:
+        measures: of :func:`assess_scan` on several scans of the source domain.
+    """
+    limits = {"agreement": min(m["agreement"] for m in measures) - 0.1}
+    if all("volume_deviation" in m for m in measures):
+        limits["volume_deviation"] = max(m["volume_deviation"] for m in measures) + 1.0
+    return {name: round(value, 3) for name, value in limits.items()}
 
 
 def validation_dice(

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Any
 
-from .errors import Cancelled, MAPSegError, MemoryExhausted
+from .errors import Cancelled, MAPSegError, MemoryExhausted, Stopped
 
 _TASKS = {
     "segment": ("scans", "segment"),
@@ -47,8 +47,6 @@ def run_job(job, emit, stopped: Callable[[], bool] = lambda: False) -> dict[str,
     Raises:
         MAPSegError: the job failed as a whole. Scans that failed among others are in the result's ``failed``.
     """
-    from .jobs import Stopped
-
     def report(event: str, **fields: Any) -> None:
         if _signalled.is_set():
             raise Cancelled("Cancelled.")

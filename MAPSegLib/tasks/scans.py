@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..errors import Cancelled, MAPSegError
-from ..jobs import AdaptJob, Report, SegmentJob, Stopped
+from ..jobs import AdaptJob, Report, SegmentJob
 from ..models import ModelCard, load_card, load_model, resolve, save_model
 from ..reports import plain, write_csv, write_json
 from ..volumes import Volume, read_image, write_volume
@@ -171,8 +171,7 @@ def _segment_one(
     segmentation = segment_scan(
         model, card.labels, prepared, job.options, uncertainty=job.uncertainty, progress=progress
     )
-    voxel_ml = math.prod(prepared.grid.working_spacing) / 1000
-    verdict, _ = assess_scan(model, card, prepared.image, voxel_ml, job.options)
+    verdict, _ = assess_scan(model, card, prepared, job.options, segmentation.classes)
     segmentation.seconds = time.monotonic() - started
     return volume, segmentation, verdict
 
@@ -248,12 +247,9 @@ def _adapt(
         file = write_volume(folder / "preview.nii.gz", labels, volumes[paths[index]], overwrite=True)
         report("preview", file=str(file), scan=str(paths[index]), step=step)
 
-    inputs = (model, card, list(volumes.values()))
     try:
-        return run(*inputs, job.options, folder, report, preview, uncertainty=job.uncertainty)
-    except Stopped:  # no time left: the checkpoint is read, and its best step taken
-        options = job.options.model_copy(update={"minutes": 1e-9})
-        return run(*inputs, options, folder, report, uncertainty=job.uncertainty)
+        scans = list(volumes.values())
+        return run(model, card, scans, job.options, folder, report, preview, uncertainty=job.uncertainty)
     finally:
         (folder / "preview.nii.gz").unlink(missing_ok=True)
 

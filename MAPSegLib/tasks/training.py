@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..config import ARCHITECTURES, Label, Preprocessing, check_path
+from ..config import ARCHITECTURES, InferenceOptions, Label, Preprocessing, TrainingOptions, check_path
 from ..errors import InputError
 from ..jobs import Report, TrainJob
 from ..models import SUFFIX, ModelCard, load_card, load_model, resolve, save_model
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..datasets import Source
+    from ..networks.segmenter import Segmenter
 
+TRUST_DRAWS = 8
+"""Scans of the source domain that the limits of trust are measured on."""
 Case = tuple[Path | None, Path]
 """An image, None where it is synthesised, and its label map."""
 
@@ -56,6 +59,7 @@ def train(job: TrainJob, report: Report) -> dict[str, Any]:
                 load_model(resolve(job.init))[0] if job.init else Segmenter(card.architecture, card.labels)
             )
             model = run(model, source, job.options, folder, report, validation)
+            card = with_trust(model, card, source, job.options)
             save_model(final, model.state_dict(), card, job.overwrite)
     return {"files": [str(final), str(folder / resume.RECORD)], "model": str(final), "failed": []}
 
@@ -74,6 +78,20 @@ def _card(job: TrainJob, training: Sequence[Case], report: Report) -> ModelCard:
         priors={"volumes": volume_priors(labels, volumes)},
         license=job.license,
     )
+
+
+def with_trust(model: Segmenter, card: ModelCard, source: Source, options: TrainingOptions) -> ModelCard:
+    """The card with limits of trust, measured on scans drawn from the source."""
+    import torch
+
+    from ..quality import assess_image, trust_limits
+
+    inference = InferenceOptions(device=options.device, precision=options.precision, threads=options.threads)
+    generator = torch.Generator().manual_seed(options.seed + 2)
+    images = [source.draw(generator)[0] for _ in range(TRUST_DRAWS)]
+    voxel_ml = math.prod(card.preprocessing.spacing) / 1000
+    measures = [assess_image(model, card, image, voxel_ml, inference)[0].measures for image in images]
+    return card.model_copy(update={"priors": card.priors | {"trust": trust_limits(measures)}})
 
 
 def _material(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from ..config import AdaptationOptions, InferenceOptions
 from ..datasets import PatchBatch, cut_patches
+from ..errors import Stopped
 from ..inference import Segmentation, segment_scan
 from ..losses import cosine_loss, segmentation_loss
 from ..masking import cube_mask
@@ -146,7 +148,7 @@ def adapt(
         model: the source model; not changed.
         card: its :class:`~MAPSegLib.models.ModelCard`.
         volumes: one or several scans of one target domain.
-        report: told ``progress`` at every step.
+        report: told ``progress`` at every step; raising :class:`~MAPSegLib.errors.Stopped` keeps the best so far.
         preview: given label maps while adaptation goes on.
 
     Raises:
@@ -159,7 +161,8 @@ def adapt(
     if checkpoint.exists():
         loop.load(checkpoint)
     run = _Run(loop, card, scans, options, Record(folder / "metrics.jsonl", loop.step), checkpoint)
-    run.go(report, preview)
+    with suppress(Stopped):
+        run.go(report, preview)
     best = loop.ema
     best.load_state_dict(loop.extra["best"])
     results = []
@@ -234,29 +237,17 @@ class _Run:
                 network.curve.values.copy_(values)
 
     def _batch(self) -> PatchBatch:
+        """Patches of one scan, half of them about structures that the last check found."""
         loop, a = self.loop, self.loop.model.architecture
         index = int(torch.randint(len(self.scans), (), generator=loop.generator))
-        scan = self.scans[index]
-        target = None
-        if loop.extra.get("guess") is not None:
-            target = loop.extra["guess"][index]
-        batch = cut_patches(
-            scan.image,
-            self.options.patches,
-            a.patch,
-            a.global_size,
-            loop.generator,
-            target,
-            0.5 if target is not None else 0,
-        )
+        image, guess = self.scans[index].image, loop.extra["guess"][index]
+        batch = cut_patches(image, self.options.patches, a.patch, a.global_size, loop.generator, guess, 0.5)
         return batch.to(loop.device)
 
     def _check(self, losses: dict, eta: dict | None, preview: Preview | None) -> None:
         """Judge the teacher on every scan without labels; remember it when it is the best so far."""
         loop = self.loop
-        judged = [
-            assess_scan(loop.ema, self.card, s.image, _voxel_ml(s), self.loop.inference) for s in self.scans
-        ]
+        judged = [assess_scan(loop.ema, self.card, s, self.loop.inference) for s in self.scans]
         names = judged[0][0].measures
         entry = {name: sum(a.measures[name] for a, _ in judged) / len(judged) for name in names}
         entry |= {
@@ -283,10 +274,6 @@ class _Run:
         return self.loop.extra.get("waited", 0) < self.options.patience
 
 
-def _voxel_ml(scan: Scan) -> float:
-    return float(np.prod(scan.grid.working_spacing)) / 1000
-
-
 def _gate(
     source: Segmenter,
     adapted: Segmenter,
@@ -300,7 +287,7 @@ def _gate(
     sides = []
     for model in (source, adapted):
         segmentation = segment_scan(model, card.labels, scan, inference, uncertainty=uncertainty)
-        assessment, _ = assess_scan(model, card, scan.image, _voxel_ml(scan), inference)
+        assessment, _ = assess_scan(model, card, scan, inference, segmentation.classes)
         sides.append((segmentation, assessment))
     before, after = (assessment.measures["score"] for _, assessment in sides)
     if not options.gate:

@@ -118,10 +118,11 @@ class Loop:
             torch.save(state, temporary)
             os.replace(temporary, path)
         except (OSError, RuntimeError) as error:
-            temporary.unlink(missing_ok=True)
             raise InputError(
                 f"{path}: the checkpoint could not be written ({error}).", "Free some space."
             ) from error
+        finally:  # also when interrupted
+            temporary.unlink(missing_ok=True)
 
     def load(self, path: Path) -> None:
         """Continue from a checkpoint: weights, average, optimiser, step and random state.

@@ -140,7 +140,8 @@ def test_adaptation_can_be_stopped_with_its_best_so_far(model, data, tmp_path):
     content = {"task": "adapt", "model": str(model), "scans": [data / "images" / "case0.nii.gz"]}
     content |= {"output": tmp_path / "out", "options": {"steps": 1000, "check_every": 2, "threads": 1}}
     result = run_job(build_job(content), events.append, lambda: events[-1].get("step") == 5)
-    assert result["adaptation"]["steps"] == 4
+    assert result["adaptation"]["steps"] == 5
+    assert result["adaptation"]["best_step"] in (0, 2, 4)
     assert "case0_seg.nii.gz" in files(tmp_path / "out")
 
 

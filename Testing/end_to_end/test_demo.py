@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from MAPSegLib.config import ARCHITECTURES, Preprocessing
-from MAPSegLib.errors import InputError
-from MAPSegLib.jobs import Stopped
+from MAPSegLib.errors import InputError, Stopped
 from MAPSegLib.models import ModelCard, save_model
 from MAPSegLib.networks.segmenter import Segmenter
 from MAPSegLib.synthesis import brain_labels

@@ -1,0 +1,222 @@
+"""Label-free quality: scores known by hand, agreement of cases that are symmetric and of such that are not."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from model_cases import PAIRED, SINGLE, Thresholds
+
+from MAPSegLib.config import InferenceOptions, Label
+from MAPSegLib.quality import (
+    PLAUSIBILITY_WEIGHT,
+    assess_image,
+    class_dice,
+    judge,
+    mirrored_classes,
+    transformed_agreement,
+    validation_dice,
+    volume_deviation,
+)
+
+FP32 = InferenceOptions(device="cpu", precision="fp32", overlap=0.0)
+SIDES = (
+    Label(value=10, name="left thalamus", mirror=49),
+    Label(value=17, name="left hippocampus", mirror=53),
+    Label(value=49, name="right thalamus", mirror=10),
+    Label(value=53, name="right hippocampus", mirror=17),
+)
+
+
+def sided(**changes):
+    """Two structures told by intensity, and left from right by the place in the whole scan; no third level."""
+    return Thresholds(levels=(0.0, 0.5, 1.0), sided=True, **changes)
+
+
+def symmetric_image(n=32):
+    x = torch.zeros(n, 20, 24)
+    x[3:9, 4:15, 5:18] = 0.5
+    x[10:14, 6:9, 6:9] = 1.0
+    return torch.maximum(x, x.flip(0))
+
+
+def classes_of(model, image):
+    from MAPSegLib.inference import predict_classes
+
+    return predict_classes(model, image, FP32)[0].long()
+
+
+# --- Dice ---------------------------------------------------------------------------------------------------------
+
+
+def test_dice_per_class_and_nan_for_what_neither_has():
+    a = torch.tensor([0, 1, 1, 2, 2, 2, 4])
+    b = torch.tensor([0, 1, 2, 2, 2, 0, 0])
+    dice = class_dice(a, b, 5)
+    assert dice[:3].tolist() == pytest.approx([2 / 4, 2 / 3, 4 / 6])
+    assert math.isnan(dice[3]) and dice[4] == 0.0 and dice.dtype == torch.float64
+
+
+def test_dice_of_equal_and_of_disjoint_maps():
+    a = torch.randint(3, (4, 5, 6), generator=torch.Generator().manual_seed(0))
+    assert class_dice(a, a.to(torch.int16), 3).tolist() == [1.0] * 3
+    assert class_dice(a, (a + 1) % 3, 3).tolist() == [0.0] * 3
+
+
+# --- mirrored classes ---------------------------------------------------------------------------------------------
+
+
+def test_classes_and_their_mirror_images():
+    assert mirrored_classes(PAIRED).tolist() == [0, 3, 2, 1]
+    assert mirrored_classes(SIDES).tolist() == [0, 3, 4, 1, 2]
+    assert mirrored_classes(SINGLE) is None
+    assert mirrored_classes([Label(value=1, name="one side only", mirror=2)]) is None
+
+
+def test_mirroring_twice_changes_nothing():
+    twin = mirrored_classes(SIDES)
+    assert torch.equal(twin[twin], torch.arange(5))
+
+
+# --- agreement ----------------------------------------------------------------------------------------------------
+
+
+def test_agreement_is_one_where_scan_and_model_are_symmetric():
+    model, image = sided(), symmetric_image()
+    classes = classes_of(model, image)
+    assert classes.unique().tolist() == [0, 1, 2, 3, 4]
+    assert transformed_agreement(model, SIDES, image, classes, FP32) == 1.0
+
+
+def test_agreement_is_one_on_an_asymmetric_scan_that_is_understood():
+    image = symmetric_image()
+    image[:6] = 0
+    model = sided()
+    assert transformed_agreement(model, SIDES, image, classes_of(model, image), FP32) == 1.0
+
+
+def test_agreement_falls_when_the_model_mistakes_a_side():
+    model, image = sided(middle=0.3), symmetric_image()
+    agreement = transformed_agreement(model, SIDES, image, classes_of(model, image), FP32)
+    assert agreement < 0.9
+
+
+def test_agreement_is_zero_where_nothing_is_found():
+    model, image = sided(), symmetric_image()
+    model.levels[:, 1:] = 90.0
+    assert transformed_agreement(model, SIDES, image, classes_of(model, image), FP32) == 0.0
+
+
+def test_without_sides_a_turn_takes_the_mirror_s_place():
+    axes = torch.meshgrid(*(torch.arange(32) - 15.5 for _ in range(3)), indexing="ij")
+    radius = (axes[0] ** 2 + axes[1] ** 2 + axes[2] ** 2) ** 0.5
+    labels = SINGLE[:2]
+    model = Thresholds(levels=(0.0, 0.5, 1.0))
+    ball = 0.5 * (radius < 14) + 0.5 * (radius < 8)
+    round_ = transformed_agreement(model, labels, ball, classes_of(model, ball), FP32)
+    assert 0.93 < round_ <= 1.0
+    biased = Thresholds(levels=(0.0, 0.5, 1.0), sided=False, pull=0.0)
+    biased.decode = lambda local, under: model.decode(
+        local * (under[:, 1:] > 0.5), under
+    )  # half of the scan is missed
+    half = transformed_agreement(biased, labels, ball, classes_of(biased, ball), FP32)
+    assert half < round_ - 0.03
+
+
+# --- volumes ------------------------------------------------------------------------------------------------------
+
+
+def priors(deviation=0.5):
+    return {"volumes": {str(label.value): [math.log(2.0), deviation] for label in PAIRED}}
+
+
+def counts(*ml, voxel_ml=0.001):
+    return torch.tensor([10**6, *(round(v / voxel_ml) for v in ml)])
+
+
+def test_volumes_at_the_mean_deviate_by_nothing():
+    assert volume_deviation(PAIRED, counts(2, 2, 2), 0.001, priors()) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_deviations_are_those_of_log_volumes_on_either_side():
+    e = math.e
+    assert volume_deviation(PAIRED, counts(2 * e, 2 / e, 2), 0.001, priors()) == pytest.approx(
+        (2 + 2) / 3, abs=1e-3
+    )
+
+
+def test_voxels_count_by_their_size():
+    assert volume_deviation(PAIRED, counts(2, 2, 2, voxel_ml=0.02), 0.02, priors()) == pytest.approx(
+        0.0, abs=1e-9
+    )
+
+
+def test_tight_priors_are_widened_and_missing_structures_count_ten():
+    assert volume_deviation(PAIRED, counts(2 * math.exp(0.3), 2, 2), 0.001, priors(0.01)) == pytest.approx(
+        2 / 3, abs=1e-3
+    )
+    assert volume_deviation(PAIRED, counts(0, 2, 2), 0.001, priors()) == pytest.approx(10 / 3, abs=1e-6)
+
+
+def test_only_structures_with_priors_count():
+    assert volume_deviation(
+        PAIRED, counts(2, 9, 9), 0.001, {"volumes": {"10": [math.log(2), 0.5]}}
+    ) == pytest.approx(0.0)
+    assert volume_deviation(PAIRED, counts(2, 2, 2), 0.001, {}) is None
+    assert volume_deviation(PAIRED, counts(2, 2, 2), 0.001, {"volumes": {"999": [1.0, 0.5]}}) is None
+
+
+# --- the verdict --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("agreement", "deviation", "trusted"),
+    [(0.9, 1.0, True), (0.9, None, True), (0.3, 1.0, False), (0.9, 9.0, False), (0.3, None, False)],
+)
+def test_results_are_trusted_when_they_agree_and_are_plausible(agreement, deviation, trusted):
+    measures = {"agreement": agreement} | ({} if deviation is None else {"volume_deviation": deviation})
+    verdict = judge(measures, {})
+    assert verdict.trusted is trusted and verdict.measures == measures
+    assert verdict.reason.endswith(".") and (
+        f"{agreement:.2f}" in verdict.reason or f"{deviation}" in verdict.reason
+    )
+    assert verdict.reason.startswith("Not to be trusted") is not trusted
+
+
+def test_a_model_s_own_limits_decide():
+    strict = {"trust": {"agreement": 0.95, "volume_deviation": 0.5}}
+    assert not judge({"agreement": 0.9, "volume_deviation": 0.1}, strict).trusted
+    assert not judge({"agreement": 0.99, "volume_deviation": 0.6}, strict).trusted
+    assert judge({"agreement": 0.99, "volume_deviation": 0.4}, strict).trusted
+
+
+def test_a_scan_is_assessed_by_agreement_and_volumes():
+    model, image = sided(), symmetric_image()
+    classes = classes_of(model, image)
+    volumes = torch.bincount(classes.flatten(), minlength=5) * 0.5
+    right = {"volumes": {str(v): [math.log(volumes[i]), 0.5] for i, v in enumerate((10, 17, 49, 53), 1)}}
+    verdict, found = assess_image(model, SimpleNamespace(labels=SIDES, priors=right), image, 0.5, FP32)
+    assert torch.equal(found, classes) and verdict.trusted
+    assert verdict.measures == pytest.approx(
+        {"agreement": 1.0, "volume_deviation": 0.0, "score": 1.0}, abs=1e-6
+    )
+    wrong = {
+        "volumes": {str(v): [math.log(volumes[i]) + 2.0, 0.5] for i, v in enumerate((10, 17, 49, 53), 1)}
+    }
+    verdict, _ = assess_image(model, SimpleNamespace(labels=SIDES, priors=wrong), image, 0.5, FP32)
+    assert verdict.measures["volume_deviation"] == pytest.approx(4.0)
+    assert verdict.measures["score"] == pytest.approx(1 - 4 * PLAUSIBILITY_WEIGHT) and not verdict.trusted
+
+
+def test_without_priors_the_score_is_the_agreement():
+    verdict, _ = assess_image(sided(), SimpleNamespace(labels=SIDES, priors={}), symmetric_image(), 0.5, FP32)
+    assert verdict.measures == {"agreement": 1.0, "score": 1.0}
+
+
+def test_validation_scores_scans_and_structures_alike():
+    model, image = sided(), symmetric_image()
+    target = classes_of(model, image)
+    assert validation_dice(model, [(image, target)], FP32) == 1.0
+    wrong = target.clone()
+    wrong[wrong == 1] = 0
+    assert validation_dice(model, [(image, target), (image, wrong)], FP32) == pytest.approx(7 / 8)

@@ -8,6 +8,7 @@ import torch
 from model_cases import PAIRED, SINGLE, Thresholds
 
 from MAPSegLib.config import InferenceOptions, Label
+from MAPSegLib.inference import predict_classes
 from MAPSegLib.quality import (
     PLAUSIBILITY_WEIGHT,
     assess_image,
@@ -15,6 +16,7 @@ from MAPSegLib.quality import (
     judge,
     mirrored_classes,
     transformed_agreement,
+    trust_limits,
     validation_dice,
     volume_deviation,
 )
@@ -41,8 +43,6 @@ def symmetric_image(n=32):
 
 
 def classes_of(model, image):
-    from MAPSegLib.inference import predict_classes
-
     return predict_classes(model, image, FP32)[0].long()
 
 
@@ -188,6 +188,15 @@ def test_a_model_s_own_limits_decide():
     assert not judge({"agreement": 0.9, "volume_deviation": 0.1}, strict).trusted
     assert not judge({"agreement": 0.99, "volume_deviation": 0.6}, strict).trusted
     assert judge({"agreement": 0.99, "volume_deviation": 0.4}, strict).trusted
+
+
+def test_limits_leave_room_below_the_worst_of_the_own_domain():
+    own = [{"agreement": 0.9, "volume_deviation": 0.8}, {"agreement": 0.85, "volume_deviation": 1.4}]
+    limits = trust_limits(own)
+    assert all(judge(measures, {"trust": limits}).trusted for measures in own)
+    assert not judge({"agreement": 0.7, "volume_deviation": 1.0}, {"trust": limits}).trusted
+    assert not judge({"agreement": 0.9, "volume_deviation": 3.0}, {"trust": limits}).trusted
+    assert "volume_deviation" not in trust_limits([{"agreement": 0.9}])
 
 
 def test_a_scan_is_assessed_by_agreement_and_volumes():

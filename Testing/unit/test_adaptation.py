@@ -1,0 +1,284 @@
+"""Test-time adaptation: exact resume, what teacher and student see, which step and which result are kept."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from model_cases import PAIRED, card_of, tiny_model
+
+from MAPSegLib.config import AdaptationOptions
+from MAPSegLib.datasets import cut_patches
+from MAPSegLib.errors import Cancelled
+from MAPSegLib.quality import Assessment
+from MAPSegLib.training import adaptation
+from MAPSegLib.training.adaptation import adapt, target_losses, with_curve
+from MAPSegLib.training.loop import Loop
+from MAPSegLib.volumes import Volume
+
+
+def volume(shape=(20, 18, 22), seed=0):
+    array = np.random.default_rng(seed).random(shape, dtype=np.float32) * 100
+    array[:, :, :2] = 0
+    return Volume(array, np.diag([-1.0, 1.0, 1.0, 1.0]))
+
+
+def options(**changes):
+    sizes = dict(
+        steps=4, minutes=1000.0, mask_cube=4, check_every=2, patience=100, search=False, curve_knots=4
+    )
+    return AdaptationOptions(**dict(device="cpu", precision="fp32", preview_seconds=0.0) | sizes | changes)
+
+
+def ignore(event, **fields):
+    pass
+
+
+def run(folder, *, model=None, volumes=None, report=ignore, preview=None, **changes):
+    model = model or tiny_model(dropout=0.3)
+    folder.mkdir(exist_ok=True)
+    return adapt(model, card_of(model), volumes or [volume()], options(**changes), folder, report, preview)
+
+
+def same(a, b):
+    return all(
+        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Scores that the label-free checks give, in order; and the models that were judged."""
+
+    def install(*scores):
+        left, judged = list(scores), []
+
+        def assess(model, card, scan, inference, classes=None):
+            judged.append(copy.deepcopy(model))
+            score = left.pop(0) if len(left) > 1 else left[0]
+            return Assessment(True, "", {"agreement": score, "score": score}), torch.zeros(
+                tuple(scan.image.shape), dtype=torch.int64
+            )
+
+        monkeypatch.setattr(adaptation, "assess_scan", assess)
+        return judged
+
+    return install
+
+
+# --- resume, and what stays -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("search", [False, True])
+def test_interrupted_adaptation_ends_as_if_it_had_not_been(tmp_path, search):
+    straight = run(tmp_path / "a", steps=6, search=search)
+
+    def stop(event, **fields):
+        if fields.get("step") == 5 and fields["stage"] == "adapt":
+            raise Cancelled("stopped")
+
+    with pytest.raises(Cancelled):
+        run(tmp_path / "b", steps=6, search=search, report=stop)
+    torch.rand(5)
+    resumed = run(tmp_path / "b", steps=6, search=search)
+    assert same(straight.model, resumed.model)
+    assert (straight.steps, straight.best_step) == (resumed.steps, resumed.best_step) and straight.steps == 6
+    assert straight.history == resumed.history and len(straight.history) == 4 + search
+    records = [(tmp_path / f / "metrics.jsonl").read_text() for f in "ab"]
+    assert records[0] == records[1]
+    assert np.array_equal(straight.results[0].adapted.labels, resumed.results[0].adapted.labels)
+    assert straight.results[0].reason == resumed.results[0].reason
+
+
+def test_the_source_model_is_left_as_it_was(tmp_path):
+    model = tiny_model(dropout=0.3)
+    before = copy.deepcopy(model)
+    adapted = run(tmp_path, model=model, learning_rate=0.01)
+    assert same(model, before) and model.architecture == before.architecture
+    assert all(p.requires_grad for p in model.parameters())
+    last = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["model"]
+    assert any(not torch.equal(last[name], value) for name, value in before.state_dict().items())
+    assert adapted.model is not model
+
+
+def test_every_weight_may_adapt(tmp_path):
+    model = tiny_model()
+    run(tmp_path, model=model, learning_rate=0.01)
+    ema = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["ema"]
+    start = with_curve(model, 4).state_dict()
+    still = [name for name, value in start.items() if torch.equal(ema[name], value)]
+    assert not still
+
+
+@pytest.mark.parametrize("knots", [0, 8])
+def test_a_curve_is_put_before_a_model_without_one(knots):
+    model = tiny_model()
+    curved = with_curve(model, knots)
+    assert curved is not model and curved.architecture.curve_knots == knots
+    x = torch.rand(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(curved.features(x), model.features(x), atol=1e-5, rtol=1e-4)
+    assert with_curve(curved, 16).architecture.curve_knots == (knots or 16)
+
+
+def test_several_scans_are_adapted_to_together(tmp_path):
+    volumes = [volume(), volume((18, 24, 17), seed=1), volume((20, 18, 22), seed=2)]
+    adapted = run(tmp_path, volumes=volumes, steps=8)
+    assert [r.segmentation.labels.shape for r in adapted.results] == [v.shape for v in volumes]
+
+
+# --- what teacher and student see -----------------------------------------------------------------------------------
+
+
+def watched_losses(**changes):
+    """One evaluation of the losses: terms, eta, the batch, and what either network was shown, in which mode."""
+    own = options(patches=3, mask_ratio=0.5, **changes)
+    loop = Loop(with_curve(tiny_model(dropout=0.5), own.curve_knots), own, ema_decay=0.9)
+    loop.model.train()
+    batch = cut_patches(torch.rand(24, 24, 24) * 0.9 + 0.05, 3, 16, 16, loop.generator)
+    seen = {}
+    for name, network in (("student", loop.model), ("teacher", loop.ema)):
+        encode = network.encode
+
+        def watch(patches, whole, name=name, network=network, encode=encode):
+            dropout = [m.training for m in network.modules() if isinstance(m, torch.nn.Dropout)]
+            seen[name] = patches, whole, dropout
+            return encode(patches, whole)
+
+        network.encode = watch
+    terms, eta = target_losses(loop, batch, own)
+    return loop, terms, eta, batch, seen
+
+
+def test_the_teacher_labels_plain_patches_without_dropout():
+    _, _, _, batch, seen = watched_losses()
+    patches, whole, dropout = seen["teacher"]
+    assert torch.equal(patches, batch.patches) and torch.equal(whole, batch.whole)
+    assert dropout and not any(dropout)
+
+
+def test_the_student_learns_from_masked_patches_and_half_of_them_plain():
+    _, _, _, batch, seen = watched_losses()
+    views, whole, dropout = seen["student"]
+    assert all(dropout)
+    hidden = (views == 0).float().mean((1, 2, 3, 4)).tolist()
+    assert hidden == [0.5, 0.5, 0.5, 0.0, 0.0]
+    assert torch.equal(views[3:], batch.patches[:2])
+    kept = views[:3] != 0
+    assert torch.equal(views[:3][kept], batch.patches[kept])
+    assert float((whole == 0).float().mean()) == 0.5
+
+
+def test_gradients_reach_the_student_only():
+    loop, terms, _, _, _ = watched_losses()
+    assert set(terms) == {"masked", "plain", "global", "cosine"}
+    sum(terms.values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in loop.model.parameters())
+    assert all(p.grad is None for p in loop.ema.parameters())
+
+
+def test_terms_without_weight_are_left_out():
+    *_, seen = watched_losses(plain_weight=0.0, global_weight=0.0, cosine_weight=0.0)
+    assert len(seen["student"][0]) == 3
+    _, terms, _, _, _ = watched_losses(plain_weight=0.0, global_weight=0.0, cosine_weight=0.0)
+    assert set(terms) == {"masked"}
+
+
+def test_eta_is_the_share_of_voxels_the_teacher_is_sure_of():
+    loop, _, eta, batch, _ = watched_losses(confidence=0.3)
+    with torch.no_grad():
+        probability, label = loop.ema(batch.patches, batch.whole, batch.low, batch.high).softmax(1).max(1)
+    sure = probability >= 0.3
+    assert eta["total"] == pytest.approx(float(sure.float().mean()), abs=1e-3)
+    assert set(eta["per_class"]) == set(label.unique().tolist())
+    for c, share in eta["per_class"].items():
+        assert share == pytest.approx(float(sure[label == c].float().mean()), abs=2e-3)
+
+
+# --- the best step, the gate, the end -------------------------------------------------------------------------------
+
+
+def test_the_best_step_is_kept(tmp_path, scripted):
+    judged = scripted(0.1, 0.9, 0.3, 0.5)
+    adapted = run(tmp_path, steps=6, learning_rate=0.01)
+    assert adapted.best_step == 2 and adapted.steps == 6
+    assert same(adapted.model, judged[1]) and not same(adapted.model, judged[3])
+    assert [entry["score"] for entry in adapted.history] == [0.1, 0.9, 0.3, 0.5]
+    assert [entry["step"] for entry in adapted.history] == [0, 2, 4, 6]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "gate", "chosen"),
+    [
+        (0.5, 0.7, True, "adapted"),
+        (0.7, 0.5, True, "source"),
+        (0.5, 0.504, True, "source"),
+        (0.7, 0.5, False, "adapted"),
+    ],
+)
+def test_the_gate_keeps_the_source_unless_adaptation_is_better_supported(
+    tmp_path, scripted, before, after, gate, chosen
+):
+    scripted(0.1, 0.2, 0.3, before, after)
+    adapted = run(tmp_path, gate=gate, gate_margin=0.005)
+    result = adapted.results[0]
+    assert result.chosen == chosen and result.reason.endswith(".")
+    assert result.segmentation is (result.adapted if chosen == "adapted" else result.source)
+    assert result.assessment.measures["score"] == (after if chosen == "adapted" else before)
+
+
+def test_the_gate_decides_for_every_scan(tmp_path, scripted):
+    scripted(0.1, 0.1, 0.5, 0.9, 0.9, 0.5)
+    adapted = run(tmp_path, volumes=[volume(), volume(seed=1)], steps=1, check_every=100, patience=100)
+    assert [r.chosen for r in adapted.results][-1] == "source"
+
+
+def test_without_a_gain_adaptation_ends_early(tmp_path, scripted):
+    scripted(0.5, 0.4)
+    adapted = run(tmp_path, steps=100, patience=3)
+    assert (adapted.steps, adapted.best_step) == (6, 0)
+
+
+def test_the_time_budget_ends_it_too(tmp_path):
+    adapted = run(tmp_path, steps=10_000, minutes=1e-9)
+    assert adapted.steps < 10 and len(adapted.results) == 1
+
+
+def test_previews_show_label_values_on_the_scans_own_grid(tmp_path):
+    shown = []
+    volumes = [volume(), volume((18, 24, 17), seed=1)]
+    run(tmp_path, volumes=volumes, preview_seconds=1e-9, preview=lambda *call: shown.append(call))
+    assert [(index, step) for index, _, step in shown] == [(i, s) for s in (0, 2, 4) for i in (0, 1)]
+    for index, labels, _ in shown:
+        assert labels.shape == volumes[index].shape
+        assert set(np.unique(labels)) <= {0, *(label.value for label in PAIRED)}
+
+
+def test_no_previews_are_made_when_not_wanted(tmp_path):
+    run(tmp_path, steps=2, preview_seconds=0.0, preview=lambda *_: pytest.fail("a preview was made"))
+
+
+def test_progress_and_record_tell_losses_and_eta(tmp_path):
+    events = []
+    run(tmp_path, report=lambda event, **fields: events.append((event, fields)))
+    steps = [fields for _, fields in events if fields["stage"] == "adapt"]
+    assert [f["step"] for f in steps] == [1, 2, 3, 4] and all(
+        f["steps"] == 4 and 0 <= f["eta"] <= 1 for f in steps
+    )
+    assert all({"masked", "plain", "loss"} <= set(f["losses"]) for f in steps)
+    assert any(fields["stage"] == "segment" for _, fields in events)
+    record = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in record] == [0, 2, 4]
+    assert {"score", "agreement", "losses", "eta", "eta_per_class"} <= set(record[-1])
+
+
+def test_the_search_starts_from_the_curve_it_found_when_that_is_better(tmp_path, monkeypatch, scripted):
+    falling = torch.linspace(1, 0, 5)
+    monkeypatch.setattr(adaptation, "search_curve", lambda *_: (falling, []))
+    for scores, better in (((0.2, 0.6), True), ((0.6, 0.2), False)):
+        scripted(*scores)
+        folder = tmp_path / str(better)
+        run(folder, search=True, steps=2, curve_rate=1e-9)
+        start = torch.load(folder / "checkpoint.pt", weights_only=True)["model"]["curve.values"]
+        torch.testing.assert_close(start, falling if better else torch.linspace(0, 1, 5), atol=1e-4, rtol=0)

@@ -122,10 +122,18 @@ def test_a_curve_is_put_before_a_model_without_one(knots):
     assert with_curve(curved, 16).architecture.curve_knots == (knots or 16)
 
 
-def test_several_scans_are_adapted_to_together(tmp_path):
-    volumes = [volume(), volume((18, 24, 17), seed=1), volume((20, 18, 22), seed=2)]
+def test_several_scans_are_adapted_to_together(tmp_path, monkeypatch):
+    cut = []
+
+    def watch(image, count, patch, size, generator, guess, share):
+        cut.append((image.shape, guess.shape))
+        return cut_patches(image, count, patch, size, generator, guess, share)
+
+    monkeypatch.setattr(adaptation, "cut_patches", watch)
+    volumes = [volume(), volume((18, 24, 17), seed=1), volume((20, 18, 23), seed=2)]
     adapted = run(tmp_path, volumes=volumes, steps=8)
     assert [r.segmentation.labels.shape for r in adapted.results] == [v.shape for v in volumes]
+    assert all(image == guess for image, guess in cut) and len(set(cut)) == 3
 
 
 # --- what teacher and student see -----------------------------------------------------------------------------------

@@ -263,7 +263,8 @@ def ignore(event, **fields):
     pass
 
 
-def test_interrupted_training_ends_as_if_it_had_not_been(tmp_path):
+@pytest.mark.parametrize("killed", [4, 5])
+def test_interrupted_training_ends_as_if_it_had_not_been(tmp_path, killed):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     validation = [Blobs().draw(torch.Generator().manual_seed(9))]
@@ -271,7 +272,7 @@ def test_interrupted_training_ends_as_if_it_had_not_been(tmp_path):
     straight = train(tiny_model(**model), Blobs(), options(), tmp_path / "a", ignore, validation)
 
     def stop(event, **fields):
-        if fields["step"] == 5:
+        if fields["step"] == killed:
             raise Cancelled("stopped")
 
     with pytest.raises(Cancelled):
@@ -312,6 +313,18 @@ def test_the_best_validated_average_is_returned_and_patience_ends(tmp_path, monk
     monkeypatch.setattr("MAPSegLib.quality.validation_dice", score)
     result = train(tiny_model(), Blobs(), options(steps=50, patience=2), tmp_path, ignore, [(None, None)])
     assert len(kept) == 4 and same(result, kept[1]) and not same(result, kept[3])
+
+
+def test_patches_are_cut_about_structures_as_often_as_asked(tmp_path, monkeypatch):
+    asked = []
+
+    def watch(image, count, patch, size, generator, target, share):
+        asked.append((share, target.shape == image.shape))
+        return cut_patches(image, count, patch, size, generator, target, share)
+
+    monkeypatch.setattr("MAPSegLib.training.source.cut_patches", watch)
+    train(tiny_model(), Blobs(), options(steps=1, foreground_share=0.75), tmp_path, ignore)
+    assert asked == [(0.75, True)]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])

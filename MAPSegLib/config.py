@@ -119,7 +119,7 @@ class AdaptationOptions(Options):
     """Test-time (source-free) adaptation: target terms only (section 3.6)."""
 
     steps: int = Field(150, ge=1, description="at most this many steps")
-    minutes: float = Field(3.0, gt=0, description="at most this long, per scan")
+    minutes: float = Field(2.5, gt=0, description="at most this long, per scan; segmenting comes after")
     patches: int = Field(2, ge=1, le=32, description="local patches a step")
     mask_ratio: float = Field(0.7, gt=0, lt=1)
     mask_cube: int = Field(8, ge=1)

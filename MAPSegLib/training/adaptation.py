@@ -23,13 +23,13 @@ from ..datasets import PatchBatch, cut_patches
 from ..errors import Stopped
 from ..inference import Segmentation, segment_scan
 from ..losses import cosine_loss, segmentation_loss
-from ..masking import cube_mask
 from ..networks.segmenter import Segmenter, sample_global
 from ..preprocessing import Scan, prepare, restore
 from ..quality import Assessment, assess_scan
 from ..volumes import Volume
 from .contrast import search_curve
 from .loop import Clock, Loop, Record
+from .views import show
 
 Report = Callable[..., None]
 Preview = Callable[[int, np.ndarray, int], None]
@@ -88,7 +88,7 @@ def target_losses(
     Returns:
         the terms, and eta of the teacher's labels (total, and per class present).
     """
-    student, teacher = loop.model, loop.ema
+    teacher = loop.ema
     with torch.inference_mode(), loop.autocast():
         features, whole = teacher.encode(batch.patches, batch.whole)
         under = sample_global(whole, batch.low, batch.high, features.shape[2:])
@@ -97,26 +97,17 @@ def target_losses(
     label, whole_label = label.clone(), whole_label.clone()
     eta = _eta(probability, label, teacher.classes, options.confidence)
 
-    shape, ratio = batch.patches.shape, options.mask_ratio
-    keep = cube_mask(shape, options.mask_cube, ratio, loop.generator).to(loop.device)
-    whole_cube = max(1, options.mask_cube // 2)
-    keep_whole = cube_mask(batch.whole.shape, whole_cube, ratio, loop.generator).to(loop.device)
-    plain = -(-len(batch.patches) // 2) if options.plain_weight else 0
-    views = torch.cat([batch.patches * keep, batch.patches[:plain]])
-    with loop.autocast():
-        features, whole = student.encode(views, batch.whole * keep_whole)
-        low, high = (torch.cat([edge, edge[:plain]]) for edge in (batch.low, batch.high))
-        under = sample_global(whole, low, high, features.shape[2:])
-        logits = student.decode(features, under)
-        whole_logits = student.decode(whole, whole) if options.global_weight else None
     masked = len(batch.patches)
-    terms = {"masked": segmentation_loss(logits[:masked], label)}
+    plain = -(-masked // 2) if options.plain_weight else 0
+    views = show(loop, batch, plain, masked, options)
+    terms = {"masked": segmentation_loss(views.logits[plain:], label)}
     if plain:
-        terms["plain"] = options.plain_weight * segmentation_loss(logits[masked:], label[:plain])
-    if whole_logits is not None:
-        terms["global"] = 2 * options.global_weight * segmentation_loss(whole_logits, whole_label)
+        terms["plain"] = options.plain_weight * segmentation_loss(views.logits[:plain], label[:plain])
+    if views.whole_logits is not None:
+        terms["global"] = 2 * options.global_weight * segmentation_loss(views.whole_logits[-1:], whole_label)
     if options.cosine_weight:
-        terms["cosine"] = 2 * options.cosine_weight * cosine_loss(features[:masked], under[:masked])
+        alike = cosine_loss(views.local_features[plain:], views.global_features[plain:])
+        terms["cosine"] = 2 * options.cosine_weight * alike
     return terms, eta
 
 

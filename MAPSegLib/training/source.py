@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ..config import TrainingOptions
 from ..datasets import PatchBatch, Source, cut_patches
 from ..losses import cosine_loss, segmentation_loss
-from ..masking import cube_mask
-from ..networks.segmenter import Segmenter, sample_global
+from ..networks.segmenter import Segmenter
 from .loop import Clock, Loop, Record, warmup_cosine
+from .views import show
 
 Report = Callable[..., None]
 """Called as ``report(event, **fields)``; raising from it ends the training after the last checkpoint."""
@@ -25,23 +24,16 @@ def source_losses(loop: Loop, batch: PatchBatch, options: TrainingOptions) -> di
     The published recipe shows every patch twice, whole and masked. Different patches for the two cost half
     and have the same expected gradient.
     """
-    model: Segmenter = loop.model
     masked = round(options.masked_share * len(batch.patches))
-    patches = batch.patches
-    if masked:
-        keep = cube_mask((masked, *patches.shape[1:]), options.mask_cube, options.mask_ratio, loop.generator)
-        patches = torch.cat([patches[:-masked], patches[-masked:] * keep.to(patches.device)])
-    with loop.autocast():
-        local_features, whole_features = model.encode(patches, batch.whole)
-        under = sample_global(whole_features, batch.low, batch.high, local_features.shape[2:])
-        logits = model.decode(local_features, under)
-        whole_logits = model.decode(whole_features, whole_features) if options.global_weight else None
+    views = show(loop, batch, len(batch.patches) - masked, masked, options)
     balance = options.balance * max(0.0, 1 - loop.step / (0.6 * options.steps))
-    terms = {"segmentation": segmentation_loss(logits, batch.target, balance)}
-    if whole_logits is not None:
-        terms["global"] = options.global_weight * segmentation_loss(whole_logits, batch.whole_target, balance)
+    terms = {"segmentation": segmentation_loss(views.logits, batch.target, balance)}
+    if views.whole_logits is not None:
+        wholes = batch.whole_target.expand(len(views.whole_logits), -1, -1, -1)
+        terms["global"] = options.global_weight * segmentation_loss(views.whole_logits, wholes, balance)
     if options.cosine_weight:
-        terms["cosine"] = options.cosine_weight * cosine_loss(local_features, under)
+        alike = cosine_loss(views.local_features, views.global_features)
+        terms["cosine"] = options.cosine_weight * alike
     return terms
 
 

@@ -15,6 +15,7 @@ from MAPSegLib.quality import Assessment
 from MAPSegLib.training import adaptation
 from MAPSegLib.training.adaptation import adapt, target_losses, with_curve
 from MAPSegLib.training.loop import Loop
+from MAPSegLib.training.views import show
 from MAPSegLib.volumes import Volume
 
 
@@ -171,11 +172,22 @@ def test_the_student_learns_from_masked_patches_and_half_of_them_plain():
     views, whole, dropout = seen["student"]
     assert all(dropout)
     hidden = (views == 0).float().mean((1, 2, 3, 4)).tolist()
-    assert hidden == [0.5, 0.5, 0.5, 0.0, 0.0]
-    assert torch.equal(views[3:], batch.patches[:2])
-    kept = views[:3] != 0
-    assert torch.equal(views[:3][kept], batch.patches[kept])
-    assert float((whole == 0).float().mean()) == 0.5
+    assert hidden == [0.0, 0.0, 0.5, 0.5, 0.5]
+    assert torch.equal(views[:2], batch.patches[:2])
+    kept = views[2:] != 0
+    assert torch.equal(views[2:][kept], batch.patches[kept])
+    assert torch.equal(whole[:1], batch.whole)
+    assert float((whole[1] == 0).float().mean()) == 0.5
+
+
+def test_a_masked_patch_meets_the_masked_whole():
+    loop, *_, batch, _ = watched_losses()
+    own = options(patches=3, mask_ratio=0.5)
+    views = show(loop, batch, 3, 3, own)
+    plain = show(loop, batch, 3, 0, own)
+    torch.testing.assert_close(views.global_features[:3], plain.global_features)
+    assert not torch.allclose(views.global_features[3:], plain.global_features)
+    assert len(views.whole_logits) == 2 and len(plain.whole_logits) == 1
 
 
 def test_gradients_reach_the_student_only():

@@ -1,0 +1,107 @@
+"""What the benchmarks compare against and how they write: the published windows, the label codes, the tables."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from model_cases import SINGLE, Thresholds, tiny_model
+
+from MAPSegLib.config import AdaptationOptions
+from MAPSegLib.datasets import cut_patches
+from MAPSegLib.synthesis import brain_labels
+
+sys.path.append(str(Path(__file__).parents[2]))  # the benchmarks are no part of the installed package
+
+from Benchmarks import oasis, published, tables  # noqa: E402
+
+
+@pytest.mark.parametrize("patch", [32, 48, 64, 80, 96, 128])
+def test_the_published_canvas_has_64_windows_27_of_them_distinct(patch):
+    corners = published.windows((round(256 * patch / 96),) * 3, patch)
+    assert (len(corners), len(set(corners))) == (64, 27)
+
+
+def test_scans_are_centred_on_the_canvas_and_cut_where_they_do_not_fit():
+    image = published.on_canvas(torch.ones(20, 101, 43), 16)  # canvas of 43
+    assert image.shape == (43, 43, 43)
+    filled = image.any(2).any(1).nonzero().flatten()
+    assert (int(filled[0]), int(filled[-1])) == (11, 30)
+    assert image[15].all()
+
+
+def test_published_windows_agree_with_ours_where_the_model_looks_at_voxels_only():
+    model, g = Thresholds(), torch.Generator().manual_seed(0)
+    image = torch.rand(43, 20, 11, generator=g)
+    assert torch.equal(published.segment(model, image), model.classify(image))
+
+
+def test_cells_are_whole_and_stretched():
+    features = torch.rand(1, 2, 8, 8, 8)
+    low, high = torch.tensor([0.25, 0.0, 0.3]), torch.tensor([0.75, 0.5, 0.8])
+    part = published.cells_under(features, low, high, (4, 4, 4))
+    assert torch.equal(part, features[:, :, 2:6, 0:4, 2:6])
+    assert published.cells_under(features, low, low, (4, 4, 4)).shape == (1, 2, 4, 4, 4)
+
+
+def test_a_published_step_trains_the_student_and_moves_the_teacher():
+    student, teacher = tiny_model(SINGLE), tiny_model(SINGLE)
+    start = [p.clone() for p in teacher.parameters()]
+    optimizer, g = torch.optim.AdamW(student.parameters(), 0.01), torch.Generator().manual_seed(0)
+    batch = cut_patches(torch.rand(20, 20, 20), 2, 16, 16, g)
+    loss = published.adaptation_step(
+        student, teacher, optimizer, batch, AdaptationOptions(ema_decay=0.5, mask_cube=4), g
+    )
+    assert np.isfinite(loss)
+    for old, new, own in zip(start, teacher.parameters(), student.parameters(), strict=True):
+        torch.testing.assert_close(new, 0.5 * old + 0.5 * own)
+        assert not torch.equal(old, own)
+
+
+def test_manual_codes_map_to_the_model_s_values_and_keep_their_side():
+    values = {label.value: label for label in brain_labels()}
+    assert set(oasis.FREESURFER.values()) <= set(values)
+    for pair in oasis.STRUCTURES.values():
+        assert [values[v].mirror for v in pair] == ([None] if len(pair) == 1 else list(pair[::-1]))
+    assert (oasis.FREESURFER[100], oasis.FREESURFER[207]) == (42, 3)
+
+
+def test_parcels_become_the_cortex_of_their_side():
+    labels = np.array([0, 10, 1035, 2001, 11101, 12175, 251])
+    assert oasis.merge_parcels(labels).tolist() == [0, 10, 3, 42, 3, 42, 251]
+
+
+def test_mean_dice_is_over_the_seven_structures_only():
+    reference = np.array([17, 53, 10, 2, 2])
+    assert oasis.mean_dice(reference, reference) == 1.0
+    assert oasis.mean_dice(np.array([17, 53, 0, 41, 41]), reference) == pytest.approx(2 / 3)
+
+
+def test_real_pairs_have_their_sides_right(data_folder):
+    volume, reference = oasis.load_pair(data_folder, oasis.SCANS[0])
+    for left, right in oasis.SEVEN.values():
+        x = [(np.argwhere(reference == v).mean(0) @ volume.affine[:3, :3].T)[0] for v in (left, right)]
+        assert x[0] < x[1]
+
+
+def test_a_section_is_replaced_in_place(tmp_path, capsys):
+    path = tmp_path / "RESULTS.md"
+    for name, value in (("one", "1"), ("two", "2"), ("one", "**3**")):
+        tables.write_section(name, f"about {name}", ["a", "b|c"], [[value, "x"]], path, command="python -m x")
+    text = path.read_text()
+    assert text.index("<!-- one -->") < text.index("<!-- two -->") and text.count("## one") == 1
+    assert "| **3** | x |" in text and "| 1 | x |" not in text and "b\\|c" in text
+    assert "`python -m x`" in text and tables.machine() in text
+    assert "about two" in capsys.readouterr().out
+
+
+def test_rows_of_another_length_are_refused():
+    with pytest.raises(ValueError, match="as many cells"):
+        tables.markdown(["a", "b"], [["1"]])
+
+
+def test_commands_name_no_absolute_paths(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["x", "--data", str(tmp_path / "scans"), "--changes", "sine 3.2"])
+    assert str(tmp_path) not in tables.running_command()
+    assert tables.running_command().endswith("--data scans --changes 'sine 3.2'")

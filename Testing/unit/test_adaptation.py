@@ -10,7 +10,7 @@ from model_cases import PAIRED, card_of, tiny_model
 
 from MAPSegLib.config import AdaptationOptions
 from MAPSegLib.datasets import cut_patches
-from MAPSegLib.errors import Cancelled
+from MAPSegLib.errors import Cancelled, Stopped
 from MAPSegLib.quality import Assessment
 from MAPSegLib.training import adaptation
 from MAPSegLib.training.adaptation import adapt, target_losses, with_curve
@@ -258,6 +258,18 @@ def test_without_a_gain_adaptation_ends_early(tmp_path, scripted):
     scripted(0.5, 0.4)
     adapted = run(tmp_path, steps=100, patience=3)
     assert (adapted.steps, adapted.best_step) == (6, 0)
+
+
+def test_stopping_keeps_the_best_so_far(tmp_path, scripted):
+    judged = scripted(0.1, 0.9, 0.3)
+
+    def stop(event, **fields):
+        if fields["stage"] == "adapt" and fields["step"] == 5:
+            raise Stopped
+
+    adapted = run(tmp_path, steps=100, report=stop)
+    assert (adapted.steps, adapted.best_step) == (5, 2) and len(adapted.results) == 1
+    assert same(adapted.model, judged[1])
 
 
 def test_the_time_budget_ends_it_too(tmp_path):

@@ -147,6 +147,7 @@ def _show_scans(result: dict[str, Any]) -> None:
         _out.print(told, highlight=False, soft_wrap=True)
         for note in scan["notes"]:
             _out.print(f"  {escape(note)}", highlight=False)
+    _out.print("Research software: not for clinical use.", style="dim")
 
 
 def _show_scores(result: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from .inference import predict_classes
 from .networks.segmenter import Segmenter
 from .preprocessing import Scan
 
-PLAUSIBILITY_WEIGHT = 0.02
+PLAUSIBILITY_WEIGHT = 0.05
 """How much agreement one deviation of mean volume error weighs."""
 QUICK = {"overlap": 0.0}
 """Windows of a check: disjoint ones show agreement as well as overlapping ones, in a third of the time."""
@@ -56,25 +56,35 @@ def mirrored_classes(labels: Sequence[Label]) -> Tensor | None:
     return torch.tensor([0, *(rank.get(label.mirror, i) for i, label in enumerate(labels, 1))])
 
 
-def transformed_agreement(
-    model: Segmenter, labels: Sequence[Label], image: Tensor, classes: Tensor, options: InferenceOptions
-) -> float:
-    """Mean Dice, over the structures of either, of ``classes`` with the result on the transformed scan.
+def agreement(labels: Sequence[Label], one: Tensor, other: Tensor, priors: dict) -> float:
+    """Mean Dice of two maps of class indices over the structures.
+
+    A structure that the source has (``priors["volumes"]``) counts as 0 where neither map holds it: a result with
+    next to nothing in it must not pass for a consistent one. Any other is left out there.
+    """
+    dice = class_dice(one, other, len(labels) + 1)[1:]
+    known = priors.get("volumes", {})
+    expected = torch.tensor([str(label.value) in known for label in labels])
+    return float(dice.masked_fill(dice.isnan() & expected, 0.0).nanmean().nan_to_num(0.0))
+
+
+def transformed_classes(
+    model: Segmenter, labels: Sequence[Label], image: Tensor, options: InferenceOptions
+) -> Tensor:
+    """What the model makes of the transformed scan, brought back: class indices (X, Y, Z).
 
     Args:
-        image, classes: (X, Y, Z) on the working grid; the first axis runs left to right.
+        image: (X, Y, Z) on the working grid; the first axis runs left to right.
     """
     twin = mirrored_classes(labels)
     if twin is not None:
-        other = twin[predict_classes(model, image.flip(0), options)[0].flip(0).long()]
-    else:
-        one, shape = torch.ones(3), tuple(image.shape)
-        turn = aug.rotation((0.0, 0.0, math.radians(8.0)))
-        there = aug.warp_grid(shape, turn, one, one, shape)
-        back = aug.warp_grid(shape, turn.T, one, one, shape)
-        turned = predict_classes(model, aug.sample(image[None], there)[0], options)[0]
-        other = aug.sample(turned[None].float(), back, "nearest")[0].round().long()
-    return float(class_dice(classes, other, len(labels) + 1)[1:].nanmean().nan_to_num(0.0))
+        return twin[predict_classes(model, image.flip(0), options)[0].flip(0).long()]
+    one, shape = torch.ones(3), tuple(image.shape)
+    turn = aug.rotation((0.0, 0.0, math.radians(8.0)))
+    there = aug.warp_grid(shape, turn, one, one, shape)
+    back = aug.warp_grid(shape, turn.T, one, one, shape)
+    turned = predict_classes(model, aug.sample(image[None], there)[0], options)[0]
+    return aug.sample(turned[None].float(), back, "nearest")[0].round().long()
 
 
 def volume_deviation(labels: Sequence[Label], counts: Tensor, voxel_ml: float, priors: dict) -> float | None:
@@ -94,15 +104,27 @@ def volume_deviation(labels: Sequence[Label], counts: Tensor, voxel_ml: float, p
     return sum(distances) / len(distances) if distances else None
 
 
+def measure(
+    labels: Sequence[Label], classes: Tensor, other: Tensor, voxel_ml: float, priors: dict
+) -> dict[str, float]:
+    """The measures of an :class:`Assessment`, of a result and of what was made of the transformed scan."""
+    measures = {"agreement": agreement(labels, classes, other, priors)}
+    counts = torch.bincount(classes.flatten().long(), minlength=len(labels) + 1)
+    deviation = volume_deviation(labels, counts, voxel_ml, priors)
+    if deviation is not None:
+        measures["volume_deviation"] = deviation
+    return measures | {"score": measures["agreement"] - PLAUSIBILITY_WEIGHT * (deviation or 0.0)}
+
+
 def judge(measures: dict[str, float], priors: dict) -> Assessment:
     """The verdict on measures, against what the model reached on its own domain (``priors["trust"]``)."""
     floor = priors.get("trust", {}).get("agreement", 0.6)
     ceiling = priors.get("trust", {}).get("volume_deviation", 3.5)
-    agreement, deviation = measures["agreement"], measures.get("volume_deviation")
-    if agreement < floor:
+    reached, deviation = measures["agreement"], measures.get("volume_deviation")
+    if reached < floor:
         return Assessment(
             False,
-            f"Not to be trusted: the transformed scan is segmented differently (agreement {agreement:.2f}, "
+            f"Not to be trusted: the transformed scan is segmented differently (agreement {reached:.2f}, "
             f"expected at least {floor:.2f}).",
             measures,
         )
@@ -113,7 +135,7 @@ def judge(measures: dict[str, float], priors: dict) -> Assessment:
             f"expected at most {ceiling:.1f}).",
             measures,
         )
-    return Assessment(True, f"Consistent: agreement {agreement:.2f} with the transformed scan.", measures)
+    return Assessment(True, f"Consistent: agreement {reached:.2f} with the transformed scan.", measures)
 
 
 def assess_scan(
@@ -143,12 +165,8 @@ def assess_image(
     quick = options.model_copy(update=QUICK)
     if classes is None:
         classes = predict_classes(model, image, quick)[0]
-    measures = {"agreement": transformed_agreement(model, card.labels, image, classes, quick)}
-    counts = torch.bincount(classes.flatten().long(), minlength=model.classes)
-    deviation = volume_deviation(card.labels, counts, voxel_ml, card.priors)
-    if deviation is not None:
-        measures["volume_deviation"] = deviation
-    measures["score"] = measures["agreement"] - PLAUSIBILITY_WEIGHT * (deviation or 0.0)
+    other = transformed_classes(model, card.labels, image, quick)
+    measures = measure(card.labels, classes, other, voxel_ml, card.priors)
     return judge(measures, card.priors), classes
 
 

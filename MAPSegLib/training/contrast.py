@@ -15,7 +15,7 @@ from ..datasets import resize_whole
 from ..devices import precision_context
 from ..networks.curve import apply_curve
 from ..networks.segmenter import Segmenter
-from ..quality import PLAUSIBILITY_WEIGHT, class_dice, mirrored_classes, volume_deviation
+from ..quality import measure, mirrored_classes
 
 BATCH = 4
 ROUNDS = 4
@@ -82,8 +82,6 @@ def _scores(
         plain, mirrored = maps[0], maps[1].flip(1)
         mirrored = twin[mirrored] if twin is not None else mirrored
         for one, other in zip(plain, mirrored, strict=True):
-            agreement = float(class_dice(one, other, model.classes)[1:].nanmean().nan_to_num(0.0))
-            counts = torch.bincount(one.flatten(), minlength=model.classes)
-            deviation = volume_deviation(card.labels, counts, box_ml / one.numel(), card.priors)
-            scores.append(agreement - PLAUSIBILITY_WEIGHT * (deviation or 0.0))
+            measures = measure(card.labels, one, other, box_ml / one.numel(), card.priors)
+            scores.append(measures["score"])
     return scores

@@ -11,11 +11,12 @@ from MAPSegLib.config import InferenceOptions, Label
 from MAPSegLib.inference import predict_classes
 from MAPSegLib.quality import (
     PLAUSIBILITY_WEIGHT,
+    agreement,
     assess_image,
     class_dice,
     judge,
     mirrored_classes,
-    transformed_agreement,
+    transformed_classes,
     trust_limits,
     validation_dice,
     volume_deviation,
@@ -44,6 +45,11 @@ def symmetric_image(n=32):
 
 def classes_of(model, image):
     return predict_classes(model, image, FP32)[0].long()
+
+
+def transformed_agreement(model, labels, image):
+    other = transformed_classes(model, labels, image, FP32)
+    return agreement(labels, classes_of(model, image), other, {})
 
 
 # --- Dice ---------------------------------------------------------------------------------------------------------
@@ -85,26 +91,33 @@ def test_agreement_is_one_where_scan_and_model_are_symmetric():
     model, image = sided(), symmetric_image()
     classes = classes_of(model, image)
     assert classes.unique().tolist() == [0, 1, 2, 3, 4]
-    assert transformed_agreement(model, SIDES, image, classes, FP32) == 1.0
+    assert transformed_agreement(model, SIDES, image) == 1.0
 
 
 def test_agreement_is_one_on_an_asymmetric_scan_that_is_understood():
     image = symmetric_image()
     image[:6] = 0
     model = sided()
-    assert transformed_agreement(model, SIDES, image, classes_of(model, image), FP32) == 1.0
+    assert transformed_agreement(model, SIDES, image) == 1.0
 
 
 def test_agreement_falls_when_the_model_mistakes_a_side():
     model, image = sided(middle=0.3), symmetric_image()
-    agreement = transformed_agreement(model, SIDES, image, classes_of(model, image), FP32)
-    assert agreement < 0.9
+    assert transformed_agreement(model, SIDES, image) < 0.9
 
 
 def test_agreement_is_zero_where_nothing_is_found():
     model, image = sided(), symmetric_image()
     model.levels[:, 1:] = 90.0
-    assert transformed_agreement(model, SIDES, image, classes_of(model, image), FP32) == 0.0
+    assert transformed_agreement(model, SIDES, image) == 0.0
+
+
+def test_a_structure_the_source_has_must_be_found_to_agree():
+    one = torch.tensor([0, 1, 1, 3, 3])
+    assert agreement(SIDES, one, one, {}) == 1.0
+    known = {"volumes": {"10": [0.0, 1.0], "17": [0.0, 1.0], "49": [0.0, 1.0]}}
+    assert agreement(SIDES, one, one, known) == pytest.approx(2 / 3)
+    assert agreement(SIDES, one, one * 0, known) == 0.0
 
 
 def test_without_sides_a_turn_takes_the_mirror_s_place():
@@ -113,13 +126,13 @@ def test_without_sides_a_turn_takes_the_mirror_s_place():
     labels = SINGLE[:2]
     model = Thresholds(levels=(0.0, 0.5, 1.0))
     ball = 0.5 * (radius < 14) + 0.5 * (radius < 8)
-    round_ = transformed_agreement(model, labels, ball, classes_of(model, ball), FP32)
+    round_ = transformed_agreement(model, labels, ball)
     assert 0.93 < round_ <= 1.0
     biased = Thresholds(levels=(0.0, 0.5, 1.0), sided=False, pull=0.0)
     biased.decode = lambda local, under: model.decode(
         local * (under[:, 1:] > 0.5), under
     )  # half of the scan is missed
-    half = transformed_agreement(biased, labels, ball, classes_of(biased, ball), FP32)
+    half = transformed_agreement(biased, labels, ball)
     assert half < round_ - 0.03
 
 

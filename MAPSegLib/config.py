@@ -142,7 +142,7 @@ class AdaptationOptions(Options):
         True, description="keep the source-only result where adaptation is not better supported"
     )
     gate_margin: float = Field(
-        0.005, ge=0, description="gain in the label-free score that adaptation must show"
+        0.03, ge=0, description="gain in the label-free score that a curve, and adaptation, must show"
     )
     seed: int = 0
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

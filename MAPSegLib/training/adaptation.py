@@ -218,7 +218,7 @@ class _Run:
         before = [network.curve.values.detach().clone() for network in (loop.model, loop.ema)]
         known = loop.extra["best_score"]
         self._set_curves([curve, curve])
-        self._check({}, None, preview)
+        self._check({}, None, preview, margin=self.options.gate_margin)
         if loop.extra["best_score"] <= known:
             self._set_curves(before)
 
@@ -235,8 +235,8 @@ class _Run:
         batch = cut_patches(image, self.options.patches, a.patch, a.global_size, loop.generator, guess, 0.5)
         return batch.to(loop.device)
 
-    def _check(self, losses: dict, eta: dict | None, preview: Preview | None) -> None:
-        """Judge the teacher on every scan without labels; remember it when it is the best so far."""
+    def _check(self, losses: dict, eta: dict | None, preview: Preview | None, margin: float = 0.0) -> None:
+        """Judge the teacher on every scan without labels; remember it when it beats the best so far by the margin."""
         loop = self.loop
         judged = [assess_scan(loop.ema, self.card, s, self.loop.inference) for s in self.scans]
         names = judged[0][0].measures
@@ -248,7 +248,7 @@ class _Run:
         }
         self.record.add(loop.step, **entry)
         loop.extra.setdefault("history", []).append({"step": loop.step, **entry})
-        if entry["score"] > loop.extra.get("best_score", float("-inf")):
+        if entry["score"] > loop.extra.get("best_score", float("-inf")) + margin:
             best = {k: v.detach().cpu().clone() for k, v in loop.ema.state_dict().items()}
             loop.extra |= {"best": best, "best_step": loop.step, "best_score": entry["score"], "waited": 0}
         else:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import nibabel as nib
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from MAPSegLib.volumes import Volume
+from MAPSegLib.errors import InputError
+from MAPSegLib.volumes import Volume, read_image
 
 
 def make_affine(
@@ -50,3 +53,34 @@ def noise_scan(shape=(9, 11, 7), affine=None, seed=0) -> Volume:
 def positions(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """RAS mm (n, 3) of a mask's voxels."""
     return np.argwhere(mask) @ affine[:3, :3].T + affine[:3, 3]
+
+
+FORMATS = [".nii.gz", ".nii", ".nrrd", ".mha"]
+
+
+def save_nifti(path, array, affine=None):
+    nib.save(nib.Nifti1Image(array, np.eye(4) if affine is None else affine, dtype=array.dtype), path)
+    return path
+
+
+def noise(*shape, dtype=np.float32):
+    return (50 + 100 * np.random.default_rng(1).random(shape)).astype(dtype)
+
+
+def patch_header(path, offset, values):
+    """Overwrite float32 fields of an uncompressed NIfTI header."""
+    content = bytearray(path.read_bytes())
+    data = np.asarray(values, dtype="<f4").tobytes()
+    content[offset : offset + len(data)] = data
+    path.write_bytes(bytes(content))
+    return path
+
+
+def assert_refused(path, words, read=read_image):
+    with pytest.raises(InputError) as caught:
+        read(path)
+    message = caught.value.message
+    assert words in message
+    assert path.name in message
+    assert "\n" not in message and message.endswith(".") and caught.value.advice
+    assert caught.value.exit_code == 2

@@ -1,0 +1,245 @@
+"""Volumes keep their geometry through reading and writing; folders of them are found."""
+
+import resource
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from volume_cases import FORMATS, affines, assert_refused, make_affine, noise, noise_scan, patch_header
+
+from MAPSegLib.errors import InputError
+from MAPSegLib.volumes import (
+    Volume,
+    check_same_grid,
+    find_scans,
+    read_image,
+    read_labels,
+    scan_stem,
+    write_volume,
+)
+
+# --- geometry and writing -----------------------------------------------------------------------------------
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(affine=affines(), suffix=st.sampled_from(FORMATS), second=st.sampled_from(FORMATS))
+def test_round_trip_agrees_with_both_libraries(tmp_path, affine, suffix, second):
+    scan = noise_scan((4, 6, 5), affine)
+    first = read_image(write_volume(tmp_path / f"a{suffix}", scan.array, scan, overwrite=True))
+    volume = read_image(write_volume(tmp_path / f"b{second}", first.array, first, overwrite=True))
+    for read in (first, volume):
+        np.testing.assert_array_equal(read.array, scan.array)
+        np.testing.assert_allclose(read.affine, affine, atol=1e-4)
+    check_same_grid(scan, volume)
+
+    image = sitk.ReadImage(str(volume.path))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(image).T, scan.array)
+    corner = image.TransformIndexToPhysicalPoint((3, 5, 4))
+    np.testing.assert_allclose(np.array(corner) * (-1, -1, 1), (affine @ (3, 5, 4, 1))[:3], atol=1e-3)
+    if second.startswith(".nii"):
+        np.testing.assert_allclose(nib.load(volume.path).affine, affine, atol=1e-4)
+
+
+def test_itk_formats_keep_the_very_numbers(tmp_path):
+    image = sitk.GetImageFromArray(noise(5, 6, 7))
+    image.SetSpacing((0.7291667, 0.7291667, 4.999998))
+    image.SetOrigin((-91.1, 1 / 3, 1e-7))
+    image.SetDirection(make_affine((1, 2, 0), (1, -1, -1), angles=(3, 4, 5))[:3, :3].ravel())
+    for suffix, tolerance in ((".mha", 0), (".nrrd", 1e-14)):
+        sitk.WriteImage(image, str(tmp_path / f"in{suffix}"))
+        before = read_image(tmp_path / f"in{suffix}")
+        after = read_image(write_volume(tmp_path / f"out{suffix}", before.array, before))
+        for name in ("spacing", "origin", "direction"):
+            values = getattr(before.header, name), getattr(after.header, name)
+            np.testing.assert_allclose(*values, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("codes", [(1, 0), (0, 1), (4, 1), (0, 0)])
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_nifti_header_is_kept(tmp_path, codes, kind):
+    affine = make_affine((2, 0, 1), (-1, 1, -1), (0.75, 0.75, 12), (4, 8, 2))
+    image = kind(noise(4, 5, 6), None)
+    image.set_sform(affine, code=codes[0])
+    image.set_qform(affine, code=codes[1])
+    image.header.set_xyzt_units("mm", "sec")
+    image.header["cal_max"] = 300
+    nib.save(image, tmp_path / "scan.nii.gz")
+    volume = read_image(tmp_path / "scan.nii.gz")
+    before = nib.load(tmp_path / "scan.nii.gz").header
+    after = nib.load(write_volume(tmp_path / "out.nii.gz", np.ones((4, 5, 6), np.int64), volume)).header
+    fields = ["sform_code", "qform_code", "xyzt_units", "pixdim", "srow_x", "srow_y", "srow_z"]
+    for field in [
+        *fields,
+        "quatern_b",
+        "quatern_c",
+        "quatern_d",
+        "qoffset_x",
+        "qoffset_y",
+        "qoffset_z",
+        "sizeof_hdr",
+    ]:
+        np.testing.assert_array_equal(before[field], after[field], err_msg=field)
+    assert after.get_data_dtype() == np.uint8
+    assert after["cal_max"] == 0
+
+
+def test_scale_factors_are_applied(tmp_path):
+    image = nib.Nifti1Image(noise(5, 6, 7, dtype=np.int16), np.eye(4))
+    stored = np.asarray(image.dataobj).astype(np.float32)
+    image.header.set_slope_inter(0.5, -100)
+    nib.save(image, tmp_path / "scan.nii")
+    patch_header(tmp_path / "scan.nii", 112, [0.5, -100])  # whatever the library made of it on saving
+    on_disk = nib.load(tmp_path / "scan.nii").dataobj.get_unscaled()
+    volume = read_image(tmp_path / "scan.nii")
+    np.testing.assert_allclose(volume.array, on_disk * 0.5 - 100, rtol=1e-6)
+    out = nib.load(write_volume(tmp_path / "out.nii", stored, volume))
+    np.testing.assert_array_equal(np.asarray(out.dataobj), stored)
+
+
+def test_mgz_is_read(tmp_path):
+    affine = make_affine((0, 2, 1), (-1, 1, -1), (1, 1, 1.5))
+    nib.save(nib.MGHImage(noise(5, 6, 7), affine), tmp_path / "norm.mgz")
+    volume = read_image(tmp_path / "norm.mgz")
+    np.testing.assert_allclose(volume.affine, affine, atol=1e-5)
+    labels = read_labels(write_volume(tmp_path / "seg.nii.gz", volume.array > 80, volume))
+    check_same_grid(volume, labels)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        ((0, 255), "uint8"),
+        ((0, 256), "uint16"),
+        ((0, 65536), "int32"),
+        ((-1, 3), "int32"),
+        ((0, 0.5), "float32"),
+    ],
+)
+def test_smallest_type(tmp_path, suffix, values, dtype):
+    array = np.resize(np.array(values), (3, 3, 3))
+    path = write_volume(tmp_path / f"out{suffix}", array, noise_scan((3, 3, 3)))
+    image = sitk.ReadImage(str(path))
+    assert sitk.GetArrayFromImage(image).dtype == dtype
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(image).T, array)
+
+
+def test_existing_file_is_kept(tmp_path):
+    like = noise_scan((3, 3, 3))
+    path = write_volume(tmp_path / "out.nii.gz", like.array, like)
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="already exists"):
+        write_volume(path, like.array + 1, like)
+    assert path.read_bytes() == before
+    write_volume(path, like.array + 1, like, overwrite=True)
+    assert path.read_bytes() != before
+    assert [p.name for p in tmp_path.iterdir()] == ["out.nii.gz"]
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_full_disk_leaves_nothing(tmp_path, suffix):
+    """A file-size limit stands for the full disk: the writer fails half-way."""
+    like = noise_scan((40, 40, 40))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(InputError, match="cannot be written"):
+            write_volume(tmp_path / f"out{suffix}", like.array, like)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unwritable_places(tmp_path):
+    like = noise_scan((3, 3, 3))
+    (tmp_path / "file").touch()
+    for place in ("absent/out.nii.gz", "file/out.nii.gz", "file/out.nrrd"):
+        with pytest.raises(InputError, match="cannot be written"):
+            write_volume(tmp_path / place, like.array, like)
+    with pytest.raises(InputError, match="suffix"):
+        write_volume(tmp_path / "out.mgz", like.array, like)
+    with pytest.raises(ValueError, match="shape"):
+        write_volume(tmp_path / "out.nii.gz", like.array[1:], like)
+
+
+# --- folders ------------------------------------------------------------------------------------------------
+
+
+def write_series(folder, array, affine, slices=None, uid="1.2.826.0.1.3680043.2.1125.1"):
+    """A DICOM series of the array's planes (or of some of them)."""
+    folder.mkdir(exist_ok=True)
+    scan = write_volume(folder.parent / "whole.mha", array, Volume(array, affine), overwrite=True)
+    image = sitk.Cast(sitk.ReadImage(str(scan)), sitk.sitkInt16)
+    direction = np.reshape(image.GetDirection(), (3, 3))
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    for i in range(image.GetDepth()) if slices is None else slices:
+        plane = image[:, :, i : i + 1]
+        origin = image.TransformIndexToPhysicalPoint((0, 0, i))
+        tags = {
+            "0008|0060": "MR",
+            "0020|000e": uid,
+            "0020|000d": "1.2.826.0.1.3680043.2.1125.0",
+            "0008|0018": f"{uid}.{i + 1}",
+            "0020|0032": "\\".join(f"{v:.6f}" for v in origin),
+            "0020|0037": "\\".join(f"{v:.8f}" for v in [*direction[:, 0], *direction[:, 1]]),
+            "0020|0013": str(i + 1),
+        }
+        for tag, value in tags.items():
+            plane.SetMetaData(tag, value)
+        writer.SetFileName(str(folder / f"{uid[-1]}-{i:03d}.dcm"))
+        writer.Execute(plane)
+    scan.unlink()
+
+
+def test_dicom_series(tmp_path):
+    array = noise(8, 9, 6, dtype=np.int16)
+    affine = make_affine((0, 1, 2), (-1, -1, 1), (1.25, 1.25, 8), (10, -5, 3), (20, -30, 40))
+    write_series(tmp_path / "series", array, affine)
+    volume = read_image(tmp_path / "series")
+    np.testing.assert_array_equal(volume.array, array)
+    np.testing.assert_allclose(volume.affine, affine, atol=1e-3)
+    assert find_scans(tmp_path) == [tmp_path / "series"] == find_scans(tmp_path / "series")
+    labels = read_labels(write_volume(tmp_path / "seg.nrrd", array > 100, volume))
+    check_same_grid(volume, labels)
+    assert_refused(tmp_path / "series" / "1-000.dcm", "2D")
+
+
+def test_dicom_series_with_a_gap_or_a_neighbour(tmp_path):
+    array, affine = noise(8, 9, 8, dtype=np.int16), make_affine(spacing=(1, 1, 3))
+    write_series(tmp_path / "gap", array, affine, slices=[0, 1, 2, 5, 6])
+    assert_refused(tmp_path / "gap", "missing or unevenly spaced slices")
+    write_series(tmp_path / "two", array, affine)
+    write_series(tmp_path / "two", array, affine, uid="1.2.826.0.1.3680043.2.1125.2")
+    assert_refused(tmp_path / "two", "2 DICOM series")
+    (tmp_path / "none").mkdir()
+    assert_refused(tmp_path / "none", "no DICOM series")
+
+
+def test_find_scans(tmp_path):
+    with pytest.raises(InputError, match="holds no scans"):
+        find_scans(tmp_path)
+    for name in ("b.nii.gz", "a.NRRD", ".hidden.nii.gz", "notes.txt", "c.mgz"):
+        (tmp_path / name).touch()
+    (tmp_path / "sub").mkdir()
+    assert [p.name for p in find_scans(tmp_path)] == ["a.NRRD", "b.nii.gz", "c.mgz"]
+    assert find_scans(tmp_path / "b.nii.gz") == [tmp_path / "b.nii.gz"]
+    with pytest.raises(InputError, match="does not exist"):
+        find_scans(tmp_path / "absent")
+
+
+def test_scan_stem():
+    assert scan_stem("x/sub-01.T1w.nii.gz") == "sub-01.T1w"
+    assert scan_stem("SCAN.NII") == "SCAN"
+    assert scan_stem("x/series.1") == "series.1"
+
+
+def test_import_is_light():
+    heavy = {"torch", "nibabel", "SimpleITK", "scipy"}
+    code = f"import sys, MAPSegLib.volumes; assert not {heavy} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -44,6 +44,12 @@ def precision_context(device: torch.device, precision: str = "auto") -> Abstract
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed, on whatever device."""
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "alloc" in text or "out of memory" in text
+
+
 @cache
 def prepare_process(threads: int | None = None) -> None:
     """Set the CPU threads, and let glibc keep freed memory.

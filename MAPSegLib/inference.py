@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .config import InferenceOptions, Label
 from .datasets import crop, resize_whole
-from .devices import pick_device, precision_context, prepare_process
+from .devices import is_out_of_memory, pick_device, precision_context, prepare_process
 from .errors import MemoryExhausted
 from .networks.segmenter import Segmenter, sample_global
 from .preprocessing import Grid, Scan, interpolate_along, interpolation_weights, prepare, to_native
@@ -143,7 +143,7 @@ def run_with_notes(run: Callable, options: InferenceOptions):
         try:
             return run(device, batch), notes
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -158,13 +158,6 @@ def run_with_notes(run: Callable, options: InferenceOptions):
                 "Not enough memory for this scan, even one window at a time on the CPU.",
                 "Close other programs, or crop the scan.",
             )
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    text = str(error).lower()
-    return (
-        isinstance(error, torch.OutOfMemoryError | MemoryError) or "alloc" in text or "out of memory" in text
-    )
 
 
 def window_starts(length: int, window: int, overlap: float) -> list[int]:

@@ -14,8 +14,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ..config import InferenceOptions
-from ..devices import pick_device, precision_context, prepare_process
-from ..errors import InputError
+from ..devices import is_out_of_memory, pick_device, precision_context, prepare_process
+from ..errors import InputError, MemoryExhausted
 
 CLIP_NORM = 1.0
 """Largest gradient norm: mixed precision degrades without it."""
@@ -78,7 +78,22 @@ class Loop:
         return precision_context(self.device, self.inference.precision)
 
     def update(self, losses: Callable[[], dict[str, Tensor]]) -> dict[str, float]:
-        """One step on the sum of the named terms; a step whose gradient is not finite is skipped, and counted."""
+        """One step on the sum of the named terms; a step whose gradient is not finite is skipped, and counted.
+
+        Raises:
+            MemoryExhausted: the step does not fit on the device.
+        """
+        try:
+            return self._update(losses)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise MemoryExhausted(
+                f"A training step does not fit into the memory of the {self.device.type} device.",
+                "Use fewer patches a step, a smaller model, or the device cpu.",
+            ) from error
+
+    def _update(self, losses: Callable[[], dict[str, Tensor]]) -> dict[str, float]:
         for group in self.optimizer.param_groups:
             group["lr"] = group["base"] * self.rate(self.step)
         self.model.train()

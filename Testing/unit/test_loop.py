@@ -11,7 +11,7 @@ from torch import nn
 
 from MAPSegLib.config import TrainingOptions
 from MAPSegLib.datasets import cut_patches
-from MAPSegLib.errors import Cancelled, InputError
+from MAPSegLib.errors import Cancelled, InputError, MemoryExhausted
 from MAPSegLib.training.loop import CLIP_NORM, Clock, Loop, Record, warmup_cosine
 from MAPSegLib.training.source import source_losses, train
 
@@ -352,3 +352,20 @@ def test_terms_without_weight_are_not_computed():
     image, target = Blobs().draw(loop.generator)
     batch = cut_patches(image, 2, 16, 16, loop.generator, target)
     assert set(source_losses(loop, batch, own)) == {"segmentation"}
+
+
+def test_a_step_that_does_not_fit_is_told_as_such():
+    loop = Loop(tiny_model(), options(), ema_decay=0.9)
+
+    def too_much():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(MemoryExhausted) as caught:
+        loop.update(too_much)
+    assert caught.value.exit_code == 3 and caught.value.advice
+
+    def broken():
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        loop.update(broken)

@@ -154,6 +154,6 @@ def _agreement(name: str, color: tuple[int, int, int] | None, before: float, aft
     widths = (0.0 if math.isnan(v) else 100 * v for v in (before, after))
     bars = "".join(f'<i style="width:{width:.1f}%"></i>' for width in widths)
     return (
-        f'<tr{"" if color else " class=mean"}><td>{_swatch(color)}{escape(name)}</td>'
+        f"<tr{'' if color else ' class=mean'}><td>{_swatch(color)}{escape(name)}</td>"
         f'<td>{number(before)}</td><td>{number(after)}</td><td class="bars">{bars}</td></tr>\n'
     )

@@ -47,7 +47,9 @@ def precision_context(device: torch.device, precision: str = "auto") -> Abstract
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an allocation failed, on whatever device."""
     text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "alloc" in text or "out of memory" in text
+    return (
+        isinstance(error, torch.OutOfMemoryError | MemoryError) or "alloc" in text or "out of memory" in text
+    )
 
 
 @cache

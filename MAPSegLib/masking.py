@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 
-def cube_mask(shape: tuple[int, ...], cube: int, ratio: float, generator: torch.Generator | None = None) -> Tensor:
+def cube_mask(
+    shape: tuple[int, ...], cube: int, ratio: float, generator: torch.Generator | None = None
+) -> Tensor:
     """True where voxels stay.
 
     Args:

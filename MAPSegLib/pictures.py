@@ -78,7 +78,10 @@ def overlay(panels: Sequence[Panel], table: Sequence[Label], path: str | Path) -
     labels = [_canonical(p.labels, first.affine) for p in panels]
     spacing = _canonical_spacing(first)
     box, cuts = _box(images[0], labels[0]), _cuts(labels[0], table)
-    sizes = {name: [(box[a].stop - box[a].start) * spacing[a] for a in axes] for name, (_, *axes, _) in _PLANES.items()}
+    sizes = {
+        name: [(box[a].stop - box[a].start) * spacing[a] for a in axes]
+        for name, (_, *axes, _) in _PLANES.items()
+    }
     legend = _legend(labels, table)
     figure, cells = _canvas(len(panels), sizes, len(legend))
     for panel, image, values, column in zip(panels, images, labels, cells, strict=True):
@@ -91,7 +94,9 @@ def overlay(panels: Sequence[Panel], table: Sequence[Label], path: str | Path) -
             cell.imshow(grey, cmap="gray", vmin=low, vmax=high, extent=extent, interpolation="bilinear")
             cell.imshow(_tint(drawn, table), extent=extent, interpolation="nearest")
             for side, (x, align) in zip(edges, ((0.01, "left"), (0.99, "right")), strict=True):
-                cell.text(x, 0.5, side, transform=cell.transAxes, color=_INK, fontsize=9, ha=align, va="center")
+                cell.text(
+                    x, 0.5, side, transform=cell.transAxes, color=_INK, fontsize=9, ha=align, va="center"
+                )
         column[0].set_title(panel.title, color=_INK, fontsize=11, loc="left", pad=8)
     _write_legend(figure, legend)
     return _save(figure, path)
@@ -131,7 +136,9 @@ def curves(
             cell.plot(*zip(*points, strict=True), color=look["line"], linewidth=1.8, marker=".")
         else:
             cell.set_yticks([])
-            cell.text(0.5, 0.5, "not recorded", transform=cell.transAxes, ha="center", color=look["ink"], alpha=0.6)
+            cell.text(
+                0.5, 0.5, "not recorded", transform=cell.transAxes, ha="center", color=look["ink"], alpha=0.6
+            )
         if points and best_step is not None:
             cell.axvline(best_step, color=look["best"], linewidth=1.3, linestyle="--")
             cell.annotate(
@@ -224,7 +231,9 @@ def _tint(values: np.ndarray, table: Sequence[Label]) -> np.ndarray:
         rgba[values == label.value] = (*label.color, round(255 * _FILL))
     edge = np.zeros(values.shape, bool)
     for axis in (0, 1):
-        ahead, behind = (tuple(s if a == axis else slice(None) for a in (0, 1)) for s in (slice(1, None), slice(-1)))
+        ahead, behind = (
+            tuple(s if a == axis else slice(None) for a in (0, 1)) for s in (slice(1, None), slice(-1))
+        )
         edge[behind] |= values[behind] != values[ahead]
         edge[ahead] |= values[behind] != values[ahead]
     rgba[edge & (rgba[..., 3] > 0), 3] = 255
@@ -250,11 +259,15 @@ def _figure(width: float, height: float, face: str) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise InputError("Pictures need matplotlib.", "Install it with: pip install 'mapseg[demo]'") from error
+        raise InputError(
+            "Pictures need matplotlib.", "Install it with: pip install 'mapseg[demo]'"
+        ) from error
     return Figure((width, height), dpi=_DPI, facecolor=face)
 
 
-def _canvas(panels: int, sizes: Mapping[str, Sequence[float]], entries: int) -> tuple[Figure, list[list[Axes]]]:
+def _canvas(
+    panels: int, sizes: Mapping[str, Sequence[float]], entries: int
+) -> tuple[Figure, list[list[Axes]]]:
     """A black figure at the scale of the anatomy, and the axes of every panel's planes."""
     widths, heights = zip(*sizes.values(), strict=True)
     if panels == 1:

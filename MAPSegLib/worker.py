@@ -47,6 +47,7 @@ def run_job(job, emit, stopped: Callable[[], bool] = lambda: False) -> dict[str,
     Raises:
         MAPSegError: the job failed as a whole. Scans that failed among others are in the result's ``failed``.
     """
+
     def report(event: str, **fields: Any) -> None:
         if _signalled.is_set():
             raise Cancelled("Cancelled.")

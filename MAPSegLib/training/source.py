@@ -11,6 +11,7 @@ from ..config import TrainingOptions
 from ..datasets import PatchBatch, Source, cut_patches
 from ..losses import cosine_loss, segmentation_loss
 from ..networks.segmenter import Segmenter
+from ..quality import validation_dice
 from .loop import Clock, Loop, Record, warmup_cosine
 from .views import show
 
@@ -54,8 +55,6 @@ def train(
         validation: prepared images and class indices, both (X, Y, Z).
         report: told ``progress`` at every logged step.
     """
-    from ..quality import validation_dice
-
     a = model.architecture
     loop = Loop(
         model,
@@ -90,7 +89,7 @@ def train(
             losses=losses,
         )
         if validation and loop.step % options.validate_every == 0:
-            _validate(loop, validation, record, validation_dice)
+            _validate(loop, validation, record)
         if held is None and loop.step % options.checkpoint_every < options.reuse:
             loop.save(checkpoint)
     loop.save(checkpoint)
@@ -99,7 +98,7 @@ def train(
     return loop.ema
 
 
-def _validate(loop: Loop, validation, record: Record, validation_dice) -> None:
+def _validate(loop: Loop, validation: Sequence[tuple[Tensor, Tensor]], record: Record) -> None:
     dice = validation_dice(loop.ema, validation, loop.inference)
     record.add(loop.step, validation_dice=dice)
     if dice > loop.extra.get("best_dice", -1.0):

@@ -310,7 +310,7 @@ def test_the_best_validated_average_is_returned_and_patience_ends(tmp_path, monk
         kept.append(copy.deepcopy(model))
         return next(scores)
 
-    monkeypatch.setattr("MAPSegLib.quality.validation_dice", score)
+    monkeypatch.setattr("MAPSegLib.training.source.validation_dice", score)
     result = train(tiny_model(), Blobs(), options(steps=50, patience=2), tmp_path, ignore, [(None, None)])
     assert len(kept) == 4 and same(result, kept[1]) and not same(result, kept[3])
 

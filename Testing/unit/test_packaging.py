@@ -119,7 +119,11 @@ def test_brain_codes_are_well_formed_and_alike_on_both_sides():
         assert label.terminology is None or re.fullmatch(r"(SCT|DCM)\^\d+\^[^^]+", label.terminology)
         if label.mirror is not None:
             other = table[label.mirror]
-            assert (other.mirror, other.terminology, other.color) == (label.value, label.terminology, label.color)
+            assert (other.mirror, other.terminology, other.color) == (
+                label.value,
+                label.terminology,
+                label.color,
+            )
             assert {label.name.split()[0], other.name.split()[0]} == {"left", "right"}
 
 
@@ -136,6 +140,8 @@ def test_brain_codes_are_dicoms():
 def test_no_file_knows_the_machine_it_was_written_on():
     folders = [PACKAGE, ROOT / "Testing", ROOT / "Benchmarks", ROOT / ".ci"]
     pattern = re.compile(r"(?<![\w.])/(?:home|work|root|Users|mnt)/\w")
-    for path in (p for folder in folders for p in folder.rglob("*") if p.suffix in (".py", ".json", ".md", "")):
+    for path in (
+        p for folder in folders for p in folder.rglob("*") if p.suffix in (".py", ".json", ".md", "")
+    ):
         if path.is_file() and path != Path(__file__):
             assert not pattern.search(path.read_text(encoding="utf-8")), path

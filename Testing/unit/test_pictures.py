@@ -93,7 +93,11 @@ def test_labels_of_another_grid_are_refused(head, tmp_path):
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_curves_stand_on_their_page(theme, tmp_path):
-    history = [{"step": 0, "eta": 0.5}, {"step": 10, "eta": None, "loss": 1.0}, {"step": 20, "eta": 0.7, "loss": 0.5}]
+    history = [
+        {"step": 0, "eta": 0.5},
+        {"step": 10, "eta": None, "loss": 1.0},
+        {"step": 20, "eta": 0.7, "loss": 0.5},
+    ]
     plots = [Curve("loss", "Loss"), Curve("eta", "Confidence", "share above 0.9"), Curve("absent", "Absent")]
     path = curves(history, plots, tmp_path / "c.png", best_step=20, theme=theme)
     corner = image_module.imread(path)[0, 0, :3].mean()

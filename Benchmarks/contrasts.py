@@ -22,6 +22,7 @@ MONOTONE: dict[str, Curve] = {
 NON_MONOTONE: dict[str, Curve] = {
     "sine 3.2": lambda x: 0.5 + 0.5 * np.sin(3.2 * math.pi * x - 1.2),
     "sine 2.6": lambda x: 0.5 + 0.5 * np.sin(2.6 * math.pi * x - 0.9),
+    "sine 2.0": lambda x: 0.5 + 0.5 * np.sin(2.0 * math.pi * x - 0.6),
     "tent 0.7": lambda x: np.where(x < 0.7, x / 0.7, 1 - 0.75 * (x - 0.7) / 0.3),
 }
 INVERSION: dict[str, Curve] = {"inverted": lambda x: 1 - 0.95 * x}

@@ -80,7 +80,7 @@ def running_command() -> str:
     """The command being run, as it can be run again elsewhere: of absolute paths, the last part."""
     spec = sys.modules["__main__"].__spec__
     start = ["python", "-m", spec.name] if spec else ["python", Path(sys.argv[0]).name]
-    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
     return shlex.join([*start, *words])
 
 

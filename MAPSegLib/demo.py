@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from MAPSegLib.training.adaptation import Adapted
 
 DISCLAIMER = "Research software: not for clinical use."
-FORMULA = "0.5 + 0.5 sin(3.2 pi x - 1.2)"
+FORMULA = "0.5 + 0.5 sin(2 pi x - 0.6)"
 TISSUES = {
     "grey matter": (3, 42, 8, 47, 10, 49, 11, 50, 12, 51, 13, 52, 17, 53, 18, 54, 26, 58),
     "white matter": (2, 41, 7, 46),
@@ -241,13 +241,13 @@ def load_head() -> tuple[Volume, np.ndarray]:
 
 
 def foreign_contrast(volume: Volume) -> Volume:
-    """The scan with intensities x, scaled to [0, 1], replaced by 0.5 + 0.5 sin(3.2 pi x - 1.2); background stays 0.
+    """The scan with intensities x, scaled to [0, 1], replaced by 0.5 + 0.5 sin(2 pi x - 0.6); background stays 0.
 
-    The curve rises and falls twice, so that tissues swap their order, as no brightness setting could do.
+    The curve rises, falls and rises: tissues swap their order, which no brightness setting could do.
     """
     inside = volume.array > 0
     x = np.clip(volume.array / np.percentile(volume.array[inside], 99.5), 0, 1)
-    array = np.where(inside, 0.5 + 0.5 * np.sin(3.2 * np.pi * x - 1.2), 0).astype(np.float32)
+    array = np.where(inside, 0.5 + 0.5 * np.sin(2 * np.pi * x - 0.6), 0).astype(np.float32)
     return Volume(array, volume.affine)
 
 

@@ -139,10 +139,10 @@ def test_the_head_and_its_tissues():
 
 
 def test_the_foreign_contrast_keeps_the_background_and_swaps_tissues():
-    levels = [0, 0.276, 0.588, 0.901, 1.0]
+    levels = [0, 0.0955, 0.3455, 0.8455, 1.0]
     array = np.repeat(np.array(levels, np.float32), 100).reshape(5, 10, 10)
     foreign = demo.foreign_contrast(Volume(array, np.eye(4))).array
-    assert foreign[:4, 0, 0] == pytest.approx([0, 1, 0, 1], abs=0.001)
+    assert foreign[:4, 0, 0] == pytest.approx([0, 0.5, 1, 0], abs=0.001)
     assert np.ptp(foreign, axis=(1, 2)).max() == 0
 
 

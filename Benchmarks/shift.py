@@ -25,21 +25,24 @@ from .contrasts import CHANGES, INVERSION, MONOTONE, NON_MONOTONE, change
 from .tables import write_section
 
 NATIVE = "native"
+HISTORY = ("step", "agreement", "volume_deviation", "score", "eta", "kept", "dice")
+"""What is remembered of each label-free check."""
 
 
 def run_case(model, card, scan: str, name: str, seed: int, data: Path, options: AdaptationOptions) -> dict:
     """Dice (mean of the seven structures) of source-only, adapted and gated results, and of every check."""
     volume, reference = oasis.load_pair(data, scan)
     volume = volume if name == NATIVE else change(volume, name)
-    checks: dict[int, float] = {}
+    checks: list[float] = []
 
     def preview(index: int, labels: np.ndarray, step: int) -> None:
-        checks[step] = oasis.mean_dice(labels, reference)
+        checks.append(oasis.mean_dice(labels, reference))
 
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         adapted = adapt(model, card, [volume], options, Path(folder), lambda event, **fields: None, preview)
     result = adapted.results[0]
+    history = [entry | {"dice": dice} for entry, dice in zip(adapted.history, checks, strict=True)]
     return {
         "scan": scan,
         "change": name,
@@ -52,13 +55,9 @@ def run_case(model, card, scan: str, name: str, seed: int, data: Path, options: 
         "source_trusted": result.assessment_source.trusted,
         "steps": adapted.steps,
         "best_step": adapted.best_step,
-        "stop": checks.get(adapted.best_step),
-        "best": max(checks.values()),
-        "history": [
-            {key: entry.get(key) for key in ("step", "agreement", "volume_deviation", "score", "eta")}
-            | {"dice": checks.get(entry["step"])}
-            for entry in adapted.history
-        ],
+        "stop": [entry["dice"] for entry in history if entry["kept"]][-1],
+        "best": max(checks),
+        "history": [{key: value for key, value in entry.items() if key in HISTORY} for entry in history],
         "seconds": round(time.monotonic() - started, 1),
     }
 

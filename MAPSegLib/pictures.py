@@ -141,9 +141,10 @@ def curves(
             )
         if points and best_step is not None:
             cell.axvline(best_step, color=look["best"], linewidth=1.3, linestyle="--")
+            late = best_step > sum(cell.get_xlim()) / 2  # else the word would leave the picture
             cell.annotate(
-                "best", (best_step, 1), xycoords=cell.get_xaxis_transform(), xytext=(3, -10),
-                textcoords="offset points", color=look["best"], fontsize=8,
+                "best", (best_step, 1), xycoords=cell.get_xaxis_transform(), xytext=(-3 if late else 3, -10),
+                textcoords="offset points", ha="right" if late else "left", color=look["best"], fontsize=8,
             )  # fmt: skip
         cell.set_title(plot.title, loc="left", color=look["ink"], fontsize=11, pad=19)
         cell.text(0, 1.05, plot.about, transform=cell.transAxes, color=look["ink"], alpha=0.75, fontsize=8)

@@ -58,7 +58,11 @@ class ScanResult:
 
 @dataclass
 class Adapted:
-    """The adapted model (the best step), how it came about, and the scans' results."""
+    """The adapted model (the best step), how it came about, and the scans' results.
+
+    ``history`` has an entry per label-free check: step, measures, losses, eta (total and per class), and whether
+    it was ``kept`` as the best so far. Step 0 is there twice when a curve was tried: without it, and with it.
+    """
 
     model: Segmenter
     steps: int
@@ -246,9 +250,10 @@ class _Run:
             "eta": eta["total"] if eta else None,
             "eta_per_class": eta["per_class"] if eta else {},
         }
+        entry["kept"] = entry["score"] > loop.extra.get("best_score", float("-inf")) + margin
         self.record.add(loop.step, **entry)
         loop.extra.setdefault("history", []).append({"step": loop.step, **entry})
-        if entry["score"] > loop.extra.get("best_score", float("-inf")) + margin:
+        if entry["kept"]:
             best = {k: v.detach().cpu().clone() for k, v in loop.ema.state_dict().items()}
             loop.extra |= {"best": best, "best_step": loop.step, "best_score": entry["score"], "waited": 0}
         else:

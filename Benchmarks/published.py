@@ -59,8 +59,8 @@ def _forward(model: Segmenter, x: Tensor, whole: Tensor, low: Tensor, high: Tens
     """f(x), f(X), and the local and global features that f(x) was made of."""
     local_features, whole_features = model.features(x), model.features(whole)
     under = cells_under(whole_features, low, high, local_features.shape[2:])
-    logits = model.decode(local_features, under)
-    return logits, model.decode(whole_features, whole_features), local_features, under
+    logits = model.decode(local_features, under, x)
+    return logits, model.decode(whole_features, whole_features, whole), local_features, under
 
 
 @torch.inference_mode()
@@ -118,7 +118,8 @@ def adaptation_step(
     cosine = 1 - F.cosine_similarity(local_features, under, dim=1).mean()
     loss = loss + 2 * options.cosine_weight * cosine
     local_features, whole_features = student.features(x), student.features(whole)
-    plain = student.decode(local_features, cells_under(whole_features, *place, local_features.shape[2:]))
+    under = cells_under(whole_features, *place, local_features.shape[2:])
+    plain = student.decode(local_features, under, x)
     loss = loss + options.plain_weight * segmentation_loss(plain, label)
     optimizer.zero_grad()
     loss.backward()

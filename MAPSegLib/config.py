@@ -24,6 +24,9 @@ class Architecture(Options):
     depth: int = Field(8, ge=1, le=16, description="residual blocks of the encoder")
     head_width: int = Field(512, ge=4, le=1024, description="channels of the ASPP head")
     up_channels: int = Field(64, ge=4, le=256, description="channels at full resolution")
+    detail: int = Field(
+        0, ge=0, le=64, description="channels at full resolution taken from the patch itself; 0: as published"
+    )
     dilations: tuple[int, int, int] = Field((4, 8, 16), description="of the ASPP branches, in feature cells")
     dropout: float = Field(0.1, ge=0, lt=1)
     curve_knots: int = Field(
@@ -38,7 +41,14 @@ class Architecture(Options):
 ARCHITECTURES: dict[str, Architecture] = {
     "paper": Architecture(),
     "small": Architecture(
-        width=64, depth=6, head_width=64, up_channels=16, dilations=(2, 4, 8), patch=64, global_size=64
+        width=96,
+        depth=3,
+        head_width=64,
+        up_channels=16,
+        detail=8,
+        dilations=(2, 4, 8),
+        patch=64,
+        global_size=64,
     ),
     "tiny": Architecture(
         width=16, depth=2, head_width=16, up_channels=8, dilations=(1, 2, 4), patch=32, global_size=32
@@ -96,6 +106,9 @@ class TrainingOptions(Options):
     global_weight: float = Field(0.05, ge=0, description="gamma: weight of the whole-scan segmentation term")
     cosine_weight: float = Field(0.025, ge=0, description="delta: weight of the local-global cosine term")
     learning_rate: float = Field(1e-4, gt=0, lt=1)
+    muon_rate: float = Field(
+        0.0, ge=0, lt=1, description="learning rate of Muon for the large convolutions; 0: AdamW for all"
+    )
     weight_decay: float = Field(0.01, ge=0)
     warmup: int = Field(100, ge=0, description="steps of linear learning-rate warm-up")
     foreground_share: float = Field(0.5, ge=0, le=1, description="patches centred on a labelled structure")

@@ -214,7 +214,8 @@ def class_probabilities(
             high = ((torch.tensor(corners) + window) / shape).to(device)
             with precision_context(device, options.precision):
                 features = model.features(patches)
-                logits = model.decode(features, sample_global(whole, low, high, features.shape[2:]))
+                under = sample_global(whole, low, high, features.shape[2:])
+                logits = model.decode(features, under, patches)
             for probability, (_, y, z) in zip(logits, corners, strict=True):
                 place = buffer[:, :, y : y + window, z : z + window]
                 place.addcmul_(probability.float().softmax(0), weight)

@@ -185,7 +185,11 @@ def _brain_mask(codes: Tensor, outside: Tensor, generator: Generator) -> Tensor:
     """The brain and a margin of one to four voxels, as extraction tools leave it."""
     brain = (~outside)[codes.to(torch.int64)].float()[None, None]
     margin = int(torch.randint(1, 4, (), generator=generator))
-    return torch.nn.functional.max_pool3d(brain, 2 * margin + 1, 1, margin)[0, 0] > 0
+    for axis in range(3):  # a cube's maximum, an edge at a time: the same, many times faster
+        kernel, padding = [1, 1, 1], [0, 0, 0]
+        kernel[axis], padding[axis] = 2 * margin + 1, margin
+        brain = torch.nn.functional.max_pool3d(brain, kernel, 1, padding)
+    return brain[0, 0] > 0
 
 
 def _field_of_view(codes: Tensor, outside: Tensor, generator: Generator) -> Tensor:

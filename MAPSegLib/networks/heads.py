@@ -35,7 +35,11 @@ class ASPP(nn.Module):
 
 
 class SegmentationHead(nn.Sequential):
-    """(B, 2 width, d, h, w) features to (B, outputs, 4d, 4h, 4w) logits."""
+    """(B, 2 width, d, h, w) features to (B, outputs, 4d, 4h, 4w) logits.
+
+    With ``detail`` channels (our addition), one convolution of the patch itself joins the upsampled features. A
+    feature cell of a narrow encoder cannot hold the place of every border inside it; the patch can.
+    """
 
     def __init__(
         self,
@@ -45,14 +49,28 @@ class SegmentationHead(nn.Sequential):
         outputs: int,
         dilations: tuple[int, int, int],
         dropout: float,
+        detail: int = 0,
     ):
         super().__init__(
             ASPP(features, width, dilations, dropout),
             nn.ConvTranspose3d(width, up_channels, STRIDE, STRIDE),
             group_norm(up_channels, 8),
             nn.ReLU(),
-            nn.Conv3d(up_channels, up_channels, 3, padding=1, bias=False),
+            nn.Conv3d(up_channels + detail, up_channels, 3, padding=1, bias=False),
             group_norm(up_channels, 8),
             nn.ReLU(),
             nn.Conv3d(up_channels, outputs, 1),
         )
+        self.detail = _branch(1, detail, 3) if detail else None
+
+    def forward(self, features: Tensor, patches: Tensor) -> Tensor:
+        """Args: feature maps, and the patches (B, 1, 4d, 4h, 4w) that they stand for."""
+        steps = list(self.children())
+        x = features
+        for step in steps[:4]:
+            x = step(x)
+        if self.detail is not None:
+            x = torch.cat([x, self.detail(patches)], 1)
+        for step in steps[4:8]:
+            x = step(x)
+        return x

@@ -68,7 +68,7 @@ class Segmenter(nn.Module):
         self.encoder = Encoder(a.width, a.depth)
         self.lateral = LateralLogits(labels)
         self.head = SegmentationHead(
-            2 * a.width, a.head_width, a.up_channels, self.lateral.outputs, a.dilations, a.dropout
+            2 * a.width, a.head_width, a.up_channels, self.lateral.outputs, a.dilations, a.dropout, a.detail
         )
 
     def with_architecture(self, architecture: Architecture) -> Segmenter:
@@ -89,16 +89,18 @@ class Segmenter(nn.Module):
         both = self.features(torch.cat([patches, whole]))
         return both[: len(patches)], both[len(patches) :]
 
-    def decode(self, local_features: Tensor, global_features: Tensor) -> Tensor:
-        """Logits (B, classes, p, p, p) from two feature maps of shape (B, width, p/4, p/4, p/4)."""
-        return self.lateral(self.head(torch.cat([local_features, global_features], 1)))
+    def decode(self, local_features: Tensor, global_features: Tensor, patches: Tensor) -> Tensor:
+        """Logits (B, classes, p, p, p).
+
+        Args: two feature maps (B, width, p/4, p/4, p/4), and the patches (B, 1, p, p, p) of the first.
+        """
+        return self.lateral(self.head(torch.cat([local_features, global_features], 1), self.curve(patches)))
 
     def forward(self, patches: Tensor, whole: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """Logits of B patches of one scan: see :func:`sample_global` for ``low`` and ``high``."""
         local_features, global_features = self.encode(patches, whole)
-        return self.decode(
-            local_features, sample_global(global_features, low, high, local_features.shape[2:])
-        )
+        under = sample_global(global_features, low, high, local_features.shape[2:])
+        return self.decode(local_features, under, patches)
 
 
 def sample_global(features: Tensor, low: Tensor, high: Tensor, size: Sequence[int]) -> Tensor:

@@ -96,8 +96,8 @@ def target_losses(
     with torch.inference_mode(), loop.autocast():
         features, whole = teacher.encode(batch.patches, batch.whole)
         under = sample_global(whole, batch.low, batch.high, features.shape[2:])
-        probability, label = teacher.decode(features, under).float().softmax(1).max(1)
-        whole_label = teacher.decode(whole, whole).argmax(1)
+        probability, label = teacher.decode(features, under, batch.patches).float().softmax(1).max(1)
+        whole_label = teacher.decode(whole, whole, batch.whole).argmax(1)
     label, whole_label = label.clone(), whole_label.clone()
     eta = _eta(probability, label, teacher.classes, options.confidence)
 

@@ -78,7 +78,8 @@ def _scores(
         for view in (seen, seen.flip(2)):
             with precision_context(device, precision):
                 features = model.encoder(view)
-                maps.append(model.decode(features, features).argmax(1).cpu())
+                logits = model.lateral(model.head(torch.cat([features, features], 1), view))
+                maps.append(logits.argmax(1).cpu())
         plain, mirrored = maps[0], maps[1].flip(1)
         mirrored = twin[mirrored] if twin is not None else mirrored
         for one, other in zip(plain, mirrored, strict=True):

@@ -16,6 +16,7 @@ from torch import Generator, Tensor, nn
 from ..config import InferenceOptions
 from ..devices import is_out_of_memory, pick_device, precision_context, prepare_process
 from ..errors import InputError, MemoryExhausted
+from .optimizer import Optimizer
 
 CLIP_NORM = 1.0
 """Largest gradient norm: mixed precision degrades without it."""
@@ -32,7 +33,7 @@ class Loop:
         betas: of AdamW.
         young: let a young average forget faster, as a model trained from scratch needs; a teacher that starts
             from a trained model does not.
-        rates: learning rates, without weight decay, of the parameters whose name starts with a key.
+        rates, muon_rate: see :class:`~MAPSegLib.training.optimizer.Optimizer`.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Loop:
         betas: tuple[float, float] = (0.9, 0.999),
         young: bool = False,
         rates: dict[str, float] | None = None,
+        muon_rate: float = 0.0,
     ):
         prepare_process(options.threads)
         self.device = pick_device(options.device)
@@ -54,25 +56,13 @@ class Loop:
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.ema_decay, self.rate = ema_decay, rate or (lambda step: 1.0)
         self.young = young
-        self.optimizer = torch.optim.AdamW(
-            self._groups(options, rates or {}), lr=options.learning_rate, betas=betas, foreach=True
-        )
+        self.optimizer = Optimizer(self.model, options, betas, rates or {}, muon_rate)
         self.generator = Generator().manual_seed(options.seed)
         torch.manual_seed(options.seed)
         self.step = 0
         self.skipped = 0
         self.extra: dict = {}
         """What the setting itself must remember between checkpoints; plain values and tensors."""
-
-    def _groups(self, options, rates: dict[str, float]) -> list[dict]:
-        groups = {"": {"params": [], "base": options.learning_rate, "weight_decay": options.weight_decay}}
-        groups |= {
-            prefix: {"params": [], "base": rate, "weight_decay": 0.0} for prefix, rate in rates.items()
-        }
-        for name, parameter in self.model.named_parameters():
-            own = next((prefix for prefix in rates if name.startswith(prefix)), "")
-            groups[own]["params"].append(parameter)
-        return list(groups.values())
 
     def autocast(self):
         return precision_context(self.device, self.inference.precision)
@@ -94,16 +84,14 @@ class Loop:
             ) from error
 
     def _update(self, losses: Callable[[], dict[str, Tensor]]) -> dict[str, float]:
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["base"] * self.rate(self.step)
         self.model.train()
         terms = losses()
         total = sum(terms.values())
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         total.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
         if torch.isfinite(norm):
-            self.optimizer.step()
+            self.optimizer.step(self.rate(self.step))
             decay = min(self.ema_decay, (1 + self.step) / (10 + self.step)) if self.young else self.ema_decay
             with torch.no_grad():
                 torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - decay)

@@ -63,6 +63,7 @@ def train(
         rate=warmup_cosine(options.warmup, options.steps),
         betas=(0.9, 0.95),
         young=True,
+        muon_rate=options.muon_rate,
     )
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():

@@ -47,12 +47,13 @@ def show(loop: Loop, batch: PatchBatch, plain: int, masked: int, options) -> Vie
     low, high = (
         torch.cat([edge[:plain], edge[-masked:] if masked else edge[:0]]) for edge in (batch.low, batch.high)
     )
+    shown, shown_wholes = torch.cat(patches), torch.cat(wholes)
     with loop.autocast():
-        local_features, whole = loop.model.encode(torch.cat(patches), torch.cat(wholes))
+        local_features, whole = loop.model.encode(shown, shown_wholes)
         counts = torch.tensor([n for n in (plain, masked) if n], device=whole.device)
         under = sample_global(whole.repeat_interleave(counts, 0), low, high, local_features.shape[2:])
-        logits = loop.model.decode(local_features, under)
-        whole_logits = loop.model.decode(whole, whole) if options.global_weight else None
+        logits = loop.model.decode(local_features, under, shown)
+        whole_logits = loop.model.decode(whole, whole, shown_wholes) if options.global_weight else None
     return Views(logits, local_features, under, whole_logits)
 
 

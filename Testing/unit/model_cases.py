@@ -61,7 +61,7 @@ class Thresholds(torch.nn.Module):
         place = (torch.arange(n) + 0.5) / n
         return torch.cat([x, place.view(1, 1, n, 1, 1).expand_as(x)], 1)
 
-    def decode(self, local, under):
+    def decode(self, local, under, patches):
         logits = -self.sharpness * (local[:, :1] + self.pull * under[:, :1] - self.levels) ** 2
         if not self.sided:
             return logits

@@ -59,9 +59,8 @@ def naive_probabilities(model, image, overlap=0.5):
         features = model.features(patch[None, None])
         under = sample_global(whole, low, low + window / shape, features.shape[2:])
         place = tuple(slice(c, c + window) for c in corner)
-        total[(slice(None), *place)] += model.decode(features, under)[0].double().softmax(
-            0
-        ) * gaussian_window(window)
+        logits = model.decode(features, under, patch[None, None])[0]
+        total[(slice(None), *place)] += logits.double().softmax(0) * gaussian_window(window)
         weight[place] += gaussian_window(window)
     probability = total / weight.clamp(min=1e-30)
     probability[0][weight == 0] = 1

@@ -193,6 +193,41 @@ def test_named_parameters_have_their_own_rate_and_no_decay():
     assert (rest["lr"], own["lr"]) == (pytest.approx(0.001), pytest.approx(0.05))
 
 
+def test_muon_takes_the_large_convolutions_and_moves_the_models_own_weights():
+    model = tiny_model(width=8)
+    loop = Loop(model, TrainingOptions(**CPU), ema_decay=0.9, muon_rate=0.02)
+    _, matrices = loop.optimizer.param_groups
+    large = {n: p for n, p in model.named_parameters() if p.ndim == 5 and p[0].numel() > 64}
+    assert "encoder.0.conv2.conv.weight" in large and "encoder.0.conv1.conv.weight" not in large
+    assert [m.shape for m in matrices["params"]] == [(len(p), p[0].numel()) for p in large.values()]
+    before = copy.deepcopy(model.state_dict())
+    x = torch.rand(1, 1, 16, 16, 16, generator=loop.generator)
+    loop.update(lambda: {"fit": model.features(x).pow(2).mean()})
+    change = (model.encoder[0].conv2.conv.weight - before["encoder.0.conv2.conv.weight"]).flatten(1).detach()
+    values = torch.linalg.svdvals(change)  # an orthogonal update: no direction is left behind
+    assert values.min() > 0.3 * values.max() > 0
+
+
+def test_muon_resumes_exactly(tmp_path):
+    def steps(loop, count):
+        x = torch.rand(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+        return [
+            loop.update(lambda: {"fit": loop.model.features(x).pow(2).mean()})["loss"] for _ in range(count)
+        ]
+
+    def fresh():
+        return Loop(tiny_model(width=8), TrainingOptions(**CPU), ema_decay=0.9, muon_rate=0.02)
+
+    straight = fresh()
+    losses = steps(straight, 6)
+    first = fresh()
+    steps(first, 3)
+    first.save(tmp_path / "c.pt")
+    second = fresh()
+    second.load(tmp_path / "c.pt")
+    assert steps(second, 3) == losses[3:] and same(straight.model, second.model)
+
+
 def test_the_rate_warms_up_and_falls_to_its_floor():
     rate = warmup_cosine(10, 100)
     values = [rate(step) for step in range(100)]

@@ -33,7 +33,8 @@ def test_presets_turn_patches_into_class_logits_of_the_same_grid(name):
         model = Segmenter(a, SINGLE)
         features = model.features(torch.empty(2, 1, a.patch, a.patch, a.patch))
         assert features.shape == (2, a.width, *[a.patch // 4] * 3)
-        assert model.decode(features, features).shape == (2, 4, *[a.patch] * 3)
+        patches = torch.empty(2, 1, a.patch, a.patch, a.patch)
+        assert model.decode(features, features, patches).shape == (2, 4, *[a.patch] * 3)
 
 
 def test_encoder_divides_each_edge_by_four():
@@ -59,9 +60,20 @@ def test_norms_have_one_group_where_channels_are_few():
 
 def test_the_head_only_drops_out_while_training():
     head = SegmentationHead(8, 16, 8, 3, (1, 2, 3), dropout=0.5)
-    x = random(1, 8, 2, 2, 2)
-    assert not torch.equal(head.train()(x), head(x))
-    assert torch.equal(head.eval()(x), head(x))
+    x, patch = random(1, 8, 2, 2, 2), random(1, 1, 8, 8, 8)
+    assert not torch.equal(head.train()(x, patch), head(x, patch))
+    assert torch.equal(head.eval()(x, patch), head(x, patch))
+
+
+def test_detail_lets_a_single_voxel_of_the_patch_reach_its_own_logits():
+    features, patch = random(1, 8, 2, 2, 2), random(1, 1, 8, 8, 8)
+    changed = patch.clone()
+    changed[0, 0, 4, 4, 4] += 1
+    blind, seeing = (SegmentationHead(8, 16, 8, 3, (1, 2, 3), 0.0, detail).eval() for detail in (0, 8))
+    with torch.no_grad():
+        assert torch.equal(blind(features, patch), blind(features, changed))
+        difference = (seeing(features, patch) - seeing(features, changed)).abs().sum((0, 1))
+    assert difference[4, 4, 4] > 0
 
 
 # --- global features under a patch --------------------------------------------------------------------------------

@@ -6,9 +6,7 @@ folder. Loading never unpickles.
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +15,15 @@ from pydantic import Field, ValidationError, model_validator
 
 from .config import Architecture, Label, Options, Preprocessing, check_path
 from .errors import InputError
+from .model_files import (
+    CARD_KEY,
+    FORMAT_VERSION,
+    SUFFIX,
+    damaged_card,
+    model_files,
+    read_card,
+    user_folder,
+)
 from .reports import replacing
 
 if TYPE_CHECKING:
@@ -24,11 +31,16 @@ if TYPE_CHECKING:
 
     from .networks.segmenter import Segmenter
 
-FORMAT_VERSION = 1
-SUFFIX = ".safetensors"
-_KEY = "mapseg"
-_HEADER_LIMIT = 100_000_000
-"""Bytes; the limit of the safetensors format itself."""
+__all__ = [
+    "SUFFIX",
+    "ModelCard",
+    "list_models",
+    "load_card",
+    "load_model",
+    "resolve",
+    "save_model",
+    "user_folder",
+]
 
 
 class ModelCard(Options):
@@ -71,7 +83,7 @@ def save_model(path: Path, state: Mapping[str, Tensor], card: ModelCard, overwri
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with replacing(Path(path), overwrite) as temporary:
-        temporary.write_bytes(save(tensors, metadata={_KEY: card.model_dump_json()}))
+        temporary.write_bytes(save(tensors, metadata={CARD_KEY: card.model_dump_json()}))
     return Path(path)
 
 
@@ -82,22 +94,11 @@ def load_card(path: Path) -> ModelCard:
         InputError: missing, damaged, pickled, not a MAPSeg model, or from a newer version of the format.
     """
     path = Path(path)
-    metadata = _header(path).get("__metadata__", {})
-    if _KEY not in metadata:
-        raise InputError(
-            f"{path.name} holds weights but no MAPSeg model card.", "Choose a file from `mapseg models`."
-        )
+    content = read_card(path)
     try:
-        content = json.loads(metadata[_KEY])
-        version = content["format_version"]
-        if version > FORMAT_VERSION:
-            raise InputError(
-                f"{path.name} is in model format {version}, but this MAPSeg reads up to {FORMAT_VERSION}.",
-                "Update MAPSeg.",
-            )
         return ModelCard.model_validate(content)
-    except (ValidationError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path.name} has a damaged model card.", "Get the file again.") from error
+    except (ValidationError, ValueError, TypeError) as error:
+        raise damaged_card(path) from error
 
 
 def load_model(path: Path, device: str = "cpu") -> tuple[Segmenter, ModelCard]:
@@ -130,7 +131,7 @@ def resolve(name: str | Path) -> Path:
     Raises:
         InputError: no such model; the message names those there are.
     """
-    known = {path.stem: path for path in reversed(_model_files())}
+    known = {path.stem: path for path in reversed(model_files())}
     path = check_path(name)
     if str(name) in known:
         return known[str(name)]
@@ -145,48 +146,9 @@ def resolve(name: str | Path) -> Path:
 def list_models() -> list[tuple[str, Path, ModelCard]]:
     """Name, file and card of the embedded models, then of the user's. Unreadable files are logged and left out."""
     found = {}
-    for path in _model_files():
+    for path in model_files():
         try:
             found.setdefault(path.stem, (path.stem, path, load_card(path)))
         except InputError as error:
             logging.getLogger(__name__).warning("%s", error)
     return list(found.values())
-
-
-def user_folder() -> Path:
-    """Where a user's models are kept: ``$MAPSEG_HOME/models``, or ``~/.mapseg/models``."""
-    return check_path(os.environ.get("MAPSEG_HOME") or "~/.mapseg") / "models"
-
-
-def _model_files() -> list[Path]:
-    package = Path(__file__).resolve().parent
-    folders = (package.parent / "Resources" / "Models", package / "_models", user_folder())
-    return [path for folder in folders if folder.is_dir() for path in sorted(folder.glob(f"*{SUFFIX}"))]
-
-
-def _header(path: Path) -> dict[str, Any]:
-    """The JSON header of a safetensors file, once the file is known to be whole."""
-    if not path.is_file():
-        raise InputError(f"The model file {path} does not exist.", "Check the path.")
-    try:
-        with path.open("rb") as file:
-            start = file.read(8)
-            if start[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):
-                raise InputError(
-                    f"{path.name} is a pickled checkpoint, which MAPSeg does not run.",
-                    "Turn it into a model with `mapseg import`.",
-                )
-            length = int.from_bytes(start, "little")
-            if len(start) < 8 or length > min(_HEADER_LIMIT, path.stat().st_size):
-                raise ValueError("no header")
-            header = json.loads(file.read(length))
-        end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
-        if path.stat().st_size != 8 + length + end:
-            raise ValueError("truncated")
-        return header
-    except OSError as error:
-        raise InputError(f"{path} cannot be read.", "Check its permissions.") from error
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise InputError(
-            f"{path.name} is not a MAPSeg model file, or is damaged.", "Get the file again."
-        ) from error

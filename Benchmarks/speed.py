@@ -39,7 +39,7 @@ from MAPSegLib.volumes import Volume, read_image
 from . import oasis, published
 from .tables import write_section
 
-OPTIONS = InferenceOptions(device="cpu")
+OPTIONS = InferenceOptions(device="cpu", mirror=False)
 SPARSE = OPTIONS.model_copy(update={"overlap": 0.15})
 """Three windows along each edge of the canvas, whatever the patch: the published ones without their repeats."""
 

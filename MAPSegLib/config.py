@@ -91,6 +91,9 @@ class InferenceOptions(Options):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     overlap: float = Field(0.5, ge=0, le=0.9, description="share of a window that its neighbour repeats")
+    mirror: bool = Field(
+        True, description="average with the mirrored scan's result, where anatomy has two sides"
+    )
     batch: int = Field(4, ge=1, le=64, description="windows at once")
     threads: int | None = Field(None, ge=1, description="CPU threads; all cores when absent")
 

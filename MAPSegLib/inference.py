@@ -20,7 +20,7 @@ from .config import InferenceOptions, Label
 from .datasets import crop, resize_whole
 from .devices import is_out_of_memory, pick_device, precision_context, prepare_process
 from .errors import MemoryExhausted
-from .networks.segmenter import Segmenter, sample_global
+from .networks.segmenter import Segmenter, mirrored_classes, sample_global
 from .preprocessing import Grid, Scan, interpolate_along, interpolation_weights, prepare, to_native
 from .volumes import Volume
 
@@ -185,8 +185,11 @@ def class_probabilities(
 ) -> Iterator[tuple[int, Tensor]]:
     """Probabilities of a prepared scan, in slabs along the first axis.
 
+    Where the labels name their mirror images, every window is also shown mirrored, under the mirrored whole, and
+    the two results are averaged (``options.mirror``).
+
     Args:
-        image: (X, Y, Z) on the working grid, in [0, 1].
+        image: (X, Y, Z) on the working grid, in [0, 1]; the first axis runs left to right.
 
     Yields:
         first plane, and probabilities (classes, planes, Y, Z), for consecutive slabs that cover the scan.
@@ -200,8 +203,10 @@ def class_probabilities(
     weight = gaussian_window(window).to(device)
     background = torch.zeros(model.classes, 1, 1, 1, device=device)
     background[0] = 1e-15  # for places that no window holds; far below the weight of a window's corner
+    twin = mirrored_classes(model.labels) if options.mirror else None
+    small = resize_whole(image, model.architecture.global_size).to(device)
     with precision_context(device, options.precision):
-        whole = model.features(resize_whole(image, model.architecture.global_size).to(device))
+        whole = model.features(small if twin is None else torch.cat([small, small.flip(2)]))
     rows = [[(x, y, z) for y, z in columns if _holds_foreground(image, (x, y, z), window)] for x in starts[0]]
     total, done = sum(map(len, rows)), 0
     buffer = torch.zeros(model.classes, window, *padded[1:], device=device)
@@ -213,12 +218,15 @@ def class_probabilities(
             low = (torch.tensor(corners) / shape).to(device)
             high = ((torch.tensor(corners) + window) / shape).to(device)
             with precision_context(device, options.precision):
-                features = model.features(patches)
-                under = sample_global(whole, low, high, features.shape[2:])
-                logits = model.decode(features, under, patches)
-            for probability, (_, y, z) in zip(logits, corners, strict=True):
-                place = buffer[:, :, y : y + window, z : z + window]
-                place.addcmul_(probability.float().softmax(0), weight)
+                logits = _logits(model, patches, whole[:1], low, high)
+                mirrored = (
+                    None if twin is None else _logits(model, patches.flip(2), whole[1:], *_flip(low, high))
+                )
+            for k, (_, y, z) in enumerate(corners):
+                probability = logits[k].float().softmax(0)
+                if mirrored is not None:
+                    probability = (probability + mirrored[k].float().softmax(0).flip(1)[twin]) / 2
+                buffer[:, :, y : y + window, z : z + window].addcmul_(probability, weight)
             done += len(corners)
             if progress:
                 progress(done, total)
@@ -229,6 +237,18 @@ def class_probabilities(
             buffer = torch.cat([buffer[:, finished:], torch.zeros_like(buffer[:, :finished])], 1)
         else:
             buffer.zero_()
+
+
+def _logits(model: Segmenter, patches: Tensor, whole: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    features = model.features(patches)
+    return model.decode(features, sample_global(whole, low, high, features.shape[2:]), patches)
+
+
+def _flip(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Corners of patches in the mirrored scan, as shares of it."""
+    mirrored_low, mirrored_high = low.clone(), high.clone()
+    mirrored_low[:, 0], mirrored_high[:, 0] = 1 - high[:, 0], 1 - low[:, 0]
+    return mirrored_low, mirrored_high
 
 
 def _holds_foreground(image: Tensor, corner: tuple[int, int, int], window: int) -> bool:

@@ -17,12 +17,13 @@ from torch import Tensor
 from . import augmentation as aug
 from .config import InferenceOptions, Label
 from .inference import predict_classes
-from .networks.segmenter import Segmenter
+from .networks.segmenter import Segmenter, mirrored_classes
 from .preprocessing import Scan
 
 PLAUSIBILITY_WEIGHT = 0.05
 """How much agreement one deviation of mean volume error weighs."""
-QUICK = {"overlap": 0.0}
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+QUICK = {"overlap": 0.0, "mirror": False}
 """Windows of a check: disjoint ones show agreement as well as overlapping ones, in a third of the time."""
 
 
@@ -46,14 +47,6 @@ def class_dice(a: Tensor, b: Tensor, classes: int) -> Tensor:
     both = torch.bincount(a[a == b], minlength=classes).double()
     total = (torch.bincount(a, minlength=classes) + torch.bincount(b, minlength=classes)).double()
     return torch.where(total > 0, 2 * both / total, math.nan)
-
-
-def mirrored_classes(labels: Sequence[Label]) -> Tensor | None:
-    """Class index of every class's mirror image, (classes,); None when no label names one."""
-    rank = {label.value: i for i, label in enumerate(labels, 1)}
-    if not any(label.mirror in rank for label in labels):
-        return None
-    return torch.tensor([0, *(rank.get(label.mirror, i) for i, label in enumerate(labels, 1))])
 
 
 def agreement(labels: Sequence[Label], one: Tensor, other: Tensor, priors: dict) -> float:
@@ -105,10 +98,13 @@ def volume_deviation(labels: Sequence[Label], counts: Tensor, voxel_ml: float, p
 
 
 def measure(
-    labels: Sequence[Label], classes: Tensor, other: Tensor, voxel_ml: float, priors: dict
+    labels: Sequence[Label], one: Tensor, other: Tensor, classes: Tensor, voxel_ml: float, priors: dict
 ) -> dict[str, float]:
-    """The measures of an :class:`Assessment`, of a result and of what was made of the transformed scan."""
-    measures = {"agreement": agreement(labels, classes, other, priors)}
+    """The measures of an :class:`Assessment`.
+
+    Args: what was made of a scan and of the transformed scan, and the result whose volumes count.
+    """
+    measures = {"agreement": agreement(labels, one, other, priors)}
     counts = torch.bincount(classes.flatten().long(), minlength=len(labels) + 1)
     deviation = volume_deviation(labels, counts, voxel_ml, priors)
     if deviation is not None:
@@ -157,16 +153,17 @@ def assess_image(
 
     Args:
         voxel_ml: volume of a voxel.
-        classes: what the model makes of the image, class indices; predicted when absent.
+        classes: the result to judge, class indices; a quick one when absent.
 
     Returns:
         the assessment, and the class indices it was made on.
     """
     quick = options.model_copy(update=QUICK)
-    if classes is None:
-        classes = predict_classes(model, image, quick)[0]
+    # The result itself may be an average with the mirrored scan's: that would agree with anything.
+    one = predict_classes(model, image, quick)[0]
     other = transformed_classes(model, card.labels, image, quick)
-    measures = measure(card.labels, classes, other, voxel_ml, card.priors)
+    classes = one if classes is None else classes
+    measures = measure(card.labels, one, other, classes, voxel_ml, card.priors)
     return judge(measures, card.priors), classes
 
 
@@ -180,6 +177,26 @@ def trust_limits(measures: Sequence[dict[str, float]]) -> dict[str, float]:
     if all("volume_deviation" in m for m in measures):
         limits["volume_deviation"] = max(m["volume_deviation"] for m in measures) + 1.0
     return {name: round(value, 3) for name, value in limits.items()}
+
+
+def intensity_profile(images: Sequence[Tensor]) -> dict[str, list[float]]:
+    """What the source's scans look like: quantiles of their foreground, mean and sample deviation over scans.
+
+    A front end can tell by them, before anything is computed, that a scan is unlike those a model knows.
+
+    Args:
+        images: prepared scans (X, Y, Z) in [0, 1], at least two.
+    """
+    wanted = torch.tensor(QUANTILES)
+    rows = torch.stack(
+        [image[image > 0][:: max(1, image.numel() // 100_000)].quantile(wanted) for image in images]
+    )
+    deviation, mean = torch.std_mean(rows, 0)
+    return {
+        "quantiles": list(QUANTILES),
+        "mean": [round(float(v), 4) for v in mean],
+        "deviation": [round(float(v), 4) for v in deviation],
+    }
 
 
 def validation_dice(

@@ -14,6 +14,14 @@ from .encoder import Encoder
 from .heads import SegmentationHead
 
 
+def mirrored_classes(labels: Sequence[Label]) -> Tensor | None:
+    """Class index of every class's mirror image, (classes,); None when no label names one."""
+    rank = {label.value: i for i, label in enumerate(labels, 1)}
+    if not any(label.mirror in rank for label in labels):
+        return None
+    return torch.tensor([0, *(rank.get(label.mirror, i) for i, label in enumerate(labels, 1))])
+
+
 class LateralLogits(nn.Module):
     """Turn one logit per structure and one for the side into one logit per class.
 

@@ -81,17 +81,18 @@ def _card(job: TrainJob, training: Sequence[Case], report: Report) -> ModelCard:
 
 
 def with_trust(model: Segmenter, card: ModelCard, source: Source, options: TrainingOptions) -> ModelCard:
-    """The card with limits of trust, measured on scans drawn from the source."""
+    """The card with limits of trust and a profile of intensities, measured on scans drawn from the source."""
     import torch
 
-    from ..quality import assess_image, trust_limits
+    from ..quality import assess_image, intensity_profile, trust_limits
 
     inference = InferenceOptions(device=options.device, precision=options.precision, threads=options.threads)
     generator = torch.Generator().manual_seed(options.seed + 2)
     images = [source.draw(generator)[0] for _ in range(TRUST_DRAWS)]
     voxel_ml = math.prod(card.preprocessing.spacing) / 1000
     measures = [assess_image(model, card, image, voxel_ml, inference)[0].measures for image in images]
-    return card.model_copy(update={"priors": card.priors | {"trust": trust_limits(measures)}})
+    known = {"trust": trust_limits(measures), "intensity": intensity_profile(images)}
+    return card.model_copy(update={"priors": card.priors | known})
 
 
 def _material(

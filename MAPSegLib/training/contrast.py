@@ -14,8 +14,8 @@ from torch import Generator, Tensor
 from ..datasets import resize_whole
 from ..devices import precision_context
 from ..networks.curve import apply_curve
-from ..networks.segmenter import Segmenter
-from ..quality import measure, mirrored_classes
+from ..networks.segmenter import Segmenter, mirrored_classes
+from ..quality import measure
 
 BATCH = 4
 ROUNDS = 4
@@ -83,6 +83,6 @@ def _scores(
         plain, mirrored = maps[0], maps[1].flip(1)
         mirrored = twin[mirrored] if twin is not None else mirrored
         for one, other in zip(plain, mirrored, strict=True):
-            measures = measure(card.labels, one, other, box_ml / one.numel(), card.priors)
+            measures = measure(card.labels, one, other, one, box_ml / one.numel(), card.priors)
             scores.append(measures["score"])
     return scores

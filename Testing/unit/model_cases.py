@@ -50,6 +50,7 @@ class Thresholds(torch.nn.Module):
     ):
         super().__init__()
         self.levels = torch.tensor(levels).view(1, -1, 1, 1, 1)
+        self.labels = ()  # no structure names its mirror image
         self.sided, self.middle, self.pull, self.sharpness = sided, middle, pull, sharpness
         self.architecture = SimpleNamespace(patch=patch, global_size=patch, curve_knots=0)
         self.classes = len(levels) + (len(levels) - 1) * sided

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_cases import SINGLE, Thresholds, card_of, tiny_model
+from model_cases import PAIRED, SINGLE, Thresholds, card_of, tiny_model
 from volume_cases import affines, make_affine
 
 from MAPSegLib import inference
@@ -17,6 +17,7 @@ from MAPSegLib.config import InferenceOptions, Label, Preprocessing
 from MAPSegLib.datasets import crop, resize_whole
 from MAPSegLib.errors import MemoryExhausted
 from MAPSegLib.inference import (
+    class_probabilities,
     gaussian_window,
     predict_classes,
     run_with_notes,
@@ -65,6 +66,21 @@ def naive_probabilities(model, image, overlap=0.5):
     probability = total / weight.clamp(min=1e-30)
     probability[0][weight == 0] = 1
     return probability[:, : image.shape[0], : image.shape[1], : image.shape[2]]
+
+
+def test_a_mirrored_scan_gets_the_mirrored_result():
+    model = tiny_model(PAIRED, seed=4)
+    image = scan_of((30, 23, 21)).image
+    plain, mirrored = (naive_probabilities(model, x) for x in (image, image.flip(0)))
+    twin = torch.tensor([0, 3, 2, 1])
+    expected = (plain + mirrored.flip(1)[twin]) / 2
+    both = dict(class_probabilities(model, image, torch.device("cpu"), 3, FP32))
+    torch.testing.assert_close(torch.cat(list(both.values()), 1).double(), expected, atol=1e-4, rtol=1e-3)
+    alone = FP32.model_copy(update={"mirror": False})
+    one = dict(class_probabilities(model, image, torch.device("cpu"), 3, alone))
+    torch.testing.assert_close(torch.cat(list(one.values()), 1).double(), plain, atol=1e-4, rtol=1e-3)
+    labels, seen = (predict_classes(model, x, FP32)[0].long() for x in (image, image.flip(0)))
+    assert (twin[seen].flip(0) == labels).float().mean() > 0.999  # but for ties
 
 
 def clear(probability, gap=1e-4):

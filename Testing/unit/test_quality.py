@@ -9,13 +9,14 @@ from model_cases import PAIRED, SINGLE, Thresholds
 
 from MAPSegLib.config import InferenceOptions, Label
 from MAPSegLib.inference import predict_classes
+from MAPSegLib.networks.segmenter import mirrored_classes
 from MAPSegLib.quality import (
     PLAUSIBILITY_WEIGHT,
     agreement,
     assess_image,
     class_dice,
+    intensity_profile,
     judge,
-    mirrored_classes,
     transformed_classes,
     trust_limits,
     validation_dice,
@@ -242,3 +243,13 @@ def test_validation_scores_scans_and_structures_alike():
     wrong = target.clone()
     wrong[wrong == 1] = 0
     assert validation_dice(model, [(image, target), (image, wrong)], FP32) == pytest.approx(7 / 8)
+
+
+def test_the_profile_of_intensities_is_of_the_foreground():
+    ramp = torch.linspace(0, 1, 101)[1:]
+    images = [torch.cat([torch.zeros(500), level * ramp]).view(-1, 2, 2) for level in (0.4, 0.8)]
+    profile = intensity_profile(images)
+    middle = profile["quantiles"].index(0.5)
+    assert profile["mean"][middle] == pytest.approx(0.5 * 0.6, abs=0.01)
+    assert profile["deviation"][middle] == pytest.approx(0.5 * 0.4 / 2**0.5, abs=0.01)
+    assert profile["mean"] == sorted(profile["mean"])

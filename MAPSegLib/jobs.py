@@ -3,9 +3,11 @@
 A job is one JSON object whose ``task`` names its kind; :func:`parse_job` reads it from a file. While it runs, a job
 tells events, which are plain dictionaries; ``python -m MAPSegLib.worker job.json`` prints each as a JSON line:
 
+``started``   the first line of a worker: its ``pid`` and ``version``
 ``progress``  ``stage``, ``step``, ``steps``, ``seconds_left`` (None while unknown); where they apply ``scan``,
               ``losses`` (by name) and ``eta`` (share of sure voxels in the pseudo-labels)
-``preview``   ``file``, a label map of the adaptation so far, with its ``scan`` and ``step``
+``preview``   ``file``, a label map of the adaptation so far, with its ``scan`` and ``step``; it goes with the next one
+``scan``      a scan is done and its files are written: what the result will say of it, under ``entry``
 ``log``       ``message``, something to know
 ``error``     ``kind`` (input, memory, cancelled, error), ``message``, ``advice``; with ``scan``, only that scan failed
 ``result``    the last line of a job that ended: ``task``, ``files``, ``failed`` scans, and what the task adds

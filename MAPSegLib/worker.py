@@ -3,7 +3,8 @@
 Events go to standard output as JSON lines (:mod:`MAPSegLib.jobs`), text to standard error, and the exit code says how
 it ended (:mod:`MAPSegLib.errors`; 2 also when some scans failed and others did not). SIGINT and SIGTERM cancel: what
 is complete stays, nothing half-written does, and a training or an adaptation keeps its last checkpoint. A line
-``stop`` on standard input ends an adaptation with the best step so far.
+``stop`` on standard input ends an adaptation with the best step so far, a line ``cancel`` cancels (Windows has no
+signals for it). With ``--attached`` the worker also ends when its standard input does: whoever started it has died.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ import os
 import signal
 import sys
 import threading
+import time
+from _thread import interrupt_main
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Any
 
+from . import __version__
 from .errors import Cancelled, MAPSegError, MemoryExhausted, Stopped
 
 _TASKS = {
@@ -30,6 +34,8 @@ _TASKS = {
     "import": ("material", "import_model"),
     "demo": ("material", "demo"),
 }
+_PATIENCE = 10.0
+"""Seconds that a worker without its caller takes to end in good order."""
 _log = logging.getLogger(__name__)
 _signalled = threading.Event()
 
@@ -127,11 +133,38 @@ def listen_for_stop(line: bytes) -> Callable[[], bool]:
     return heard.is_set
 
 
+def listen_for_orders(attached: bool) -> Callable[[], bool]:
+    """Obey the lines ``stop`` and ``cancel`` of standard input; the result tells whether ``stop`` came.
+
+    Args:
+        attached: whether the end of standard input cancels, too.
+    """
+    stop = threading.Event()
+
+    def listen() -> None:
+        text = b""
+        with suppress(OSError):
+            while more := os.read(0, 4096):
+                *lines, text = (text + more).replace(b"\r", b"").split(b"\n")
+                if b"stop" in lines:
+                    stop.set()
+                if b"cancel" in lines:
+                    interrupt_main()
+        if attached:
+            interrupt_main()
+            time.sleep(_PATIENCE)
+            os._exit(Cancelled.exit_code)
+
+    threading.Thread(target=listen, daemon=True).start()
+    return stop.is_set
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the job file named on the command line; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if len(arguments) != 1:
-        print("usage: python -m MAPSegLib.worker job.json", file=sys.stderr)
+    files = [argument for argument in arguments if argument != "--attached"]
+    if len(files) != 1:
+        print("usage: python -m MAPSegLib.worker [--attached] job.json", file=sys.stderr)
         return 2
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     # Only events go to the caller: what any library prints joins the log.
@@ -148,12 +181,17 @@ def main(arguments: list[str] | None = None) -> int:
         except BrokenPipeError as error:
             raise Cancelled("Nobody reads the events any more.") from error
 
+    stopped: list[Callable[[], bool]] = []
+
     def load():
+        # Only now: an order that came before execute() is ready for it would end in a traceback.
+        emit({"event": "started", "pid": os.getpid(), "version": __version__})
+        stopped.append(listen_for_orders(len(files) < len(arguments)))
         from .jobs import parse_job
 
-        return parse_job(arguments[0])
+        return parse_job(files[0])
 
-    return execute(load, emit, listen_for_stop(b"stop"))
+    return execute(load, emit, lambda: stopped[0]())
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +54,7 @@ class _Findings:
     def add(self, entry: dict[str, Any]) -> None:
         self.scans.append(entry)
         self.write()
+        self.report("scan", scan=entry["file"], entry=plain(entry))
 
     @contextmanager
     def isolated(self, scan: Path) -> Iterator[None]:
@@ -242,16 +243,25 @@ def _adapt(
     from ..training.adaptation import adapt as run
 
     paths = list(volumes)
+    shown: dict[int, Path] = {}
 
     def preview(index: int, labels: np.ndarray, step: int) -> None:
-        file = write_volume(folder / "preview.nii.gz", labels, volumes[paths[index]], overwrite=True)
+        # A name of its own: a reader that is late must not meet another scan, nor lock the file to be replaced.
+        file = folder / f"preview_{index}_{step}_{time.monotonic_ns()}.nii.gz"
+        write_volume(file, labels, volumes[paths[index]], overwrite=True)
+        if index in shown:
+            with suppress(OSError):
+                shown[index].unlink()
+        shown[index] = file
         report("preview", file=str(file), scan=str(paths[index]), step=step)
 
     try:
         scans = list(volumes.values())
         return run(model, card, scans, job.options, folder, report, preview, uncertainty=job.uncertainty)
     finally:
-        (folder / "preview.nii.gz").unlink(missing_ok=True)
+        for file in folder.glob("preview_*.nii.gz"):  # those of a killed run, too
+            with suppress(OSError):
+                file.unlink()
 
 
 def _write_adapted(findings: _Findings, scan: Path, volume: Volume, result: ScanResult) -> dict[str, Any]:

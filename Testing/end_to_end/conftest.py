@@ -70,11 +70,11 @@ def model(trained) -> Path:
 class Worker:
     """``python -m MAPSegLib.worker`` on a job, its events read as they come."""
 
-    def __init__(self, job: dict, folder: Path):
+    def __init__(self, job: dict, folder: Path, *flags: str):
         path = folder / "job-file.json"
         path.write_text(json.dumps(job, default=str))
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "MAPSegLib.worker", str(path)],
+            [sys.executable, "-m", "MAPSegLib.worker", *flags, str(path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -106,8 +106,8 @@ def worker(tmp_path):
     """Starts workers, and ends those that a failing test leaves."""
     started = []
 
-    def start(job: dict) -> Worker:
-        started.append(Worker(job, tmp_path))
+    def start(job: dict, *flags: str) -> Worker:
+        started.append(Worker(job, tmp_path, *flags))
         return started[-1]
 
     yield start

@@ -1,5 +1,6 @@
 """The worker as a process: its stream, signals, and continuing after a kill."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -120,7 +121,9 @@ def test_only_events_reach_the_stream(worker, model, data, tmp_path):
     running = worker({"task": "segment", "model": str(model), "scans": scans, "output": tmp_path / "out"})
     assert running.finish() == 2
     kinds = [event["event"] for event in running.events]
-    assert kinds[0] == "progress" and kinds[-2:] == ["error", "result"]
+    assert kinds[:2] == ["started", "progress"] and kinds[-3:] == ["scan", "error", "result"]
+    assert running.events[0]["pid"] == running.process.pid
+    assert running.events[-3]["entry"] == running.events[-1]["scans"][0]
     assert running.events[-2]["scan"] == str(tmp_path / "absent.nii.gz")
     result = running.events[-1]
     assert [Path(file).name for file in result["files"]] == ["case0_seg.nii.gz", "report.json", "volumes.csv"]
@@ -142,6 +145,29 @@ def test_a_reader_that_went_away_ends_the_job(worker, data, tmp_path):
     assert "Traceback" not in running.process.stderr.read()
 
 
+@pytest.mark.parametrize("attached", [True, False])
+def test_a_line_cancels_and_so_does_the_end_of_an_attached_input(worker, data, tmp_path, attached):
+    job = {
+        "task": "train",
+        "name": "x",
+        "images": data / "images",
+        "labels": data / "labels",
+        "preset": "tiny",
+    }
+    options = OPTIONS | {"steps": 100_000, "checkpoint_every": 1}
+    running = worker(job | {"output": tmp_path / "out", "options": options}, *["--attached"] * attached)
+    running.until(at_step(2))
+    if attached:
+        running.process.stdin.close()
+        running.process.stdin = None
+    else:
+        running.process.stdin.write("nonsense\ncancel\n")
+        running.process.stdin.flush()
+    assert running.finish() == 4
+    assert running.events[-1]["kind"] == "cancelled" and "Traceback" not in running.log
+    assert (tmp_path / "out" / "checkpoint.pt").exists()
+
+
 @pytest.mark.parametrize("content", ["{", '{"task": "segment"}'])
 def test_job_files_that_cannot_be_run(content, tmp_path, capfd):
     from MAPSegLib.worker import main
@@ -149,5 +175,6 @@ def test_job_files_that_cannot_be_run(content, tmp_path, capfd):
     (tmp_path / "job.json").write_text(content)
     code = f"from MAPSegLib.worker import main; import sys; sys.exit(main([{str(tmp_path / 'job.json')!r}]))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 2 and done.stdout.count("\n") == 1 and '"kind": "input"' in done.stdout
+    started, error = map(json.loads, done.stdout.splitlines())
+    assert done.returncode == 2 and started["event"] == "started" and error["kind"] == "input"
     assert main([]) == 2 and "usage" in capfd.readouterr().err

@@ -1,0 +1,97 @@
+"""MAPSeg: segmentation that adapts itself to new scanners and contrasts. The module as Slicer sees it.
+
+``MAPSeg`` names the module, ``MAPSegWidget`` shows its panel, ``MAPSegLogic`` is the way in from the Python console and
+from scripts, ``MAPSegTest`` runs the whole path on a tiny model. The work is done in MAPSegModule/: a ``Run`` writes the
+volumes to files, starts a worker process (MAPSegLib, PyTorch), follows its events and loads the results.
+"""
+
+import slicer
+from slicer.i18n import tr as _
+from slicer.i18n import translate
+from slicer.ScriptedLoadableModule import (
+    ScriptedLoadableModule,
+    ScriptedLoadableModuleLogic,
+    ScriptedLoadableModuleTest,
+    ScriptedLoadableModuleWidget,
+)
+
+
+class MAPSeg(ScriptedLoadableModule):
+    """Name, category and texts of the module."""
+
+    def __init__(self, parent):
+        ScriptedLoadableModule.__init__(self, parent)
+        parent.title = "MAPSeg"
+        parent.categories = [translate("qSlicerAbstractCoreModule", "Segmentation")]
+        parent.dependencies = []
+        parent.contributors = ["The MAPSeg contributors"]
+        parent.helpText = _(
+            "Segments 3D medical scans, and adapts the model to scans of a scanner or contrast that it was not trained "
+            "for, without labels. Everything runs on this computer. Research software: not for clinical use."
+        )
+        parent.acknowledgementText = _(
+            "An independent implementation of MAPSeg (Zhang et al., CVPR 2024, arXiv 2303.09373)."
+        )
+        slicer.app.connect("startupCompleted()", self._registerSampleData)
+
+    @staticmethod
+    def _registerSampleData():
+        from MAPSegModule.samples import registerSampleData
+
+        registerSampleData()
+
+
+class MAPSegWidget(ScriptedLoadableModuleWidget):
+    """The panel; everything in it is in MAPSegModule/panel.py."""
+
+    def setup(self):
+        ScriptedLoadableModuleWidget.setup(self)
+        from MAPSegModule.panel import Panel
+
+        self.panel = Panel(self)
+
+
+class MAPSegLogic(ScriptedLoadableModuleLogic):
+    """Segment and adapt without the panel.
+
+    ::
+
+        run = MAPSegLogic().segment(slicer.util.getNode("MRHead"))
+        for result in run.results:
+            print(result["trusted"], result["reason"])
+    """
+
+    def segment(
+        self, volumeNodes, model="brain-t1", wait=True, onProgress=None, onFinished=None, **options
+    ):
+        """Segment volumes with a model.
+
+        Args:
+            volumeNodes: a scalar volume node, or several.
+            model: name or file of a model.
+            wait: come back when it is done; without, come back at once, with the run going on behind the window.
+            onProgress, onFinished: called with the run, at every change and once at the end.
+            options: ``device``, ``uncertainty``, and options of the backend (MAPSegLib/config.py).
+
+        Returns:
+            a ``Run``: ``segmentations`` are nodes, ``results`` hold volumes, confidence and verdicts.
+
+        Raises:
+            ValueError: it cannot be run as asked.
+            RuntimeError: no volume came through (only with ``wait``).
+        """
+        return self._run(volumeNodes, model, False, wait, onProgress, onFinished, options)
+
+    def adapt(self, volumeNodes, model="brain-t1", wait=True, onProgress=None, onFinished=None, **options):
+        """Adapt a model to volumes of one domain, then segment them; as ``segment``, with ``minutes``, too."""
+        return self._run(volumeNodes, model, True, wait, onProgress, onFinished, options)
+
+    def _run(self, volumeNodes, model, adapt, wait, onProgress, onFinished, options):
+        raise NotImplementedError
+
+
+class MAPSegTest(ScriptedLoadableModuleTest):
+    """The whole path on a tiny model, in a real Slicer."""
+
+    def runTest(self):
+        raise NotImplementedError

@@ -1,0 +1,118 @@
+"""The models at hand: embedded ones, and the user's own."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from MAPSegLib.errors import InputError
+from MAPSegLib.model_files import SUFFIX, model_files, read_card, user_folder
+
+__all__ = [
+    "InputError",
+    "ModelEntry",
+    "add_model",
+    "find_entry",
+    "import_job",
+    "list_entries",
+    "remove",
+    "user_folder",
+]
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One model; ``card`` is what its file says of it (structures, preprocessing, provenance, scores, licence)."""
+
+    name: str
+    path: Path
+    card: dict[str, Any] = field(hash=False)
+    embedded: bool
+
+
+def list_entries() -> list[ModelEntry]:
+    """The embedded models, then the user's. Files that cannot be read are logged and left out."""
+    found: dict[str, ModelEntry] = {}
+    for path in model_files():
+        if path.stem not in found:
+            try:
+                found[path.stem] = _entry(path)
+            except InputError as error:
+                logging.getLogger(__name__).warning("%s", error)
+    return list(found.values())
+
+
+def find_entry(model: str | Path) -> ModelEntry:
+    """A model by its name or its file.
+
+    Raises:
+        InputError: no such model, or a damaged one.
+    """
+    entries = {entry.name: entry for entry in list_entries()}
+    if str(model) in entries:
+        return entries[str(model)]
+    path = Path(model).expanduser().absolute()
+    if path.is_file() or path.suffix == SUFFIX:
+        return _entry(path)
+    known = ", ".join(entries) or "none"
+    raise InputError(f"Unknown model {model}; known: {known}.", "Choose one of these.")
+
+
+def add_model(path: str | Path, name: str | None = None) -> ModelEntry:
+    """Copy a model file among the user's models.
+
+    Raises:
+        InputError: not a model, the name is taken, or the disk refuses.
+    """
+    path = Path(path)
+    read_card(path)
+    target = user_folder() / f"{name or path.stem}{SUFFIX}"
+    if any(entry.name == target.stem for entry in list_entries()):
+        raise InputError(f"There is a model named {target.stem} already.", "Choose another name.")
+    partial = target.with_suffix(".partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, partial)
+        partial.replace(target)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise InputError(f"{target} cannot be written: {error.strerror}.", "Free some space.") from error
+    return _entry(target)
+
+
+def import_job(checkpoint: str | Path, name: str) -> dict[str, Any]:
+    """The worker's job that turns a checkpoint of the published layout into a model of the user's."""
+    return {"task": "import", "checkpoint": str(checkpoint), "name": name}
+
+
+def remove(entry: ModelEntry) -> None:
+    """Delete one of the user's models.
+
+    Raises:
+        InputError: an embedded model, or the system refuses.
+    """
+    if entry.embedded:
+        raise InputError(f"{entry.name} comes with MAPSeg and cannot be removed.")
+    try:
+        entry.path.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{entry.path} cannot be removed: {error.strerror}.") from error
+
+
+def _entry(path: Path) -> ModelEntry:
+    return ModelEntry(path.stem, path, _checked(path), path.parent != user_folder())
+
+
+def _checked(path: Path) -> dict[str, Any]:
+    """The card, once it holds what the module shows of it; the worker checks the rest."""
+    card = read_card(path)
+    try:
+        for label in card["labels"]:
+            int(label["value"]), str(label["name"])
+        card["preprocessing"]["spacing"], card["preprocessing"]["modality"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path.name} has a damaged model card.", "Get the file again.") from error
+    return card

@@ -1,0 +1,82 @@
+"""What the user chose, whether it can be run, and the job that the worker gets."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from . import backend_folder
+from .models import InputError, find_entry
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+@dataclass
+class Parameters:
+    """Choices of one run; ``options`` goes to the backend as it is (MAPSegLib/config.py)."""
+
+    model: str = "brain-t1"
+    """Name or file."""
+    adapt: bool = False
+    minutes: float = 2.5
+    """Time for adapting, all volumes together."""
+    device: str = "auto"
+    uncertainty: bool = False
+    source_folder: str = ""
+    """Labelled scans of the source, folders images and labels: adapts with them at hand."""
+    preview_seconds: float = 10.0
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def problem(self) -> str:
+        """Why this cannot be run, in one sentence; empty when it can."""
+        try:
+            find_entry(self.model)
+        except InputError as error:
+            return error.message
+        if self.device not in DEVICES:
+            return f"There is no device {self.device}; choose one of {', '.join(DEVICES)}."
+        if self.adapt and not 0 < self.minutes <= 600:
+            return "The time for adapting must lie between 0 and 600 minutes."
+        if self.adapt and self.source_folder:
+            if not offers_centralised():
+                return "This version of MAPSeg cannot adapt with source scans."
+            missing = [n for n in ("images", "labels") if not (Path(self.source_folder) / n).is_dir()]
+            if missing:
+                return f"The folder of source scans holds no folder {missing[0]}."
+        return ""
+
+    def to_job(self, files: Sequence[str | Path], folder: str | Path) -> dict[str, Any]:
+        """The worker's job for these scans; ``folder`` gets the results."""
+        options = {"device": self.device, **self.options}
+        job: dict[str, Any] = {
+            "task": "adapt" if self.adapt else "segment",
+            "model": str(find_entry(self.model).path),
+            "scans": [str(file) for file in files],
+            "output": str(folder),
+            "uncertainty": self.uncertainty,
+            "overwrite": True,
+            "options": options,
+        }
+        if self.adapt:
+            minutes = {"minutes": self.minutes / max(1, len(files)), "preview_seconds": self.preview_seconds}
+            job["options"] = minutes | options
+            job["save_model"] = True
+            if self.source_folder:
+                job["source"] = self.source_folder
+        return job
+
+
+@cache
+def offers_centralised() -> bool:
+    """Whether the backend's adaptation job takes labelled source scans (its field ``source``)."""
+    tree = ast.parse((backend_folder() / "MAPSegLib" / "jobs.py").read_text(encoding="utf-8"))
+    return any(
+        isinstance(field, ast.AnnAssign) and getattr(field.target, "id", "") == "source"
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and node.name == "AdaptJob"
+        for field in node.body
+    )

@@ -1,8 +1,8 @@
 """MAPSeg: segmentation that adapts itself to new scanners and contrasts. The module as Slicer sees it.
 
-``MAPSeg`` names the module, ``MAPSegWidget`` shows its panel, ``MAPSegLogic`` is the way in from the Python console and
-from scripts, ``MAPSegTest`` runs the whole path on a tiny model. The work is done in MAPSegModule/: a ``Run`` writes the
-volumes to files, starts a worker process (MAPSegLib, PyTorch), follows its events and loads the results.
+``MAPSeg`` names the module, ``MAPSegWidget`` shows its panel, ``MAPSegLogic`` is the way in from the Python console
+and from scripts, ``MAPSegTest`` runs the whole path on a tiny model. The work is done in MAPSegModule/: a ``Run``
+writes the volumes to files, starts a worker process (MAPSegLib, PyTorch), follows its events and loads the results.
 """
 
 import slicer
@@ -61,9 +61,7 @@ class MAPSegLogic(ScriptedLoadableModuleLogic):
             print(result["trusted"], result["reason"])
     """
 
-    def segment(
-        self, volumeNodes, model="brain-t1", wait=True, onProgress=None, onFinished=None, **options
-    ):
+    def segment(self, volumeNodes, model="brain-t1", wait=True, onProgress=None, onFinished=None, **options):
         """Segment volumes with a model.
 
         Args:

@@ -1,6 +1,6 @@
 """The parts of the MAPSeg module. None of them loads PyTorch: that happens in the worker process (:mod:`.job`).
 
-``signal``, ``models``, ``preflight``, ``parameters``, ``job`` and ``queue`` are plain Python; ``scene`` and ``run`` know
+``signal``, ``models``, ``parameters``, ``job`` and ``queue`` are plain Python; ``preflight``, ``scene`` and ``run`` know
 MRML; ``panel`` and what it builds on know Qt.
 """
 

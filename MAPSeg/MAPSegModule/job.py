@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,9 @@ class Worker:
         self.__init__()
         path = Path(folder) / "job-file.json"
         path.write_text(json.dumps(job, default=str), encoding="utf-8")
-        hidden = {"creationflags": subprocess.CREATE_NO_WINDOW} if os.name == "nt" else {"start_new_session": True}
+        hidden = (
+            {"creationflags": subprocess.CREATE_NO_WINDOW} if os.name == "nt" else {"start_new_session": True}
+        )
         self._process = subprocess.Popen(
             [sys.executable, "-m", "MAPSegLib.worker", "--attached", str(path)],
             stdin=subprocess.PIPE,
@@ -63,7 +66,10 @@ class Worker:
             cwd=backend_folder(),
             **hidden,
         )
-        for read, stream in ((self._read_events, self._process.stdout), (self._read_log, self._process.stderr)):
+        for read, stream in (
+            (self._read_events, self._process.stdout),
+            (self._read_log, self._process.stderr),
+        ):
             self._readers.append(threading.Thread(target=read, args=(stream,), daemon=True))
             self._readers[-1].start()
 
@@ -158,10 +164,8 @@ class Worker:
             _end_tree(process, self.pid, force=True)  # what the launcher left
         self.exit_code = 4 if self._cancelled_at is not None else process.returncode
         for stream in (process.stdin, process.stdout, process.stderr):
-            try:
+            with suppress(OSError, ValueError):
                 stream.close()
-            except (OSError, ValueError):
-                pass
         if self.exit_code not in (0, 4):
             logging.getLogger(__name__).info("worker's log:\n%s", self.log)
 
@@ -178,21 +182,16 @@ class Worker:
 
     def _tell(self, order: str) -> None:
         if self._process is not None:
-            try:
+            with suppress(OSError, ValueError):  # where it is ending by itself
                 self._process.stdin.write(order.encode() + b"\n")
                 self._process.stdin.flush()
-            except (OSError, ValueError):
-                pass  # it is ending by itself
 
 
 def worker_environment() -> dict[str, str]:
     """The environment that Slicer was started in (its own libraries confuse others), with the backend's folder."""
     import slicer
 
-    try:
-        environment = dict(slicer.util.startupEnvironment())
-    except AttributeError:  # no application around it
-        environment = dict(os.environ)
+    environment = dict(slicer.util.startupEnvironment())
     path = [str(backend_folder()), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
     environment["PYTHONUNBUFFERED"] = "1"
@@ -204,9 +203,9 @@ def _end_tree(process: subprocess.Popen, pid: int | None, force: bool) -> None:
     if os.name == "nt":
         for one in filter(None, (pid, process.pid)):
             command = ["taskkill", "/PID", str(one), "/T", *(["/F"] if force else [])]
-            subprocess.run(command, capture_output=True, creationflags=subprocess.CREATE_NO_WINDOW, check=False)
+            subprocess.run(
+                command, capture_output=True, creationflags=subprocess.CREATE_NO_WINDOW, check=False
+            )
         return
-    try:
+    with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL if force else signal.SIGTERM)
-    except (ProcessLookupError, PermissionError):
-        pass

@@ -1,36 +1,260 @@
-"""Between MRML and files: volumes out, label maps in as segmentations with names, colours and terminology."""
+"""Between MRML and files: volumes out, label maps in as segmentations with names, colours and terminology.
+
+All segments share one label map, as Slicer's own import makes it: no copy per structure, and a preview is one swap.
+Importing through a labelmap node instead would rename structures whose colour table lacks a neighbour's value.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import slicer
+import vtk
+from vtk.util.numpy_support import numpy_to_vtk
+
+from .images import Labels, Snapshot, read_array, read_labels
+
+VALUE_TAG = "MAPSeg.LabelValue"
+"""Segment tag with the model's label value, which survives editing, unlike the segment's own."""
+_CATEGORY = (
+    "Segmentation category and type - 3D Slicer General Anatomy list~SCT^123037004^Anatomical Structure"
+)
+_REGION = "Anatomic codes - DICOM master list~^^~^^"
+_SIDES = {"left": "SCT^7771000^Left", "right": "SCT^24028007^Right"}
+
 
 def export_volume(node, path: str | Path) -> Path:
-    """Write a scalar volume as it lies on its own grid; parent transforms are left out, as results get the same."""
-    raise NotImplementedError
+    """Write a scalar volume as it lies on its own grid; parent transforms are left out, as results get the same.
+
+    Raises:
+        ValueError: the node holds no voxels, or several values per voxel.
+    """
+    return Snapshot.of(node).write(path)
 
 
-def load_labels(path: str | Path, volumeNode, card: dict[str, Any], name: str = ""):
-    """A label map on a volume's grid as a new segmentation node: beside the volume, under the same transform."""
-    raise NotImplementedError
+def load_labels(labels: Labels | str | Path, volumeNode, card: dict[str, Any], name: str = ""):
+    """A label map on a volume's grid as a new segmentation node: beside the volume, under the same transform.
+
+    Args:
+        labels: a file, or what :func:`.images.read_labels` made of it.
+        card: of the model; its ``labels`` give names, colours and codes. Other values get numbers as names.
+
+    Raises:
+        ValueError: the label map is not on the volume's grid.
+    """
+    labels = _on_grid(labels, volumeNode)
+    node = slicer.mrmlScene.AddNewNodeByClass(
+        "vtkMRMLSegmentationNode", name or f"{volumeNode.GetName()} MAPSeg"
+    )
+    node.CreateDefaultDisplayNodes()
+    node.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
+    node.GetSegmentation().SetSourceRepresentationName(_labelmap())
+    replace_labels(node, labels, volumeNode, card)
+    place_beside(node, volumeNode)
+    return node
 
 
-def replace_labels(segmentationNode, path: str | Path, volumeNode, card: dict[str, Any]) -> None:
-    """Put another label map of the same volume into a segmentation; display settings of its segments stay."""
-    raise NotImplementedError
+def replace_labels(
+    segmentationNode, labels: Labels | str | Path, volumeNode, card: dict[str, Any], surfaces: bool = False
+) -> None:
+    """Put another label map of the same volume into a segmentation; display settings of its segments stay.
+
+    Args:
+        surfaces: make 3D surfaces anew where there were some. It takes seconds: without, they go until asked for.
+
+    Raises:
+        ValueError: the label map is not on the volume's grid.
+    """
+    labels = _on_grid(labels, volumeNode)
+    image = _oriented_image(labels, volumeNode)
+    segmentation = segmentationNode.GetSegmentation()
+    named = {int(label["value"]): label for label in card.get("labels", [])}
+    present = {_segment_id(value): value for value in labels.values}
+    surface = slicer.vtkSegmentationConverter.GetClosedSurfaceRepresentationName()
+    in_3d = segmentation.ContainsRepresentation(surface)
+    modified = segmentationNode.StartModify()
+    try:
+        if in_3d:
+            segmentation.RemoveRepresentation(surface)
+        for identifier in segmentation.GetSegmentIDs():
+            if identifier not in present:
+                segmentation.RemoveSegment(identifier)
+        for identifier, value in present.items():
+            segment = segmentation.GetSegment(identifier)
+            if segment is None:
+                segment = _segment(value, named.get(value, {}))
+                segment.AddRepresentation(_labelmap(), image)
+                segmentation.AddSegment(segment, identifier)
+            else:
+                segment.AddRepresentation(_labelmap(), image)
+            segment.SetLabelValue(value)
+        if in_3d and surfaces:
+            segmentation.CreateRepresentation(surface)
+    finally:
+        segmentationNode.EndModify(modified)
 
 
-def load_uncertainty(path: str | Path, volumeNode, name: str = ""):
-    """An uncertainty map as a scalar volume node with a colour scale, beside its volume and under its transform."""
-    raise NotImplementedError
+def load_uncertainty(uncertainty, volumeNode, name: str = ""):
+    """An uncertainty map as a scalar volume node with a colour scale, beside its volume and under its transform.
+
+    Args:
+        uncertainty: a file, or its voxels (k, j, i).
+    """
+    array = uncertainty if hasattr(uncertainty, "dtype") else read_array(uncertainty)
+    if array.shape != _shape(volumeNode):
+        raise ValueError(f"The map is not on the grid of {volumeNode.GetName()}.")
+    name = name or f"{volumeNode.GetName()} uncertainty"
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", name)
+    slicer.util.updateVolumeFromArray(node, array)
+    node.CopyOrientation(volumeNode)
+    node.CreateDefaultDisplayNodes()
+    display = node.GetDisplayNode()
+    display.SetAndObserveColorNodeID("vtkMRMLColorTableNodeIron")
+    display.SetAutoWindowLevel(False)
+    display.SetWindowLevelMinMax(0.0, 0.8)
+    display.SetAutoThreshold(False)
+    display.SetThreshold(0.05, 1.0)  # what is sure stays clear
+    display.SetApplyThreshold(True)
+    place_beside(node, volumeNode)
+    return node
 
 
 def show_overlay(volumeNode, uncertaintyNode, opacity: float = 0.5) -> None:
-    """Show an uncertainty map over its volume in all slice views; None removes the overlay."""
-    raise NotImplementedError
+    """Show an uncertainty map over its volume in all slice views; None for the map removes the overlay."""
+    for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
+        composite.SetBackgroundVolumeID(volumeNode.GetID())
+        composite.SetForegroundVolumeID(uncertaintyNode.GetID() if uncertaintyNode else None)
+        composite.SetForegroundOpacity(opacity if uncertaintyNode else 0.0)
+
+
+def show_segmentation(segmentationNode, volumeNode) -> None:
+    """Bring a volume into the slice views with its segmentation over it, and no other."""
+    for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
+        composite.SetBackgroundVolumeID(volumeNode.GetID())
+        composite.SetForegroundVolumeID(None)
+    segmentationNode.SetDisplayVisibility(True)
 
 
 def export_segmentation(segmentationNode, volumeNode, path: str | Path) -> Path:
-    """Write ``.seg.nrrd``, or a label map with the model's values for other suffixes (``.nii.gz``, ``.nrrd``)."""
-    raise NotImplementedError
+    """Write ``.seg.nrrd``, or a label map with the model's values for other suffixes (``.nii.gz``, ``.nrrd``).
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path = Path(path)
+    if path.name.endswith(".seg.nrrd"):
+        storage = slicer.vtkMRMLSegmentationStorageNode()
+        written = _write(storage, segmentationNode, path)
+    else:
+        labelmap = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "MAPSeg export")
+        colors = slicer.mrmlScene.AddNode(_value_table(segmentationNode.GetSegmentation()))
+        try:
+            ids = segmentationNode.GetSegmentation().GetSegmentIDs()
+            extent = slicer.vtkSegmentation.EXTENT_REFERENCE_GEOMETRY
+            exported = slicer.vtkSlicerSegmentationsModuleLogic.ExportSegmentsToLabelmapNode(
+                segmentationNode, ids, labelmap, volumeNode, extent, colors
+            )
+            written = exported and _write(slicer.vtkMRMLVolumeArchetypeStorageNode(), labelmap, path)
+        finally:
+            slicer.mrmlScene.RemoveNode(labelmap)
+            slicer.mrmlScene.RemoveNode(colors)
+    if not written:
+        raise OSError(f"{path} cannot be written.")
+    return path
+
+
+def place_beside(node, volumeNode) -> None:
+    """Give a node its volume's parent transform, and put it next to it in the subject hierarchy."""
+    node.SetAndObserveTransformNodeID(volumeNode.GetTransformNodeID())
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    if hierarchy is None:
+        return
+    scene, none = hierarchy.GetSceneItemID(), hierarchy.GetInvalidItemID()
+    items = [hierarchy.GetItemByDataNode(one) for one in (volumeNode, node)]
+    for index, one in enumerate((volumeNode, node)):
+        if items[index] == none:
+            items[index] = hierarchy.CreateItem(scene, one)
+    hierarchy.SetItemParent(items[1], hierarchy.GetItemParent(items[0]))
+
+
+def terminology_entry(label: dict[str, Any]) -> str:
+    """A label's code as the Segmentations module writes it in segments; empty when the card gives none."""
+    if not label.get("terminology"):
+        return ""
+    side = _SIDES.get(str(label["name"]).split()[0].lower(), "^^")
+    return f"{_CATEGORY}~{label['terminology']}~{side}~{_REGION}"
+
+
+def _segment(value: int, label: dict[str, Any]):
+    segment = slicer.vtkSegment()
+    segment.SetName(str(label.get("name") or f"structure {value}"))
+    segment.SetNameAutoGenerated(False)
+    if "color" in label:
+        segment.SetColor(*(channel / 255 for channel in label["color"]))
+        segment.SetColorAutoGenerated(False)
+    segment.SetTag(VALUE_TAG, str(value))
+    if entry := terminology_entry(label):
+        segment.SetTag(segment.GetTerminologyEntryTagName(), entry)
+    return segment
+
+
+def _segment_id(value: int) -> str:
+    return f"Segment_{value}"
+
+
+def _labelmap() -> str:
+    return slicer.vtkSegmentationConverter.GetBinaryLabelmapRepresentationName()
+
+
+def _shape(volumeNode) -> tuple[int, ...]:
+    return tuple(reversed(volumeNode.GetImageData().GetDimensions()))
+
+
+def _on_grid(labels: Labels | str | Path, volumeNode) -> Labels:
+    labels = labels if isinstance(labels, Labels) else read_labels(labels)
+    if tuple(labels.shape) != _shape(volumeNode):
+        raise ValueError(f"The label map is not on the grid of {volumeNode.GetName()}.")
+    return labels
+
+
+def _oriented_image(labels: Labels, volumeNode):
+    """The label map's box in the volume's own geometry: what the file's header has rounded plays no part."""
+    matrix = vtk.vtkMatrix4x4()
+    volumeNode.GetIJKToRASMatrix(matrix)
+    image = slicer.vtkOrientedImageData()
+    image.SetGeometryFromImageToWorldMatrix(matrix)
+    extent = []
+    for start, count in zip(reversed(labels.start), reversed(labels.array.shape), strict=True):
+        extent += [start, start + count - 1]
+    image.SetExtent(extent)
+    if labels.values:
+        image.GetPointData().SetScalars(numpy_to_vtk(labels.array.ravel(), deep=True))
+    return image
+
+
+def _value_table(segmentation):
+    """A colour table that gives every segment its model's value; segments that users added come after."""
+    segments = [segmentation.GetNthSegment(i) for i in range(segmentation.GetNumberOfSegments())]
+    values = [_tag(segment) for segment in segments]
+    following = max([0, *(value for value in values if value)]) + 1
+    table = slicer.vtkMRMLColorTableNode()
+    table.SetTypeToUser()
+    table.SetHideFromEditors(True)
+    table.SetNumberOfColors(following + values.count(None))
+    for segment, value in zip(segments, values, strict=True):
+        if value is None:
+            value, following = following, following + 1
+        table.SetColor(value, segment.GetName(), *segment.GetColor(), 1.0)
+    return table
+
+
+def _tag(segment) -> int | None:
+    text = vtk.reference("")
+    return int(str(text)) if segment.GetTag(VALUE_TAG, text) else None
+
+
+def _write(storage, node, path: Path) -> bool:
+    storage.SetFileName(str(path))
+    storage.SetUseCompression(True)
+    return bool(storage.WriteData(node))

@@ -1,0 +1,96 @@
+"""Arrays between the scene and files. Reading and writing touch no scene, so that a thread can do them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A volume node's voxels (k, j, i) and its own geometry in LPS mm, without parent transforms."""
+
+    array: np.ndarray
+    spacing: tuple[float, ...]
+    origin: tuple[float, ...]
+    direction: tuple[float, ...]
+
+    @classmethod
+    def of(cls, node) -> Snapshot:
+        """Take it from a scalar volume node; the voxels are shared with it.
+
+        Raises:
+            ValueError: the node holds no voxels, or several values per voxel.
+        """
+        import slicer
+        import vtk
+
+        image = node.GetImageData()
+        if image is None or not image.GetNumberOfPoints():
+            raise ValueError(f"{node.GetName()} holds no voxels.")
+        if image.GetNumberOfScalarComponents() != 1:
+            raise ValueError(f"{node.GetName()} is a colour or vector volume.")
+        matrix = vtk.vtkMatrix4x4()
+        node.GetIJKToRASMatrix(matrix)
+        lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ slicer.util.arrayFromVTKMatrix(matrix)
+        spacing = np.array(node.GetSpacing())
+        direction = lps[:3, :3] / spacing
+        return cls(
+            slicer.util.arrayFromVolume(node), tuple(spacing), tuple(lps[:3, 3]), tuple(direction.ravel())
+        )
+
+    def write(self, path: str | Path) -> Path:
+        """Write the volume uncompressed: it is read once and deleted."""
+        import SimpleITK as sitk
+
+        image = sitk.GetImageFromArray(self.array)
+        image.SetSpacing(list(map(float, self.spacing)))
+        image.SetOrigin(list(map(float, self.origin)))
+        image.SetDirection(list(map(float, self.direction)))
+        sitk.WriteImage(image, str(path), useCompression=False)
+        return Path(path)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A label map (k, j, i), cut to the box that holds labels."""
+
+    array: np.ndarray
+    start: tuple[int, int, int]
+    """Of the box, (k, j, i)."""
+    shape: tuple[int, int, int]
+    """Of the whole map."""
+    values: tuple[int, ...]
+    """Those that occur, in order; 0 is left out."""
+
+
+def read_array(path: str | Path) -> np.ndarray:
+    """The voxels (k, j, i) of an image file."""
+    import SimpleITK as sitk
+
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+
+
+def read_labels(path: str | Path) -> Labels:
+    """Read a label map, and find what is in it."""
+    return cut_labels(read_array(path))
+
+
+def cut_labels(array: np.ndarray) -> Labels:
+    """Cut a label map (k, j, i) to the box that holds labels; empty maps give an empty box."""
+    if array.dtype not in (np.uint8, np.uint16):
+        array = array.astype(np.uint8 if array.max(initial=0) < 256 else np.uint16)
+    planes = array.any(axis=0)
+    lines = [array.any(axis=(1, 2)), planes.any(axis=1), planes.any(axis=0)]
+    if not lines[0].any():
+        return Labels(array[:0, :0, :0], (0, 0, 0), array.shape, ())
+    ranges = [(int(line.argmax()), len(line) - int(line[::-1].argmax())) for line in lines]
+    box = np.ascontiguousarray(array[tuple(slice(*r) for r in ranges)])
+    counts = np.zeros(65536, np.int64)
+    for plane in box:  # a plane at a time: bincount wants 8 bytes a voxel
+        found = np.bincount(plane.ravel())
+        counts[: len(found)] += found
+    values = tuple(int(value) for value in counts.nonzero()[0] if value)
+    return Labels(box, tuple(r[0] for r in ranges), array.shape, values)

@@ -1,0 +1,322 @@
+"""The panel: the form of ``Resources/UI/MAPSeg.ui``, its sections, and the run that its buttons start and end."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+
+from . import dependencies, remember, texts
+from . import run as runs
+from .model_section import ModelSection
+from .models import InputError
+from .parameters import Parameters, offers_centralised
+from .plots import Curves
+from .result_section import ResultSection
+from .volume_section import VolumeSection
+
+POLL_MS = 50
+"""How often events of the worker are taken in; one of these takes less than that."""
+
+
+class Panel:
+    """Built by the module's widget, which forwards ``enter`` and ``cleanup``."""
+
+    def __init__(self, owner):
+        root = slicer.util.loadUI(owner.resourcePath("UI/MAPSeg.ui"))
+        root.setMRMLScene(slicer.mrmlScene)
+        owner.layout.addWidget(root)
+        self.ui = ui = slicer.util.childWidgetVariables(root)
+        self.run: runs.Run | None = None
+        self._cancelling = False
+        self._started = 0.0
+        self._previewed = ""
+        self._device_line = ""
+        self._timer = qt.QTimer()
+        self._timer.setInterval(POLL_MS)
+        self._timer.connect("timeout()", self._poll)
+        self._device_timer = qt.QTimer()
+        self._device_timer.setInterval(200)
+        self._device_timer.connect("timeout()", self._show_device)
+
+        for text, device in (
+            (_("Automatic"), "auto"),
+            (_("Processor (CPU)"), "cpu"),
+            (_("Graphics card (CUDA)"), "cuda"),
+            (_("Graphics card (Apple)"), "mps"),
+        ):
+            ui.deviceComboBox.addItem(text, device)
+        for widget in (ui.sourceFolderLabel, ui.sourceFolderEdit, ui.sourceFolderButton):
+            widget.setVisible(offers_centralised())
+        self.models = ModelSection(ui)
+        self.volumes = VolumeSection(ui)
+        self.results = ResultSection(ui)
+        self.curves = Curves(ui.plotFrame)
+        model = remember.recall(ui)
+
+        self.models.changed.connect(self._model_changed)
+        self.volumes.changed.connect(self._update)
+        self.results.model_saved.connect(self.models.refresh)
+        for event in (slicer.mrmlScene.NodeRemovedEvent, slicer.mrmlScene.EndCloseEvent):
+            self.volumes.addObserver(slicer.mrmlScene, event, self._nodes_left)
+        ui.segmentButton.connect("clicked()", lambda: self._pressed(adapt=False))
+        ui.adaptButton.connect("clicked()", lambda: self._pressed(adapt=True))
+        ui.stopButton.connect("clicked()", self._stop)
+        ui.sourceFolderButton.connect("clicked()", self._choose_source_folder)
+        ui.minutesSpinBox.connect("valueChanged(double)", self._options_changed)
+        ui.deviceComboBox.connect("currentIndexChanged(int)", self._device_changed)
+        ui.sourceFolderEdit.connect("textChanged(QString)", self._options_changed)
+        for widget in (ui.uncertaintyCheckBox, ui.previewCheckBox):
+            widget.connect("toggled(bool)", self._options_changed)
+        ui.optionsSection.connect("contentsCollapsed(bool)", self._options_changed)
+        ui.resultSection.collapsed = True
+        self.models.refresh(model)
+        self._device_changed()
+
+    def enter(self) -> None:
+        """Look again at what may have changed while another module was shown."""
+        if not self.models.busy:
+            self.models.refresh()
+        self.volumes.refresh()
+
+    def cleanup(self) -> None:
+        """End everything: the panel is about to go. Results stay in the scene."""
+        for timer in (self._timer, self._device_timer):
+            timer.stop()
+        if self.run is not None:
+            self.run.clean()
+        self.models.close()
+        self.volumes.close()
+        self.curves.clear()
+
+    # What would be run
+
+    def parameters(self, adapt: bool) -> Parameters:
+        """What the form says."""
+        ui, entry = self.ui, self.models.entry
+        return Parameters(
+            model=str(entry.path) if entry else "",
+            adapt=adapt,
+            minutes=ui.minutesSpinBox.value,
+            device=ui.deviceComboBox.itemData(ui.deviceComboBox.currentIndex),
+            uncertainty=ui.uncertaintyCheckBox.checked,
+            source_folder=ui.sourceFolderEdit.text.strip() if offers_centralised() else "",
+            preview_seconds=10.0 if ui.previewCheckBox.checked else 0.0,
+        )
+
+    def _problem(self) -> str:
+        checked = self.volumes.checked_nodes()
+        if self.models.entry is None:
+            return _("Choose a model.")
+        if not self.volumes.nodes():
+            return _("Load a volume.")
+        if not checked:
+            return _("Check at least one volume.")
+        problems = self.volumes.problems()
+        if len(problems) == len(checked):
+            return next(iter(problems.values()))
+        return ""
+
+    def _model_changed(self) -> None:
+        self.volumes.set_model(self.models.entry)
+        self._options_changed()
+
+    def _options_changed(self, *_value) -> None:
+        remember.remember(self.ui, self.models.entry.name if self.models.entry else "")
+        self._update()
+
+    def _choose_source_folder(self) -> None:
+        folder = qt.QFileDialog.getExistingDirectory(
+            self.ui.runSection, _("Labelled source scans"), self.ui.sourceFolderEdit.text
+        )
+        if folder:
+            self.ui.sourceFolderEdit.text = folder
+
+    def _device_changed(self, *_value) -> None:
+        """Ask a thread which device it will be: asking starts a process, which takes seconds."""
+        device = self.ui.deviceComboBox.itemData(self.ui.deviceComboBox.currentIndex)
+        self._device_line = ""
+
+        def ask() -> None:
+            try:
+                line = "" if dependencies.missing() else dependencies.describe_device(device)
+            except Exception as error:
+                line = str(error)
+            self._device_line = (device, line)
+
+        threading.Thread(target=ask, daemon=True).start()
+        self._device_timer.start()
+        self._options_changed()
+
+    def _show_device(self) -> None:
+        if self._device_line:
+            device, line = self._device_line
+            if device == self.ui.deviceComboBox.itemData(self.ui.deviceComboBox.currentIndex):
+                self._device_timer.stop()
+                first_time = _("PyTorch is installed when you first segment, after asking you.")
+                self.ui.deviceInfoLabel.text = line or first_time
+
+    # The run
+
+    @property
+    def running(self) -> bool:
+        """Whether a run goes on."""
+        return self.run is not None and self._timer.active
+
+    def _pressed(self, adapt: bool) -> None:
+        if self.running:
+            self.cancel()
+        else:
+            self.start(adapt)
+
+    def start(self, adapt: bool) -> None:
+        """Segment the checked volumes, after adapting to them or not."""
+        parameters = self.parameters(adapt)
+        problem = self._problem() or parameters.problem()
+        if problem:
+            self._say(texts.BAD, "✗", problem)
+            return
+        with slicer.util.tryWithErrorDisplay(_("What MAPSeg needs could not be installed.")):
+            if not dependencies.ensure():
+                self._say(texts.WARNING, "!", _("Nothing was installed, so nothing can be segmented."))
+                return
+        if self.run is not None:
+            self.run.clean()
+        self.curves.clear()
+        self.run = runs.Run(self.volumes.checked_nodes(), parameters)
+        self.run.changed.connect(self._show_progress)
+        self.run.item_changed.connect(self._show_item)
+        self.run.finished.connect(self._finished)
+        self._cancelling, self._previewed, self._started = False, "", time.monotonic()
+        self.ui.statusLabel.text = ""
+        try:
+            self.run.start()
+        except (InputError, ValueError, OSError) as error:
+            self.run = None
+            self._say(texts.BAD, "✗", getattr(error, "message", "") or str(error))
+            return
+        self._timer.start()
+        self._update()
+        self._show_progress()
+
+    def cancel(self) -> None:
+        """End the run at once."""
+        self._cancelling = True
+        self.run.cancel()
+        self._update()
+
+    def _stop(self) -> None:
+        self.run.stop()
+        self.ui.stopButton.enabled = False
+        self.ui.stageLabel.text = _("Stopping after this step…")
+
+    def _poll(self) -> None:
+        if not self.run.poll():
+            self._timer.stop()
+            self._update()
+
+    def _show_item(self, item: runs.Item) -> None:
+        uncertainty = slicer.mrmlScene.GetNodeByID(item.uncertainty_id) if item.uncertainty_id else None
+        if uncertainty is not None:
+            uncertainty.SetAttribute("MAPSeg.Uncertainty", item.volume_id)  # not a volume to segment
+        self.volumes.set_state(item)
+        if item.state == runs.DONE and item.result:
+            self.results.add(item, self.run)
+        elif item.segmentation_id and not self._previewed:
+            self._previewed = item.volume_id  # of several volumes, the first previewed one stays in view
+        if item.segmentation_id and item.state == runs.RUNNING:
+            shown = next(each for each in self.run.items if each.volume_id == self._previewed)
+            self.results.show_previews(self.run, shown)
+
+    def _show_progress(self) -> None:
+        ui, run = self.ui, self.run
+        busy = not run.steps
+        ui.progressBar.setRange(0, 0 if busy else run.steps)
+        ui.progressBar.setValue(0 if busy else run.step)
+        ui.progressBar.setTextVisible(not busy)
+        ui.timeLabel.text = (
+            _("about {time} left").format(time=texts.duration(run.seconds_left)) if run.seconds_left else ""
+        )
+        if not self._cancelling:
+            ui.stageLabel.text = _stage(run)
+        ui.stopButton.setVisible(self.running and run.parameters.adapt and run.stage == "adapt")
+        self.curves.show(run.eta_history, run.loss_history)
+
+    def _finished(self, run: runs.Run) -> None:
+        self._timer.stop()
+        done, failed, cancelled = (
+            [item for item in run.items if item.state == state]
+            for state in (runs.DONE, runs.FAILED, runs.CANCELLED)
+        )
+        took = texts.duration(time.monotonic() - self._started)
+        kept = _("{n} of {total} volumes are done.").format(n=len(done), total=len(run.items))
+        if run.error and not self._cancelling:
+            self._say(texts.BAD, "✗", f"{run.error} {kept if done else ''}")
+        elif cancelled or self._cancelling:
+            self._say("#808080", "–", _("Cancelled.") + (f" {kept}" if done else ""))
+        elif failed:
+            reasons = " ".join(f"{item.name}: {item.message}" for item in failed[:3])
+            self._say(texts.WARNING, "!", f"{kept} {reasons}")
+        else:
+            self._say(texts.GOOD, "✓", _("Done in {time}.").format(time=took))
+        self._update()
+
+    def _nodes_left(self, caller, event) -> None:
+        self.results.prune()
+        if not slicer.mrmlScene.IsClosing() and event == slicer.mrmlScene.EndCloseEvent:
+            self.curves.clear()
+
+    def _say(self, color: str, mark: str, text: str) -> None:
+        self.ui.statusLabel.text = texts.marked(color, mark, text.strip())
+        self._update()
+
+    def _update(self, *_value) -> None:
+        """Enable what can be done now, and say why the rest cannot."""
+        ui, running = self.ui, self.running
+        adapting = running and self.run.parameters.adapt
+        problem = "" if running else self._problem()
+        ui.segmentButton.setVisible(not adapting)
+        ui.adaptButton.setVisible(adapting or not running)
+        for button, text, tip in (
+            (ui.segmentButton, _("Segment"), _("Segment the checked volumes with the model as it is.")),
+            (
+                ui.adaptButton,
+                _("Adapt and segment"),
+                _("Adapt the model to the checked volumes, then keep whichever result is better supported."),
+            ),
+        ):
+            button.text = (_("Cancelling…") if self._cancelling else _("Cancel")) if running else text
+            end = _("End now. What is complete stays.")
+            button.toolTip = end if running else problem or tip
+            button.enabled = not (self._cancelling if running else problem)
+        if not running:
+            ui.stopButton.setVisible(False)
+        ui.stopButton.enabled = running and not self._cancelling
+        if self._cancelling and running:
+            ui.stageLabel.text = _("Cancelling…")
+        ui.progressFrame.setVisible(running)
+        ui.modelSection.enabled = not running
+        ui.optionsSection.enabled = not running
+        if problem and self.run is None:
+            ui.statusLabel.text = texts.marked("#808080", "–", problem)
+        elif self.run is None:
+            ui.statusLabel.text = ""
+        ui.statusLabel.setVisible(bool(ui.statusLabel.text))
+
+
+def _stage(run: runs.Run) -> str:
+    steps = f" {run.step} / {run.steps}" if run.steps else ""
+    words = {
+        "export": _("Handing over the volumes"),
+        "start": _("Starting"),
+        "read": _("Reading the volumes"),
+        "adapt": _("Adapting, step"),
+        "segment": _("Segmenting"),
+        "load": _("Loading the results"),
+    }
+    if run.stage == "adapt":
+        return words["adapt"] + steps if run.step else _("Looking at the volumes")
+    return words.get(run.stage, run.stage) + ("…" if run.stage in words else "")

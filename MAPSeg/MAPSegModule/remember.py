@@ -1,0 +1,51 @@
+"""Choices that last from one session to the next, in the application's settings."""
+
+from __future__ import annotations
+
+import qt
+import slicer
+
+_PREFIX = "MAPSeg/"
+
+
+def recall(ui) -> str:
+    """Put the choices of the last session into the form; returns the name of the model."""
+
+    def value(name, default, kind):
+        return slicer.util.settingsValue(_PREFIX + name, default, converter=kind)
+
+    ui.minutesSpinBox.value = value("Minutes", ui.minutesSpinBox.value, _number(ui.minutesSpinBox.value))
+    ui.uncertaintyCheckBox.checked = value("Uncertainty", False, slicer.util.toBool)
+    ui.previewCheckBox.checked = value("Preview", True, slicer.util.toBool)
+    ui.sourceFolderEdit.text = value("SourceFolder", "", str)
+    ui.deviceComboBox.setCurrentIndex(max(0, ui.deviceComboBox.findData(value("Device", "auto", str))))
+    ui.optionsSection.collapsed = value("OptionsCollapsed", True, slicer.util.toBool)
+    return value("Model", "", str)
+
+
+def remember(ui, model: str) -> None:
+    """Keep the choices in the form for the next session."""
+    settings = qt.QSettings()
+    for name, value in (
+        ("Minutes", ui.minutesSpinBox.value),
+        ("Uncertainty", ui.uncertaintyCheckBox.checked),
+        ("Preview", ui.previewCheckBox.checked),
+        ("SourceFolder", ui.sourceFolderEdit.text),
+        ("Device", ui.deviceComboBox.itemData(ui.deviceComboBox.currentIndex)),
+        ("OptionsCollapsed", ui.optionsSection.collapsed),
+    ):
+        settings.setValue(_PREFIX + name, value)
+    if model:
+        settings.setValue(_PREFIX + "Model", model)
+
+
+def _number(default: float):
+    """A converter that survives a settings file that somebody edited."""
+
+    def convert(value):
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            return default
+
+    return convert

@@ -1,0 +1,271 @@
+"""The panel's results: verdict, table, which result is shown, exports."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+
+from . import run as runs
+from . import scene, texts
+from .signal import Signal
+
+_COLOR, _STRUCTURE, _VOLUME, _CONFIDENCE = range(4)
+_DOUBTFUL = 0.7
+"""A confidence below this is marked."""
+
+
+class ResultSection:
+    """Shows one result at a time; ``model_saved(name)`` tells that an adapted model was kept."""
+
+    def __init__(self, ui):
+        self.ui = ui
+        self.model_saved = Signal()
+        self._results: dict[str, tuple[runs.Item, runs.Run]] = {}
+        table = ui.resultTable
+        table.setColumnCount(4)
+        table.setHorizontalHeaderLabels(["", _("Structure"), _("Volume, ml"), _("Confidence")])
+        header = table.horizontalHeader()
+        for column in (_COLOR, _VOLUME, _CONFIDENCE):
+            header.setSectionResizeMode(column, qt.QHeaderView.ResizeToContents)
+        header.setSectionResizeMode(_STRUCTURE, qt.QHeaderView.Stretch)
+        header.setHighlightSections(False)
+        table.verticalHeader().setVisible(False)
+        table.verticalHeader().setDefaultSectionSize(22)
+        ui.resultComboBox.connect("currentIndexChanged(int)", self._choose)
+        ui.sourceButton.connect("clicked()", lambda: self._show_side("source"))
+        ui.adaptedButton.connect("clicked()", lambda: self._show_side("adapted"))
+        ui.overlayCheckBox.connect("toggled(bool)", self._overlay)
+        ui.copyTableButton.connect("clicked()", self.copy_table)
+        ui.exportTableButton.connect("clicked()", self.export_table)
+        ui.exportSegmentationButton.connect("clicked()", self.export_segmentation)
+        ui.saveModelButton.connect("clicked()", self.save_model)
+
+    @property
+    def item(self) -> runs.Item | None:
+        """The volume whose result is shown."""
+        return self._pair[0] if self._pair else None
+
+    @property
+    def _pair(self) -> tuple[runs.Item, runs.Run] | None:
+        box = self.ui.resultComboBox
+        return self._results.get(box.itemData(box.currentIndex)) if box.currentIndex >= 0 else None
+
+    def add(self, item: runs.Item, run: runs.Run) -> None:
+        """Take in the result of a volume; the first one of a run is shown at once."""
+        first = not any(other is run for _each, other in self._results.values())
+        self._results[item.volume_id] = (item, run)
+        self._fill(item.volume_id if first or self.item is None else self.item.volume_id)
+
+    def prune(self) -> None:
+        """Forget results whose nodes left the scene."""
+        node = slicer.mrmlScene.GetNodeByID
+        kept = {
+            volume_id: (item, run)
+            for volume_id, (item, run) in self._results.items()
+            if node(volume_id) is not None and node(item.segmentation_id) is not None
+        }
+        if len(kept) != len(self._results):
+            shown = self.item.volume_id if self.item else ""
+            self._results = kept
+            self._fill(shown)
+
+    def show_previews(self, run: runs.Run, item: runs.Item) -> None:
+        """Show one volume of a run in the slices, and only its labels."""
+        self._show_nodes(item, [each for each in run.items if each is not item])
+
+    def _fill(self, volume_id: str) -> None:
+        box = self.ui.resultComboBox
+        box.blockSignals(True)
+        box.clear()
+        for each, (item, _run) in self._results.items():
+            box.addItem(item.name, each)
+        box.setCurrentIndex(max(0, list(self._results).index(volume_id) if volume_id in self._results else 0))
+        box.blockSignals(False)
+        self.ui.resultSection.enabled = bool(self._results)
+        self.ui.resultSection.collapsed = not self._results
+        self._choose()
+
+    def _choose(self, _index: int = 0) -> None:
+        pair = self._pair
+        if pair is None:
+            self.ui.resultTable.setRowCount(0)
+            self.ui.verdictLabel.text = ""
+            self.ui.show3DButton.setSegmentationNode(None)
+            return
+        item, run = pair
+        result = item.result
+        both = "chosen" in result
+        for widget in (self.ui.adaptedButton, self.ui.sourceButton):
+            widget.setVisible(both)
+        self.ui.overlayCheckBox.enabled = bool(item.uncertainty_id)
+        self.ui.saveModelButton.enabled = bool(run.parameters.adapt)
+        (self.ui.adaptedButton if item.shown == "adapted" else self.ui.sourceButton).checked = True
+        self.ui.verdictLabel.text = _verdict(result)
+        self.ui.show3DButton.setSegmentationNode(slicer.mrmlScene.GetNodeByID(item.segmentation_id))
+        self._fill_table(item)
+        self._show_nodes(item, [other for other, _run in self._results.values() if other is not item])
+        self._overlay()
+
+    def _fill_table(self, item: runs.Item) -> None:
+        table, rows = self.ui.resultTable, _structures(item)
+        colors = _segment_colors(item.segmentation_id)
+        table.setRowCount(len(rows))
+        for index, row in enumerate(rows):
+            cells = [qt.QTableWidgetItem(text) for text in ("", row["structure"], *_numbers(row))]
+            color = colors.get(row["structure"])
+            if color:
+                cells[_COLOR].setData(qt.Qt.DecorationRole, qt.QColor(*color))
+            cells[_STRUCTURE].setToolTip(row["structure"])
+            for cell in cells[_VOLUME:]:
+                cell.setTextAlignment(qt.Qt.AlignRight | qt.Qt.AlignVCenter)
+            confidence = row.get("confidence")
+            if _is_number(confidence) and confidence < _DOUBTFUL:
+                cells[_CONFIDENCE].setData(qt.Qt.ForegroundRole, qt.QBrush(qt.QColor(texts.WARNING)))
+                cells[_CONFIDENCE].setToolTip(_("The model was not sure of this structure: look at it."))
+            for column, cell in enumerate(cells):
+                table.setItem(index, column, cell)
+
+    def _show_nodes(self, item: runs.Item, others: list[runs.Item]) -> None:
+        """Bring a volume into the slices; the labels of the other volumes would lie over it."""
+        for each in others:
+            _set_visible(each.segmentation_id, False)
+        _set_visible(item.segmentation_id, True)
+        composites = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
+        if any(node.GetBackgroundVolumeID() != item.volume_id for node in composites):
+            volume = slicer.mrmlScene.GetNodeByID(item.volume_id)
+            if volume is not None:
+                slicer.util.setSliceViewerLayers(background=volume, fit=True)
+
+    def _show_side(self, which: str) -> None:
+        item = self.item
+        if item is not None and item.shown != which:
+            with slicer.util.tryWithErrorDisplay(_("The other result could not be shown."), waitCursor=True):
+                item.show(which)
+        self._choose()
+
+    def _overlay(self, _on: bool = False) -> None:
+        item = self.item
+        if item is None:
+            return
+        volume = slicer.mrmlScene.GetNodeByID(item.volume_id)
+        on = self.ui.overlayCheckBox.checked and item.uncertainty_id
+        scene.show_overlay(volume, slicer.mrmlScene.GetNodeByID(item.uncertainty_id) if on else None)
+
+    def copy_table(self) -> None:
+        """Put the table into the clipboard, in the form that spreadsheets take."""
+        if self.item is not None:
+            rows = [(row["structure"], *_numbers(row)) for row in _structures(self.item)]
+            lines = [(_("Structure"), _("Volume, ml"), _("Confidence")), *rows]
+            slicer.app.clipboard().setText("\n".join("\t".join(line) for line in lines) + "\n")
+            slicer.util.showStatusMessage(_("Table copied."), 3000)
+
+    def export_table(self) -> None:
+        """Write the tables of all results as one CSV file."""
+        path = self._ask_path(_("Export the tables of all results"), "volumes.csv", "CSV (*.csv)")
+        if path:
+            with slicer.util.tryWithErrorDisplay(_("The table could not be written.")):
+                Path(path).write_text(self._as_csv(), encoding="utf-8", newline="")
+
+    def _as_csv(self) -> str:
+        text = io.StringIO()
+        writer = csv.writer(text)
+        writer.writerow(["volume", "result", "trusted", "structure", "volume_ml", "confidence"])
+        for item, _run in self._results.values():
+            told = [item.name, item.shown, item.result.get("trusted", "")]
+            for row in _structures(item):
+                writer.writerow([*told, row["structure"], row["volume_ml"], row.get("confidence", "")])
+        return text.getvalue()
+
+    def export_segmentation(self) -> None:
+        """Write the segmentation shown, in the format that its name asks for."""
+        item = self.item
+        if item is None:
+            return
+        kinds = "Segmentation (*.seg.nrrd);;NIfTI label map (*.nii.gz);;NRRD label map (*.nrrd)"
+        name = re.sub(r"[^\w.+-]+", "_", item.name) + ".seg.nrrd"
+        path = self._ask_path(_("Save the labels"), name, kinds)
+        if path:
+            with slicer.util.tryWithErrorDisplay(_("The labels could not be written."), waitCursor=True):
+                nodes = (slicer.mrmlScene.GetNodeByID(i) for i in (item.segmentation_id, item.volume_id))
+                scene.export_segmentation(*nodes, path)
+
+    def save_model(self) -> None:
+        """Keep the adapted model among the user's models, under a name that the user gives."""
+        if self._pair is None:
+            return
+        item, run = self._pair
+        suggested = re.sub(r"[^\w.+-]+", "-", f"{Path(run.parameters.model).stem}-{item.name}").strip("-")
+        name = qt.QInputDialog.getText(
+            self.ui.resultSection,
+            _("Save the adapted model"),
+            _("Name of the model:"),
+            qt.QLineEdit.Normal,
+            suggested,
+        )
+        if name:
+            with slicer.util.tryWithErrorDisplay(_("The model could not be saved.")):
+                self.model_saved.emit(run.save_model(name).name)
+
+    def _ask_path(self, title: str, name: str, kinds: str) -> str:
+        folder = slicer.util.settingsValue("MAPSeg/Folder", "")
+        path = qt.QFileDialog.getSaveFileName(
+            self.ui.resultSection, title, str(Path(folder) / name) if folder else name, kinds
+        )
+        if path:
+            qt.QSettings().setValue("MAPSeg/Folder", str(Path(path).parent))
+        return path or ""
+
+
+def _verdict(result: dict[str, Any]) -> str:
+    reason = result.get("reason", "")
+    if result.get("trusted"):
+        lines = [texts.marked(texts.GOOD, "✓", _("Plausible: {reason}").format(reason=reason))]
+    else:
+        lines = [texts.marked(texts.WARNING, "!", _("Do not rely on it: {reason}").format(reason=reason))]
+    if "chosen" in result:
+        chosen = _("Adapted result kept.") if result["chosen"] == "adapted" else _("Source-only result kept.")
+        lines.append(texts.marked("#308cc6", "⇄", f"{chosen} {result.get('gate', '')}"))
+    return "<br>".join(lines)
+
+
+def _structures(item: runs.Item) -> list[dict[str, Any]]:
+    """The rows of the result shown; the report holds those of both sides of an adaptation."""
+    side = item.result.get(item.shown)
+    if isinstance(side, dict) and "structures" in side:
+        return side["structures"]
+    return item.result.get("structures", [])
+
+
+def _numbers(row: dict[str, Any]) -> tuple[str, str]:
+    confidence = row.get("confidence")
+    volume = row["volume_ml"]
+    shown = f"{volume:.2f}" if volume < 10 else f"{volume:.1f}"
+    return shown, f"{confidence:.0%}" if _is_number(confidence) else "–"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not math.isnan(value)
+
+
+def _segment_colors(segmentation_id: str) -> dict[str, tuple[int, int, int]]:
+    node = slicer.mrmlScene.GetNodeByID(segmentation_id)
+    if node is None:
+        return {}
+    segments = node.GetSegmentation()
+    found = (segments.GetNthSegment(index) for index in range(segments.GetNumberOfSegments()))
+    return {each.GetName(): tuple(round(255 * part) for part in each.GetColor()) for each in found}
+
+
+def _set_visible(segmentation_id: str, visible: bool) -> None:
+    node = slicer.mrmlScene.GetNodeByID(segmentation_id) if segmentation_id else None
+    display = node.GetDisplayNode() if node is not None else None
+    if display is not None and bool(display.GetVisibility()) != visible:
+        display.SetVisibility(visible)

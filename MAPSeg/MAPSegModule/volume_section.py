@@ -1,0 +1,248 @@
+"""The panel's list of volumes: which to segment, whether they fit the model, and how far each one is."""
+
+from __future__ import annotations
+
+from html import escape
+
+import qt
+import slicer
+import vtk
+from slicer.i18n import tr as _
+
+from . import run as runs
+from . import texts
+from .models import ModelEntry
+from .preflight import Preflight, preflight
+from .signal import Signal
+
+_NAME, _SCAN, _STATE = range(3)
+
+
+class VolumeSection(slicer.util.VTKObservationMixin):
+    """Follows the scene's volumes; ``changed`` tells that other ones are checked, or that more is known of them."""
+
+    def __init__(self, ui):
+        super().__init__()
+        self.ui = ui
+        self.changed = Signal()
+        self._entry: ModelEntry | None = None
+        self._checked: set[str] = set()
+        self._seen: set[str] = set()
+        self._flights: dict[tuple, Preflight] = {}
+        self._states: dict[str, tuple[str, str, str]] = {}
+        self._rows: list[str] = []
+        table = ui.volumeTable
+        table.setColumnCount(3)
+        table.setHorizontalHeaderLabels([_("Volume"), _("Scan"), _("State")])
+        header = table.horizontalHeader()
+        header.setSectionResizeMode(_NAME, qt.QHeaderView.Stretch)
+        for column in (_SCAN, _STATE):
+            header.setSectionResizeMode(column, qt.QHeaderView.ResizeToContents)
+        header.setHighlightSections(False)
+        table.verticalHeader().setVisible(False)
+        table.connect("cellChanged(int,int)", self._cell_changed)
+        table.connect("currentCellChanged(int,int,int,int)", self._show_hint)
+        # The scene tells of a node before it has a name and voxels: look when the application is idle again.
+        self._later = self._idle(0, self.refresh)
+        self._next = self._idle(0, self._look_at_one)
+        scene = slicer.mrmlScene
+        for event in (
+            scene.NodeAddedEvent,
+            scene.NodeRemovedEvent,
+            scene.EndCloseEvent,
+            scene.EndImportEvent,
+        ):
+            self.addObserver(scene, event, self._scene_changed)
+
+    def _idle(self, milliseconds: int, function) -> qt.QTimer:
+        timer = qt.QTimer()
+        timer.setSingleShot(True)
+        timer.setInterval(milliseconds)
+        timer.connect("timeout()", function)
+        return timer
+
+    def close(self) -> None:
+        """Let go of the scene."""
+        self._later.stop()
+        self._next.stop()
+        self.removeObservers()
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def _scene_changed(self, caller, event, node=None) -> None:
+        if node is None or node.IsA("vtkMRMLScalarVolumeNode"):
+            self._later.start()
+
+    def nodes(self) -> list:
+        """The volumes that can be segmented, in the scene's order."""
+        return [
+            node
+            for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
+            if node.GetClassName() == "vtkMRMLScalarVolumeNode"
+            and not node.GetHideFromEditors()
+            and not node.GetAttribute("MAPSeg.Uncertainty")
+        ]
+
+    def checked_nodes(self) -> list:
+        """The volumes to segment."""
+        return [node for node in self.nodes() if node.GetID() in self._checked]
+
+    def problems(self) -> dict[str, str]:
+        """Why checked volumes cannot be segmented, by node ID, as far as they were looked at."""
+        flights = {node.GetID(): self._flight(node) for node in self.checked_nodes()}
+        return {node_id: flight.problem for node_id, flight in flights.items() if flight and flight.problem}
+
+    def any_foreign(self) -> bool:
+        """Whether a checked volume is foreign to the model's source."""
+        return any(flight and flight.foreign for flight in map(self._flight, self.checked_nodes()))
+
+    def set_model(self, entry: ModelEntry | None) -> None:
+        """Judge the volumes by another model."""
+        self._entry = entry
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the list from the scene anew."""
+        nodes = self.nodes()
+        there = {node.GetID() for node in nodes}
+        fresh = [node_id for node_id in there if node_id not in self._seen]
+        if len(there) == 1 and fresh:
+            self._checked.update(fresh)  # with one volume there is nothing to choose
+        self._seen = there
+        self._checked &= there
+        self._states = {node_id: state for node_id, state in self._states.items() if node_id in there}
+        for node in nodes:
+            if not self.hasObserver(node, vtk.vtkCommand.ModifiedEvent, self._node_modified):
+                self.addObserver(node, vtk.vtkCommand.ModifiedEvent, self._node_modified)
+        table = self.ui.volumeTable
+        table.blockSignals(True)
+        table.setRowCount(len(nodes))
+        self._rows = [node.GetID() for node in nodes]
+        for row, node in enumerate(nodes):
+            name = qt.QTableWidgetItem(node.GetName())
+            name.setFlags(qt.Qt.ItemIsEnabled | qt.Qt.ItemIsSelectable | qt.Qt.ItemIsUserCheckable)
+            name.setCheckState(qt.Qt.Checked if node.GetID() in self._checked else qt.Qt.Unchecked)
+            name.setToolTip(node.GetName())
+            table.setItem(row, _NAME, name)
+            for column in (_SCAN, _STATE):
+                table.setItem(row, column, qt.QTableWidgetItem(""))
+            self._describe(row, node)
+        if nodes and table.currentRow() < 0:
+            table.setCurrentCell(0, _NAME)
+        table.blockSignals(False)
+        self._show_hint()
+        self._next.start()
+        self.changed.emit()
+
+    def set_state(self, item: runs.Item) -> None:
+        """Show how far a volume of a run is."""
+        marks = {
+            runs.WAITING: ("…", "", _("waiting")),
+            runs.RUNNING: ("●", "#308cc6", _("running")),
+            runs.DONE: ("✓", texts.GOOD, _("done")),
+            runs.FAILED: ("✗", texts.BAD, _("failed")),
+            runs.CANCELLED: ("–", "", _("cancelled")),
+        }
+        mark, color, word = marks[item.state]
+        if item.state == runs.DONE and item.result.get("trusted") is False:
+            mark, color, word = "!", texts.WARNING, _("doubtful")
+        self._states[item.volume_id] = (f"{mark} {word}", color, item.message)
+        node = slicer.mrmlScene.GetNodeByID(item.volume_id)
+        if node is not None and item.volume_id in self._rows:
+            self.ui.volumeTable.blockSignals(True)
+            self._describe(self._rows.index(item.volume_id), node)
+            self.ui.volumeTable.blockSignals(False)
+            self._show_hint()
+
+    def _node_modified(self, node, event) -> None:
+        if node.GetID() in self._rows:
+            row = self._rows.index(node.GetID())
+            known = self.ui.volumeTable.item(row, _NAME)
+            if known is None or known.text() != node.GetName() or self._flight(node) is None:
+                self._later.start()
+
+    def _key(self, node) -> tuple:
+        image = node.GetImageData()
+        spacing = tuple(round(each, 6) for each in node.GetSpacing())
+        return (
+            node.GetID(),
+            image.GetMTime() if image else 0,
+            spacing,
+            str(self._entry.path) if self._entry else "",
+        )
+
+    def _flight(self, node) -> Preflight | None:
+        return self._flights.get(self._key(node))
+
+    def _look_at_one(self) -> None:
+        """Look at one volume that was not looked at yet, so that the window stays quick with many of them."""
+        if self._entry is None:
+            return
+        waiting = [node for node in self.nodes() if self._flight(node) is None]
+        if not waiting:
+            return
+        node = waiting[0]
+        self._flights[self._key(node)] = preflight(node, self._entry)
+        if node.GetID() in self._rows:
+            self.ui.volumeTable.blockSignals(True)
+            self._describe(self._rows.index(node.GetID()), node)
+            self.ui.volumeTable.blockSignals(False)
+            self._show_hint()
+        self.changed.emit()
+        if len(waiting) > 1:
+            self._next.start()
+
+    def _describe(self, row: int, node) -> None:
+        flight = self._flight(node)
+        scan, state = (self.ui.volumeTable.item(row, column) for column in (_SCAN, _STATE))
+        text, color, tip = "", "", ""
+        if flight is not None:
+            scan.setText(_scan_text(flight))
+            scan.setToolTip(flight.summary)
+            if flight.problem:
+                text, color, tip = "✗ " + _("unusable"), texts.BAD, flight.problem
+            elif flight.foreign:
+                text, color, tip = "! " + _("foreign"), texts.WARNING, _("Adapting is advised.")
+            elif flight.foreign is False:
+                text, color, tip = "✓ " + _("familiar"), texts.GOOD, _("Like the model's own training scans.")
+            else:
+                text = _("ready")
+        text, color, tip = self._states.get(node.GetID(), (text, color, tip))
+        state.setText(text)
+        state.setToolTip(tip)
+        state.setData(qt.Qt.ForegroundRole, qt.QBrush(qt.QColor(color)) if color else None)
+
+    def _show_hint(self, *_cell: int) -> None:
+        row = self.ui.volumeTable.currentRow()
+        node = slicer.mrmlScene.GetNodeByID(self._rows[row]) if 0 <= row < len(self._rows) else None
+        flight = self._flight(node) if node is not None else None
+        told = self._states.get(node.GetID()) if node is not None else None
+        if not self._rows:
+            text = _("There is no volume in the scene yet. Load one, or take one from Sample Data.")
+        elif flight is None:
+            text = ""
+        elif told and told[2]:
+            text = f"{escape(node.GetName())}: {escape(told[2])}"
+        elif flight.problem:
+            text = texts.marked(texts.BAD, "✗", flight.problem)
+        else:
+            text = escape(flight.summary)
+            if flight.foreign:
+                advice = _("Foreign to the model's source: adapting is advised.")
+                text += "<br>" + texts.marked(texts.WARNING, "!", advice)
+        self.ui.volumeHintLabel.text = text
+        self.ui.volumeHintLabel.setVisible(bool(text))
+
+    def _cell_changed(self, row: int, column: int) -> None:
+        if column != _NAME or row >= len(self._rows):
+            return
+        on = self.ui.volumeTable.item(row, _NAME).checkState() == qt.Qt.Checked
+        (self._checked.add if on else self._checked.discard)(self._rows[row])
+        self._states.pop(self._rows[row], None)  # what an earlier run said of it is over
+        self.changed.emit()
+
+
+def _scan_text(flight: Preflight) -> str:
+    spacing = " × ".join(f"{each:.1f}".removesuffix(".0") for each in flight.spacing)
+    if len({f"{each:.1f}" for each in flight.spacing}) == 1:
+        spacing = f"{flight.spacing[0]:.1f}".removesuffix(".0")
+    return f"{flight.modality.upper()} {spacing} mm".strip()

@@ -1,7 +1,7 @@
 """The parts of the MAPSeg module. None of them loads PyTorch: that happens in the worker process (:mod:`.job`).
 
-``signal``, ``models``, ``parameters``, ``job`` and ``queue`` are plain Python; ``preflight``, ``scene`` and ``run`` know
-MRML; ``panel`` and what it builds on know Qt.
+``signal``, ``models``, ``parameters``, ``job`` and ``queue`` are plain Python; ``preflight``, ``scene`` and ``run``
+know MRML; ``panel`` and what it builds on know Qt.
 """
 
 import sys

@@ -1,12 +1,27 @@
-"""A run: volumes of the scene go to the worker, segmentations come back, one state per volume."""
+"""A run: volumes of the scene go to the worker, segmentations come back, one state per volume.
+
+What takes long happens elsewhere: the segmenting in the worker process, reading and writing of files in a thread. What
+is left for the event loop is a few milliseconds per call of :meth:`Run.poll`.
+"""
 
 from __future__ import annotations
 
+import re
+import shutil
+import tempfile
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import slicer
+
+from . import images, scene
+from .models import InputError, ModelEntry, add_model, find_entry
 from .parameters import Parameters
+from .queue import Queue
 from .signal import Signal
 
 WAITING, RUNNING, DONE, FAILED, CANCELLED = "waiting", "running", "done", "failed", "cancelled"
@@ -27,10 +42,28 @@ class Item:
     """What the worker's report says of it: structures, trusted, reason, and for adaptations chosen and gate."""
     shown: str = ""
     """Which result the segmentation holds: ``preview``, ``source`` or ``adapted``."""
+    card: dict[str, Any] = field(default_factory=dict, repr=False)
+    file: str = ""
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The label maps to switch between: ``source`` and, after an adaptation, ``adapted``."""
+        if "adapted" in self.result:
+            return {side: self.result[side]["output"] for side in ("source", "adapted")}
+        return {"source": self.result["output"]} if self.result else {}
 
     def show(self, which: str) -> None:
-        """Put the result of the model as it was (``source``) or of the ``adapted`` one into the segmentation."""
-        raise NotImplementedError
+        """Put the result of the model as it was (``source``) or of the ``adapted`` one into the segmentation.
+
+        Raises:
+            InputError: there is no such result, or volume or segmentation left the scene.
+        """
+        volume, segmentation = map(slicer.mrmlScene.GetNodeByID, (self.volume_id, self.segmentation_id))
+        if which not in self.files or volume is None or segmentation is None:
+            raise InputError(f"There is no {which} result of {self.name} to show.")
+        if which != self.shown:
+            scene.replace_labels(segmentation, self.files[which], volume, self.card, surfaces=True)
+            self.shown = which
 
 
 class Run:
@@ -41,7 +74,7 @@ class Run:
 
     def __init__(self, volumeNodes: Sequence, parameters: Parameters):
         self.parameters = parameters
-        self.items: list[Item] = []
+        self.items = [Item(node.GetID(), node.GetName()) for node in volumeNodes]
         self.stage = ""
         """``export``, ``start``, then the worker's: ``read``, ``adapt``, ``segment``; ``load`` and ``done``."""
         self.step = 0
@@ -49,7 +82,6 @@ class Run:
         self.seconds_left: float | None = None
         self.eta_history: list[tuple[int, float]] = []
         self.loss_history: list[tuple[int, float]] = []
-        self.device = ""
         self.error = ""
         """Why the run as a whole failed; empty when it did not."""
         self.exit_code: int | None = None
@@ -57,45 +89,256 @@ class Run:
         self.changed = Signal()
         self.item_changed = Signal()
         self.finished = Signal()
+        self._folder: Path | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        self._exports: list[tuple[Item, Future]] = []
+        self._loads: dict[tuple[Item, str], Future] = {}
+        self._queue: Queue | None = None
+        self._model_file = ""
+        self._cancelled = False
+        self._observer: int | None = None
 
     @property
     def running(self) -> bool:
-        raise NotImplementedError
+        return self.stage not in ("", "done")
 
     @property
     def segmentations(self) -> list:
         """The segmentation nodes of the volumes that came through."""
-        raise NotImplementedError
+        nodes = [
+            slicer.mrmlScene.GetNodeByID(item.segmentation_id) for item in self.items if item.state == DONE
+        ]
+        return [node for node in nodes if node is not None]
 
     @property
     def results(self) -> list[dict[str, Any]]:
         """What the reports say of the volumes that came through."""
-        raise NotImplementedError
+        return [item.result for item in self.items if item.state == DONE]
 
     def start(self) -> None:
-        """Begin; raises InputError where nothing can be run."""
-        raise NotImplementedError
+        """Begin. Volumes that cannot be exported fail on their own.
+
+        Raises:
+            InputError: nothing can be run as asked.
+        """
+        problem = self.parameters.problem() or ("" if self.items else "There is no volume to segment.")
+        if problem:
+            raise InputError(problem)
+        card = find_entry(self.parameters.model).card
+        try:
+            self._folder = Path(tempfile.mkdtemp(prefix="MAPSeg-", dir=slicer.app.temporaryPath))
+        except OSError as error:
+            raise InputError(f"{slicer.app.temporaryPath} cannot be written: {error.strerror}.") from error
+        self._thread = ThreadPoolExecutor(1, "MAPSeg")
+        closing = slicer.vtkMRMLScene.StartCloseEvent
+        self._observer = slicer.mrmlScene.AddObserver(closing, lambda *_: self.cancel())
+        self.stage = "export"
+        for index, item in enumerate(self.items):
+            item.card = card
+            # Named as the volume: the worker's messages speak of the file.
+            name = re.sub(r"[^\w.-]+", "_", item.name).strip("._") or "volume"
+            name = f"{name}_{index + 1}" if len(self.items) > 1 else name
+            item.file = str(self._folder / f"{name}.nrrd")
+            try:
+                snapshot = images.Snapshot.of(slicer.mrmlScene.GetNodeByID(item.volume_id))
+            except (ValueError, AttributeError) as error:
+                text = str(error) if isinstance(error, ValueError) else "It left the scene."
+                self._set(item, FAILED, text)
+            else:
+                self._exports.append((item, self._thread.submit(snapshot.write, item.file)))
+        self.changed.emit()
 
     def poll(self) -> bool:
         """Take in what happened since the last call; true while the run goes on."""
-        raise NotImplementedError
+        if not self.running:
+            return False
+        time.sleep(0.001)  # Slicer's event loop keeps threads waiting: let them run
+        before = self._state()
+        if self.stage == "export":
+            self._exported()
+        elif self._queue is not None:
+            for event in self._queue.poll():
+                self._take(event)
+            self._load_next()
+            if not self._queue.running and not self._loads:
+                self._end(self._queue.exit_code, self._queue.error.get("message", ""))
+            elif not self._queue.running:
+                self.stage = "load"
+        if self._state() != before:
+            self.changed.emit()
+        return self.running
 
     def stop(self) -> None:
         """End an adaptation early and keep the best so far."""
-        raise NotImplementedError
+        if self._queue is not None:
+            self._queue.stop()
 
     def cancel(self) -> None:
         """End at once; results that are complete stay. Returns at once, poll() sees the end within 2 s."""
-        raise NotImplementedError
+        if self.running and not self._cancelled:
+            self._cancelled = True
+            self._loads.clear()
+            if self._queue is not None:
+                self._queue.cancel()
 
     def wait(self, callback: Callable[[Run], None] | None = None) -> None:
         """Poll to the end, processing the application's events; ``callback(run)`` is called at every change."""
-        raise NotImplementedError
 
-    def save_model(self, name: str):
-        """Keep the adapted model among the user's models; returns its ModelEntry. Raises InputError."""
-        raise NotImplementedError
+        def tell() -> None:
+            if callback is not None:
+                callback(self)
+
+        self.changed.connect(tell)
+        try:
+            while self.poll():
+                slicer.app.processEvents()
+                time.sleep(0.02)
+        except BaseException:
+            self.clean()
+            raise
+        finally:
+            self.changed.disconnect(tell)
+
+    def save_model(self, name: str) -> ModelEntry:
+        """Keep the adapted model among the user's models.
+
+        Raises:
+            InputError: there is none, the name is taken, or the disk refuses.
+        """
+        if not self._model_file or not Path(self._model_file).is_file():
+            raise InputError("There is no adapted model to keep.")
+        return add_model(self._model_file, name)
+
+    @property
+    def has_model(self) -> bool:
+        """Whether there is an adapted model to keep."""
+        return bool(self._model_file)
 
     def clean(self) -> None:
         """Cancel if running, wait for the worker's end (at most 2 s) and delete the working files."""
-        raise NotImplementedError
+        if self.running:
+            self.cancel()
+            if self._queue is not None:
+                self._queue.close()
+            self._end(4, "")
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._model_file = ""
+
+    def _exported(self) -> None:
+        if self._cancelled:
+            self._end(4, "")
+            return
+        if not all(future.done() for _, future in self._exports):
+            return
+        files = []
+        for item, future in self._exports:
+            if error := future.exception():
+                self._set(item, FAILED, f"The volume cannot be written to {self._folder}: {error}")
+            else:
+                files.append(item.file)
+        if not files:
+            self._end(2, next(item.message for item in self.items if item.message))
+            return
+        self._queue = Queue(files, self.parameters, self._folder)
+        try:
+            self._queue.start()
+        except (OSError, InputError) as error:
+            for item in self.items:
+                if item.state == WAITING:
+                    self._set(item, FAILED, str(error))
+            self._end(1, f"The worker cannot be started: {error}")
+            return
+        self.stage = "start"
+
+    def _take(self, event: dict[str, Any]) -> None:
+        """One event of the worker (MAPSegLib/jobs.py)."""
+        kind = event["event"]
+        item = next((one for one in self.items if one.file == event.get("scan")), None)
+        if kind == "progress":
+            self.stage, self.step, self.steps = event["stage"], event["step"], event["steps"]
+            self.seconds_left = event.get("seconds_left")
+            if event.get("eta") is not None:
+                self.eta_history.append((self.step, event["eta"]))
+            if "loss" in (event.get("losses") or {}):
+                self.loss_history.append((self.step, event["losses"]["loss"]))
+            self._now_running(item)
+        elif kind == "result":
+            self._model_file = event.get("model_file", "")
+        elif kind == "error" and item is not None:
+            self._set(item, FAILED, " ".join(filter(None, (event["message"], event.get("advice")))))
+        elif kind == "preview" and item is not None and not self._cancelled:
+            self._loads[item, "preview"] = self._thread.submit(_read, {"output": event["file"]})
+        elif kind == "scan" and item is not None and not self._cancelled:
+            self._loads.pop((item, "preview"), None)
+            item.result = event["entry"]
+            self._loads[item, "result"] = self._thread.submit(_read, event["entry"])
+
+    def _now_running(self, item: Item | None) -> None:
+        """Scans are segmented one by one, and adapted to together."""
+        for one in self.items:
+            if one.state == WAITING and (one is item or self.stage == "adapt"):
+                self._set(one, RUNNING, "")
+
+    def _load_next(self) -> None:
+        """Put one map that was read into the scene."""
+        ready = next((key for key, future in self._loads.items() if future.done()), None)
+        if ready is None:
+            return
+        (item, what), future = ready, self._loads.pop(ready)
+        if future.exception() is not None:
+            if what == "result":  # a preview may have gone by now
+                self._set(item, FAILED, f"The result cannot be read: {future.exception()}")
+            return
+        volume = slicer.mrmlScene.GetNodeByID(item.volume_id)
+        if volume is None:
+            self._set(item, FAILED, "The volume left the scene.")
+            return
+        labels, uncertainty = future.result()
+        try:
+            self._show(item, volume, labels)
+            if uncertainty is not None:
+                item.uncertainty_id = scene.load_uncertainty(uncertainty, volume).GetID()
+        except ValueError as error:
+            self._set(item, FAILED, str(error))
+            return
+        if what == "preview":
+            item.shown = "preview"
+            self.item_changed.emit(item)
+        else:
+            item.shown = item.result.get("chosen", "source")
+            told = (item.result.get("gate"), item.result.get("reason"))
+            self._set(item, DONE, " ".join(filter(None, told)))
+
+    def _show(self, item: Item, volume, labels: images.Labels) -> None:
+        segmentation = slicer.mrmlScene.GetNodeByID(item.segmentation_id) if item.segmentation_id else None
+        if segmentation is not None:
+            scene.replace_labels(segmentation, labels, volume, item.card)
+        else:
+            item.segmentation_id = scene.load_labels(labels, volume, item.card).GetID()
+
+    def _end(self, code: int | None, error: str) -> None:
+        self.exit_code, self.error = code, error
+        for item in self.items:
+            if item.state in (WAITING, RUNNING):
+                cancelled = self._cancelled or code == 4
+                self._set(item, CANCELLED if cancelled else FAILED, "" if cancelled else error)
+        slicer.mrmlScene.RemoveObserver(self._observer)
+        self._thread.shutdown(wait=False)
+        self._loads.clear()
+        self.stage, self.seconds_left = "done", None
+        self.changed.emit()
+        self.finished.emit(self)
+
+    def _set(self, item: Item, state: str, message: str) -> None:
+        item.state, item.message = state, message
+        self.item_changed.emit(item)
+
+    def _state(self) -> tuple:
+        return self.stage, self.step, self.seconds_left, [(item.state, item.shown) for item in self.items]
+
+
+def _read(entry: dict[str, Any]) -> tuple[images.Labels, Any]:
+    """The files of a result, in the thread: the label map and, where there is one, the uncertainty map."""
+    uncertainty = images.read_array(entry["uncertainty"]) if entry.get("uncertainty") else None
+    return images.read_labels(entry["output"]), uncertainty

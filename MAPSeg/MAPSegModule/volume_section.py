@@ -40,6 +40,7 @@ class VolumeSection(slicer.util.VTKObservationMixin):
             header.setSectionResizeMode(column, qt.QHeaderView.ResizeToContents)
         header.setHighlightSections(False)
         table.verticalHeader().setVisible(False)
+        table.verticalHeader().setDefaultSectionSize(24)
         table.connect("cellChanged(int,int)", self._cell_changed)
         table.connect("currentCellChanged(int,int,int,int)", self._show_hint)
         # The scene tells of a node before it has a name and voxels: look when the application is idle again.

@@ -48,8 +48,8 @@ class Application:
         scene_part, desktop = self._parts
         if name not in record.members("slicer.app"):
             raise AttributeError(f"slicer.app.{name} is not on record")
-        if name in ("connect", "disconnect"):
-            return getattr(pythonqt.wrap(desktop), name)
+        if name == "connect":
+            return self._connect
         own = {
             "settings": lambda: pythonqt.wrap(QSettings()),
             "userSettings": lambda: pythonqt.wrap(QSettings()),
@@ -71,6 +71,11 @@ class Application:
     def __setattr__(self, name, value):
         setattr(self._parts[0], name, value)
 
+    def _connect(self, signature, target):
+        if signature.partition("(")[0] not in record.members("slicer.app"):
+            raise AttributeError(f"slicer.app has no signal {signature} on record")
+        return self._parts[0].connect(signature, target)
+
 
 def install() -> QApplication:
     """Make the desktop once for this process."""
@@ -80,7 +85,9 @@ def install() -> QApplication:
         desktop.setOrganizationName("MAPSegTests")
         desktop.setApplicationName("Slicer")
         QSettings.setDefaultFormat(QSettings.IniFormat)
-        QSettings.setPath(QSettings.IniFormat, QSettings.UserScope, tempfile.mkdtemp(prefix="mapseg-settings-"))
+        QSettings.setPath(
+            QSettings.IniFormat, QSettings.UserScope, tempfile.mkdtemp(prefix="mapseg-settings-")
+        )
         set_theme(dark=False)
     sys.modules["qt"] = qt = pythonqt.QtModule("qt", {"QUiLoader": UiLoader, "QFile": QFile})
     sys.modules["ctk"] = ctk = pythonqt.QtModule("ctk", widgets.CTK)

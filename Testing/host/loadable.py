@@ -13,6 +13,7 @@ from pathlib import Path
 
 import slicer
 import slicer.util
+from PySide6.QtWidgets import QScrollArea
 
 from . import pythonqt
 
@@ -93,7 +94,7 @@ class ScriptedLoadableModuleTest(unittest.TestCase):
 
 
 class PanelParent:
-    """The widget that holds a module's panel: a Qt widget with the application's ``reload``."""
+    """The widget that holds a module's panel, in the application's scroll area, with the application's ``reload``."""
 
     def __init__(self, name: str, path: Path):
         import qt
@@ -101,6 +102,10 @@ class PanelParent:
         self.widget = slicer.qMRMLWidget()
         self.widget.setLayout(qt.QVBoxLayout())
         self.widget.setMRMLScene(slicer.mrmlScene)
+        self.area = QScrollArea()
+        self.area.setWidgetResizable(True)
+        self.area.setFrameShape(QScrollArea.NoFrame)
+        self.area.setWidget(self.widget._real)
         self._name, self._path = name, path
 
     def __getattr__(self, attribute):
@@ -148,7 +153,7 @@ def close_module(name: str) -> None:
     if widget is not None:
         widget.cleanup()
         parent = getattr(slicer.modules, name.lower()).widgetRepresentation()
-        parent.widget.deleteLater()
+        parent.area.deleteLater()
         delattr(slicer.modules, f"{name}Widget")
 
 

@@ -79,7 +79,7 @@ class Wrapped(metaclass=Face):
         real = self._real
         if not isinstance(real, QtCore.QObject) or name not in _properties(self):
             raise AttributeError(f"{self._name} has no property {name}, and takes no new attributes")
-        if not real.setProperty(name, unwrap(value)):
+        if not _accepts(real, name, value) or not real.setProperty(name, unwrap(value)):
             raise AttributeError(f"{self._name}.{name} does not accept {value!r}")
 
     def __eq__(self, other: object) -> bool:
@@ -247,6 +247,14 @@ def _properties(wrapped: Wrapped) -> frozenset[str] | set[str]:
     meta = real.metaObject()
     there = {meta.property(i).name() for i in range(meta.propertyCount())} if not record.known(name) else None
     return record.properties(name) if there is None else there
+
+
+def _accepts(real: QtCore.QObject, name: str, value: Any) -> bool:
+    """Whether a property's type takes a value; Qt itself would turn much into something."""
+    meta = real.metaObject()
+    kind = meta.property(meta.indexOfProperty(name)).typeName()
+    allowed = {"QString": (str,), "bool": (bool, int), "int": (int, float), "double": (int, float)}.get(kind)
+    return allowed is None or isinstance(value, allowed)
 
 
 def _alike(signature: str, allowed: frozenset[str]) -> bool:

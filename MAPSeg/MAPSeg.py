@@ -5,6 +5,8 @@ and from scripts, ``MAPSegTest`` runs the whole path on a tiny model. The work i
 writes the volumes to files, starts a worker process (MAPSegLib, PyTorch), follows its events and loads the results.
 """
 
+import sys
+
 import slicer
 from slicer.i18n import tr as _
 from slicer.i18n import translate
@@ -49,6 +51,18 @@ class MAPSegWidget(ScriptedLoadableModuleWidget):
         from MAPSegModule.panel import Panel
 
         self.panel = Panel(self)
+
+    def enter(self):
+        self.panel.enter()
+
+    def cleanup(self):
+        self.panel.cleanup()
+
+    def onReload(self):
+        # Slicer reloads this file alone: without its parts, nothing that was edited in them would be seen.
+        for name in [name for name in sys.modules if name.partition(".")[0] in ("MAPSegModule", "MAPSegLib")]:
+            del sys.modules[name]
+        ScriptedLoadableModuleWidget.onReload(self)
 
 
 class MAPSegLogic(ScriptedLoadableModuleLogic):

@@ -88,6 +88,7 @@ class Panel:
             timer.stop()
         if self.run is not None:
             self.run.clean()
+        self.results.close()
         self.models.close()
         self.volumes.close()
         self.curves.clear()
@@ -183,8 +184,6 @@ class Panel:
             if not dependencies.ensure():
                 self._say(texts.WARNING, "!", _("Nothing was installed, so nothing can be segmented."))
                 return
-        if self.run is not None:
-            self.run.clean()
         self.curves.clear()
         self.run = runs.Run(self.volumes.checked_nodes(), parameters)
         self.run.changed.connect(self._show_progress)
@@ -195,7 +194,7 @@ class Panel:
         try:
             self.run.start()
         except (InputError, ValueError, OSError) as error:
-            self.run = None
+            self.run.clean()
             self._say(texts.BAD, "✗", getattr(error, "message", "") or str(error))
             return
         self._timer.start()
@@ -251,6 +250,12 @@ class Panel:
             [item for item in run.items if item.state == state]
             for state in (runs.DONE, runs.FAILED, runs.CANCELLED)
         )
+        for item in run.items:
+            preview = slicer.mrmlScene.GetNodeByID(item.segmentation_id) if item.segmentation_id else None
+            if item.state != runs.DONE and preview is not None:
+                slicer.mrmlScene.RemoveNode(preview)  # no result
+        if not done:
+            run.clean()
         took = texts.duration(time.monotonic() - self._started)
         kept = _("{n} of {total} volumes are done.").format(n=len(done), total=len(run.items))
         if run.error and not self._cancelling:
@@ -262,6 +267,7 @@ class Panel:
             self._say(texts.WARNING, "!", f"{kept} {reasons}")
         else:
             self._say(texts.GOOD, "✓", _("Done in {time}.").format(time=took))
+        self.results.refresh()
         self._update()
 
     def _nodes_left(self, caller, event) -> None:

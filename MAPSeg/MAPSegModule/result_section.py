@@ -29,6 +29,7 @@ class ResultSection:
         self.ui = ui
         self.model_saved = Signal()
         self._results: dict[str, tuple[runs.Item, runs.Run]] = {}
+        self._runs: list[runs.Run] = []
         table = ui.resultTable
         table.setColumnCount(4)
         table.setHorizontalHeaderLabels(["", _("Structure"), _("Volume, ml"), _("Confidence")])
@@ -61,8 +62,15 @@ class ResultSection:
     def add(self, item: runs.Item, run: runs.Run) -> None:
         """Take in the result of a volume; the first one of a run is shown at once."""
         first = not any(other is run for _each, other in self._results.values())
+        if item.volume_id in self._results:
+            _set_visible(self._results[item.volume_id][0].segmentation_id, False)  # stays in the scene
         self._results[item.volume_id] = (item, run)
+        self._let_go()
         self._fill(item.volume_id if first or self.item is None else self.item.volume_id)
+
+    def refresh(self) -> None:
+        """Show what has become known of the result by the end of its run."""
+        self._choose()
 
     def prune(self) -> None:
         """Forget results whose nodes left the scene."""
@@ -75,7 +83,22 @@ class ResultSection:
         if len(kept) != len(self._results):
             shown = self.item.volume_id if self.item else ""
             self._results = kept
+            self._let_go()
             self._fill(shown)
+
+    def close(self) -> None:
+        """Delete the working files of all runs."""
+        self._results = {}
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Delete the working files of runs that no result needs any more."""
+        needed = [run for _item, run in self._results.values()]
+        for run in self._runs:
+            if run not in needed and not run.running:
+                run.clean()
+        self._runs = [run for run in self._runs if run in needed or run.running]
+        self._runs += [run for run in needed if run not in self._runs]
 
     def show_previews(self, run: runs.Run, item: runs.Item) -> None:
         """Show one volume of a run in the slices, and only its labels."""
@@ -106,7 +129,7 @@ class ResultSection:
         for widget in (self.ui.adaptedButton, self.ui.sourceButton):
             widget.setVisible(both)
         self.ui.overlayCheckBox.enabled = bool(item.uncertainty_id)
-        self.ui.saveModelButton.enabled = bool(run.parameters.adapt)
+        self.ui.saveModelButton.enabled = run.has_model
         (self.ui.adaptedButton if item.shown == "adapted" else self.ui.sourceButton).checked = True
         self.ui.verdictLabel.text = _verdict(result)
         self.ui.show3DButton.setSegmentationNode(slicer.mrmlScene.GetNodeByID(item.segmentation_id))

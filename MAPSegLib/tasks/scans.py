@@ -151,6 +151,8 @@ def segment(job: SegmentJob, report: Report) -> dict[str, Any]:
                     seconds_left=round(left, 1),
                 )
 
+            # Before anything is done to the scan: a caller knows which one a worker died over.
+            report("progress", stage="read", scan=str(scan), step=index, steps=len(scans), seconds_left=None)
             found = None
             with findings.isolated(scan):
                 found = _segment_one(model, card, scan, job, progress)

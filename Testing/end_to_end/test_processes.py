@@ -121,9 +121,9 @@ def test_only_events_reach_the_stream(worker, model, data, tmp_path):
     running = worker({"task": "segment", "model": str(model), "scans": scans, "output": tmp_path / "out"})
     assert running.finish() == 2
     kinds = [event["event"] for event in running.events]
-    assert kinds[:2] == ["started", "progress"] and kinds[-3:] == ["scan", "error", "result"]
+    assert kinds[:2] == ["started", "progress"] and kinds[-4:] == ["scan", "progress", "error", "result"]
     assert running.events[0]["pid"] == running.process.pid
-    assert running.events[-3]["entry"] == running.events[-1]["scans"][0]
+    assert running.events[-4]["entry"] == running.events[-1]["scans"][0]
     assert running.events[-2]["scan"] == str(tmp_path / "absent.nii.gz")
     result = running.events[-1]
     assert [Path(file).name for file in result["files"]] == ["case0_seg.nii.gz", "report.json", "volumes.csv"]

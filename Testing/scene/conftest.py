@@ -1,0 +1,89 @@
+"""A scene of real MRML, and the tiny trained model of the end-to-end tests."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("slicer", reason="needs the slicer-core wheel")
+ROOT = Path(__file__).parents[2]
+for folder in (ROOT, ROOT / "Testing", ROOT / "MAPSeg"):
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+import slicer  # noqa: E402
+import vtk  # noqa: E402
+from end_to_end.conftest import data, model, trained  # noqa: E402, F401  (fixtures)
+
+from Testing.host import scene as host  # noqa: E402
+
+FAST = {"threads": 1, "precision": "fp32"}
+"""Options of a worker in these tests."""
+
+
+@pytest.fixture
+def scene():
+    """A new scene, as an application that has just started has it."""
+    made = host.install()
+    host.offer_module_base_classes()
+    yield made
+    made.Clear(True)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """The user's models are none of the machine's."""
+    monkeypatch.setenv("MAPSEG_HOME", str(tmp_path / "home"))
+
+
+def matrix_of(rows) -> "vtk.vtkMatrix4x4":
+    matrix = vtk.vtkMatrix4x4()
+    for i, row in enumerate(rows):
+        for j, value in enumerate(row):
+            matrix.SetElement(i, j, float(value))
+    return matrix
+
+
+def oblique(spacing=(2.0, 2.0, 2.0), angles=(0.3, -0.2, 0.5), mirrored=False, origin=(12.3, -45.6, 7.8)):
+    """IJK to RAS of a turned grid; ``mirrored`` makes it left-handed."""
+    (a, b, c) = angles
+    x = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
+    y = np.array([[np.cos(b), 0, np.sin(b)], [0, 1, 0], [-np.sin(b), 0, np.cos(b)]])
+    z = np.array([[np.cos(c), -np.sin(c), 0], [np.sin(c), np.cos(c), 0], [0, 0, 1]])
+    affine = np.eye(4)
+    affine[:3, :3] = z @ y @ x @ np.diag([-1 if mirrored else 1, 1, 1]) @ np.diag(spacing)
+    affine[:3, 3] = origin
+    return affine
+
+
+def add_volume(array, affine=None, name="scan"):
+    """A scalar volume node from voxels (k, j, i)."""
+    matrix = matrix_of(np.eye(4) if affine is None else affine)
+    node = slicer.util.addVolumeFromArray(np.ascontiguousarray(array), matrix)
+    node.SetName(name)
+    return node
+
+
+def add_ball(name="scan", radius=7.0, affine=None, seed=0, shape=(32, 38, 34)):
+    """What the tiny model was trained on, as a node: a bright ball in a dim one."""
+    axes = np.indices(shape) - np.reshape([n / 2 for n in shape], (3, 1, 1, 1))
+    distance = np.sqrt((axes**2).sum(0))
+    classes = (distance < 13).astype(np.uint8) + (distance < radius)
+    noise = np.random.default_rng(seed).normal(0, 8, shape)
+    image = np.where(classes > 0, np.array([0, 100, 200])[classes] + noise, 0).astype(np.float32)
+    return add_volume(image, np.diag([2.0, 2.0, 2.0, 1.0]) if affine is None else affine, name)
+
+
+def voxels_of(segmentation, volume) -> np.ndarray:
+    """The label values that a segmentation gives the volume's voxels."""
+    from MAPSegModule.scene import VALUE_TAG
+
+    found = np.zeros(slicer.util.arrayFromVolume(volume).shape, np.uint16)
+    for identifier in segmentation.GetSegmentation().GetSegmentIDs():
+        value = vtk.reference("")
+        assert segmentation.GetSegmentation().GetSegment(identifier).GetTag(VALUE_TAG, value)
+        mask = slicer.util.arrayFromSegmentBinaryLabelmap(segmentation, identifier, volume) > 0
+        assert not found[mask].any()
+        found[mask] = int(str(value))
+    return found

@@ -1,0 +1,235 @@
+"""Volumes of the scene through the real worker, with the tiny model."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import slicer
+from MAPSegModule import images, job
+from MAPSegModule import run as runs
+from MAPSegModule.models import InputError, list_entries
+from MAPSegModule.parameters import Parameters
+
+from .conftest import FAST, add_ball, add_volume, oblique, voxels_of
+
+
+@pytest.fixture
+def start(scene, model):
+    """Starts runs, and ends those that a test leaves."""
+    started = []
+
+    def begin(nodes, **choices):
+        options = FAST | choices.pop("options", {})
+        parameters = Parameters(**{"model": str(model), "device": "cpu", "options": options} | choices)
+        started.append(runs.Run(nodes, parameters))
+        started[-1].start()
+        return started[-1]
+
+    yield begin
+    for one in started:
+        one.clean()
+
+
+def until(run, wanted, seconds=60):
+    limit = time.monotonic() + seconds
+    while not wanted():
+        assert run.poll() or wanted(), (run.error, [item.message for item in run.items])
+        assert time.monotonic() < limit, run.stage
+        time.sleep(0.01)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+
+
+def in_group(group: int) -> list[int]:
+    """Processes of a group that live."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                state, _, of = (entry / "stat").read_text().rsplit(")", 1)[1].split()[:3]
+            except OSError:
+                continue
+            if int(of) == group and state != "Z":
+                found.append(int(entry.name))
+    return found
+
+
+def test_two_volumes_of_which_one_is_bad(start):
+    good = add_ball("good one", affine=oblique())
+    bad = add_volume(np.full((8, 8, 8), 3.0, np.float32), name="bad")
+    changed, finished = [], []
+    run = start([bad, good], uncertainty=True)
+    run.item_changed.connect(lambda item: changed.append((item.name, item.state)))
+    run.finished.connect(finished.append)
+    run.wait()
+    assert [item.state for item in run.items] == ["failed", "done"] and run.exit_code == 2
+    assert "bad_1.nrrd" in run.items[0].message and finished == [run]
+    assert changed == [("bad", "running"), ("bad", "failed"), ("good one", "running"), ("good one", "done")]
+    [node], [result] = run.segmentations, run.results
+    written = sitk.GetArrayFromImage(sitk.ReadImage(result["output"]))
+    assert np.array_equal(voxels_of(node, good), written) and set(np.unique(written)) == {0, 1, 2}
+    assert node.GetName() == "good one MAPSeg"
+    sure = slicer.mrmlScene.GetNodeByID(run.items[1].uncertainty_id)
+    assert 0 <= slicer.util.arrayFromVolume(sure).min() < slicer.util.arrayFromVolume(sure).max() < 1
+    assert node.GetTransformNodeID() == good.GetTransformNodeID()
+
+
+def test_an_adaptation_previews_and_switches_between_its_results(start):
+    nodes = [add_ball("a", seed=1), add_ball("b", radius=6, seed=2)]
+    seen = []
+    options = {"steps": 6, "check_every": 2, "gate": False}
+    run = start(nodes, adapt=True, minutes=1, preview_seconds=0.001, options=options)
+    run.item_changed.connect(lambda item: seen.append((item.name, item.state, item.shown)))
+    run.wait()
+    assert run.exit_code == 0, run.error
+    assert ("a", "running", "preview") in seen and ("b", "running", "preview") in seen
+    assert (
+        [step for step, _ in run.loss_history] == [1, 2, 3, 4, 5, 6] == [step for step, _ in run.eta_history]
+    )
+    item = run.items[0]
+    assert item.shown == item.result["chosen"] == "adapted"
+    for which in ("source", "adapted"):
+        item.show(which)
+        expected = images.read_array(item.files[which])
+        assert np.array_equal(voxels_of(run.segmentations[0], nodes[0]), expected)
+    with pytest.raises(InputError, match="no other result"):
+        item.show("other")
+    assert len(slicer.util.getNodesByClass("vtkMRMLSegmentationNode")) == 2
+    kept = run.save_model("mine")
+    assert [entry.name for entry in list_entries() if not entry.embedded] == ["mine"] and kept.path.is_file()
+
+
+def test_stopping_keeps_the_best(start):
+    run = start(
+        [add_ball()], adapt=True, minutes=5, options={"steps": 10_000, "check_every": 2, "patience": 10**6}
+    )
+    until(run, lambda: run.step >= 3 and run.stage == "adapt")
+    run.stop()
+    run.wait()
+    assert run.exit_code == 0 and run.items[0].state == "done" and run.step < 10_000
+
+
+def test_cancelling_takes_two_seconds_and_leaves_no_process(start):
+    run = start([add_ball()], adapt=True, minutes=5, options={"steps": 10_000})
+    until(run, lambda: run.step >= 1 and run.stage == "adapt")
+    group = run._queue.worker._process.pid
+    assert in_group(group)
+    began = time.monotonic()
+    run.cancel()
+    assert time.monotonic() - began < 0.1
+    run.wait()
+    assert time.monotonic() - began < 2
+    assert not in_group(group)
+    assert run.exit_code == 4 and run.items[0].state == "cancelled" and not run.segmentations
+
+
+def test_cancelling_while_the_worker_starts(start):
+    run = start([add_ball()])
+    until(run, lambda: run._queue is not None)
+    group = run._queue.worker._process.pid
+    began = time.monotonic()
+    run.cancel()
+    run.wait()
+    assert time.monotonic() - began < 2 and not in_group(group) and run.exit_code == 4
+
+
+def test_a_worker_that_hangs_is_killed(tmp_path, monkeypatch, scene):
+    """With a child of its own, deaf to everything but SIGKILL."""
+    package = tmp_path / "MAPSegLib"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "worker.py").write_text(
+        "import json, os, signal, subprocess, sys, time\n"
+        "for one in (signal.SIGTERM, signal.SIGINT): signal.signal(one, signal.SIG_IGN)\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "print(json.dumps({'event': 'started', 'pid': os.getpid(), 'child': child.pid}), flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    monkeypatch.setattr(job, "backend_folder", lambda: tmp_path)
+    worker, events = job.Worker(), []
+    worker.start({}, tmp_path)
+    while not events:
+        events = worker.poll()
+    began = time.monotonic()
+    worker.cancel()
+    while worker.running:
+        worker.poll()
+        time.sleep(0.02)
+    assert time.monotonic() - began < 2 and worker.exit_code == 4
+    assert worker.error["message"] == "Cancelled."
+    time.sleep(0.1)
+    assert not alive(events[0]["pid"]) and not alive(events[0]["child"])
+
+
+def test_a_worker_that_dies_takes_only_the_scan_it_was_at(start):
+    run = start([add_ball("first"), add_ball("second", seed=3)])
+    until(run, lambda: run.items[0].state == "running")
+    os.kill(run._queue.worker.pid, signal.SIGKILL)
+    run.wait()
+    assert [item.state for item in run.items] == ["failed", "done"] and run.exit_code == 2
+    assert "memory" in run.items[0].message
+
+
+def test_a_worker_that_dies_adapting_fails_all(start):
+    run = start([add_ball("first"), add_ball("second")], adapt=True, minutes=5, options={"steps": 10_000})
+    until(run, lambda: run.stage == "adapt")
+    os.kill(run._queue.worker.pid, signal.SIGKILL)
+    run.wait()
+    assert {item.state for item in run.items} == {"failed"} and run.exit_code == 1 and "memory" in run.error
+
+
+def test_closing_the_scene_cancels(start, scene):
+    run = start([add_ball()], adapt=True, minutes=5, options={"steps": 10_000})
+    until(run, lambda: run.stage == "adapt")
+    group = run._queue.worker._process.pid
+    scene.Clear(False)
+    run.wait()
+    assert run.exit_code == 4 and run.items[0].state == "cancelled" and not in_group(group)
+
+
+def test_a_volume_that_leaves_the_scene_fails_alone(start, scene):
+    gone, stays = add_ball("gone"), add_ball("stays")
+    run = start([gone, stays])
+    scene.RemoveNode(gone)
+    run.wait()
+    assert [item.state for item in run.items] == ["failed", "done"]
+    assert run.items[0].message == "The volume left the scene."
+
+
+@pytest.mark.parametrize(
+    ("choices", "told"),
+    [
+        ({"model": "brian-t1"}, "Unknown model brian-t1"),
+        ({"device": "abacus"}, "no device abacus"),
+        ({"adapt": True, "minutes": 0}, "between 0 and 600"),
+        ({"adapt": True, "source_folder": "."}, "source scans"),
+    ],
+)
+def test_what_cannot_be_run_is_told_before_anything_starts(start, choices, told):
+    with pytest.raises(InputError, match=told):
+        start([add_ball()], **choices)
+
+
+def test_options_that_do_not_exist_fail_the_run_with_the_workers_sentence(start):
+    run = start([add_ball()], options={"patchez": 3})
+    run.wait()
+    assert run.exit_code == 2 and "patchez" in run.error and run.items[0].message == run.error
+
+
+def test_cleaning_ends_the_worker_and_deletes_the_files(start):
+    run = start([add_ball()], adapt=True, minutes=5, options={"steps": 10_000})
+    until(run, lambda: run.stage == "adapt")
+    group, folder = run._queue.worker._process.pid, Path(run.items[0].file).parent
+    began = time.monotonic()
+    run.clean()
+    assert time.monotonic() - began < 2.2 and not in_group(group) and not folder.exists()

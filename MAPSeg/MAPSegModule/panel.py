@@ -261,7 +261,7 @@ class Panel:
         if run.error and not self._cancelling:
             self._say(texts.BAD, "✗", f"{run.error} {kept if done else ''}")
         elif cancelled or self._cancelling:
-            self._say("#808080", "–", _("Cancelled.") + (f" {kept}" if done else ""))
+            self._say(texts.QUIET, "–", _("Cancelled.") + (f" {kept}" if done else ""))
         elif failed:
             reasons = " ".join(f"{item.name}: {item.message}" for item in failed[:3])
             self._say(texts.WARNING, "!", f"{kept} {reasons}")
@@ -307,7 +307,7 @@ class Panel:
         ui.modelSection.enabled = not running
         ui.optionsSection.enabled = not running
         if problem and self.run is None:
-            ui.statusLabel.text = texts.marked("#808080", "–", problem)
+            ui.statusLabel.text = texts.marked(texts.QUIET, "–", problem)
         elif self.run is None:
             ui.statusLabel.text = ""
         ui.statusLabel.setVisible(bool(ui.statusLabel.text))

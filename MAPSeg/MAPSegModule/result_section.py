@@ -255,7 +255,7 @@ def _verdict(result: dict[str, Any]) -> str:
         lines = [texts.marked(texts.WARNING, "!", _("Do not rely on it: {reason}").format(reason=reason))]
     if "chosen" in result:
         chosen = _("Adapted result kept.") if result["chosen"] == "adapted" else _("Source-only result kept.")
-        lines.append(texts.marked("#308cc6", "⇄", f"{chosen} {result.get('gate', '')}"))
+        lines.append(texts.marked(texts.BUSY, "⇄", f"{chosen} {result.get('gate', '')}"))
     return "<br>".join(lines)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from slicer.i18n import tr as _
 
-GOOD, WARNING, BAD = "#2e9e4f", "#c77700", "#d64541"
+GOOD, WARNING, BAD, BUSY, QUIET = "#2a964a", "#c07200", "#e0504a", "#308cc6", "#808080"
 """Colours that can be read on light and on dark."""
 
 
@@ -29,18 +29,24 @@ def duration(seconds: float) -> str:
     )
 
 
-def mean_dice(card: dict[str, Any]) -> float | None:
-    """The measured Dice of a model, averaged over its test sets; None where nothing was measured."""
+def measured(card: dict[str, Any]) -> list[tuple[str, float, int | None]]:
+    """The Dice that was measured: name of the test set, mean, and number of scans where it is told."""
     found = []
-    for scores in card.get("scores", {}).values():
+    for name, scores in card.get("scores", {}).items():
         if isinstance(scores, dict):
-            value = next((scores[key] for key in ("mean_dice", "dice", "mean") if key in scores), None)
-            if isinstance(value, dict):
-                numbers = [each for each in value.values() if isinstance(each, (int, float))]
-                value = sum(numbers) / len(numbers) if numbers else None
-            if isinstance(value, (int, float)):
-                found.append(value)
-    return sum(found) / len(found) if found else None
+            values = (value for key, value in scores.items() if "dice" in key.lower())
+            mean = next((value for value in values if isinstance(value, (int, float))), None)
+            if mean is not None:
+                found.append((name, mean, scores.get("scans")))
+    return found
+
+
+def _told_dice(card: dict[str, Any]) -> str:
+    told = []
+    for name, mean, scans in measured(card):
+        of = _(", {n} scans").format(n=scans) if scans else ""
+        told.append(f"{mean:.2f} ({name}{of})")
+    return "; ".join(told) or _("none measured")
 
 
 def modality(card: dict[str, Any]) -> str:
@@ -53,9 +59,9 @@ def model_line(card: dict[str, Any]) -> str:
     labels = card.get("labels", [])
     count = _("1 structure") if len(labels) == 1 else _("{n} structures").format(n=len(labels))
     parts = [count, modality(card)]
-    dice = mean_dice(card)
-    if dice is not None:
-        parts.append(_("Dice {dice:.2f}").format(dice=dice))
+    scores = [mean for _name, mean, _scans in measured(card)]
+    if scores:
+        parts.append(_("Dice {dice:.2f}").format(dice=sum(scores) / len(scores)))
     return "  ·  ".join(parts)
 
 
@@ -67,11 +73,10 @@ def model_card(card: dict[str, Any]) -> str:
     data = provenance.get("data") or provenance.get("adapted_from") or _("not stated")
     if provenance.get("adapted_from"):
         data = _("adapted from {model}").format(model=provenance["adapted_from"])
-    dice = mean_dice(card)
     rows = [
         (_("Labels"), shown),
         (_("Trained on"), str(data)),
-        (_("Measured Dice"), _("none measured") if dice is None else f"{dice:.2f}"),
+        (_("Measured Dice"), _told_dice(card)),
         (_("Licence"), card.get("license") or _("not stated")),
     ]
     described = escape(card.get("description", ""))

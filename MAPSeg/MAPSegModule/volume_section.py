@@ -138,7 +138,7 @@ class VolumeSection(slicer.util.VTKObservationMixin):
         """Show how far a volume of a run is."""
         marks = {
             runs.WAITING: ("…", "", _("waiting")),
-            runs.RUNNING: ("●", "#308cc6", _("running")),
+            runs.RUNNING: ("●", texts.BUSY, _("running")),
             runs.DONE: ("✓", texts.GOOD, _("done")),
             runs.FAILED: ("✗", texts.BAD, _("failed")),
             runs.CANCELLED: ("–", "", _("cancelled")),

@@ -14,7 +14,7 @@ import slicer.util
 from PySide6.QtCore import QFile, QSettings
 from PySide6.QtGui import QColor, QFont, QPalette
 from PySide6.QtUiTools import QUiLoader
-from PySide6.QtWidgets import QApplication
+from PySide6.QtWidgets import QApplication, QMainWindow
 
 from . import loadable, pythonqt, record, widgets
 
@@ -60,12 +60,12 @@ class Application:
             return pythonqt.wrap(getattr(desktop, name))
         if name == "restoreOverrideCursor":
             return desktop.restoreOverrideCursor
-        if scene_part is not None and hasattr(scene_part, name):
-            return getattr(scene_part, name)
         if name == "testingEnabled":
-            return lambda: False
+            return lambda: False  # message boxes are shown, and answered by the test
         if name in own:
             return own[name]
+        if hasattr(scene_part, name):
+            return getattr(scene_part, name)
         raise AttributeError(f"slicer.app.{name} has no stand-in")
 
     def __setattr__(self, name, value):
@@ -98,8 +98,8 @@ def install() -> QApplication:
         pythonqt.face(f"ctk.{name}", real)
     if not isinstance(getattr(slicer, "app", None), Application):
         slicer.app = Application(getattr(slicer, "app", None), desktop)
-    # There is no main window; message boxes are answered by the test all the same.
-    slicer.util.mainWindow = lambda: None
+    window = QMainWindow()
+    slicer.util.mainWindow = lambda: pythonqt.wrap(window)
     loadable.install()
     return desktop
 

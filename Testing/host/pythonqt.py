@@ -22,7 +22,15 @@ from . import record
 problems: list[str] = []
 """Exceptions that slots raised; a test that leaves any has failed."""
 
-HOST_ONLY = {"QFile", "QUiLoader", "QSizePolicy", "QApplication"}
+HOST_ONLY = {
+    "QFile",
+    "QUiLoader",
+    "QSizePolicy",
+    "QApplication",
+    "ctkMessageBox",
+    "QMainWindow",
+    "QStatusBar",
+}
 """What the application's own Python uses, recorded or not."""
 
 _faces: dict[str, Face] = {}
@@ -232,7 +240,7 @@ def _face_of(real_class: type) -> Face:
     for parent in real_class.__mro__:
         for prefix in ("qt", "ctk", "slicer"):
             name = f"{prefix}.{parent.__name__}"
-            if name in _faces or record.known(name):
+            if name in _faces or record.known(name) or (prefix == "qt" and parent.__name__ in HOST_ONLY):
                 return face(name, parent)
     return face(f"qt.{real_class.__name__}", real_class)
 

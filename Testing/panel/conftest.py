@@ -1,13 +1,33 @@
-"""The panel on real Qt, in a stand-in application around a real scene."""
+"""The panel on real Qt, in a stand-in application around a real scene; its clicks start real workers."""
 
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 pytest.importorskip("PySide6", reason="needs PySide6-Essentials: pip install '.[test]'")
 pytest.importorskip("slicer", reason="needs slicer-core: pip install '.[test]'")
 
+from Testing.end_to_end.conftest import data, model, trained  # noqa: F401  (fixtures)
 from Testing.host import desktop as host_desktop
-from Testing.host import pythonqt
+from Testing.host import loadable, pythonqt
 from Testing.host import scene as host_scene
+
+MODULE = Path(__file__).resolve().parents[2] / "MAPSeg" / "MAPSeg.py"
+measured: list[str] = []
+"""What tests measured, told at the end of the session."""
+
+
+def pytest_terminal_summary(terminalreporter):
+    if measured:
+        terminalreporter.section("measured in the panel")
+        for line in measured:
+            terminalreporter.line(line)
 
 
 @pytest.fixture
@@ -29,3 +49,187 @@ def desktop():
 def problems(desktop):
     """Exceptions of slots so far."""
     return pythonqt.problems
+
+
+class Heartbeat:
+    """How long the event loop was away between two beats of a timer.
+
+    ``wall`` is what a clock says. ``blocked`` leaves out the time in which this thread was ready and another program
+    had the processor (Linux tells that): on a busy machine that is not the panel's doing.
+    """
+
+    def __init__(self):
+        from PySide6.QtCore import QTimer
+
+        self.wall = self.blocked = 0.0
+        self._timer = QTimer()
+        self._timer.timeout.connect(self._beat)
+        self._last = self._now()
+        self._timer.start(5)
+
+    @staticmethod
+    def _now():
+        try:
+            waited = int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+        except (OSError, ValueError, IndexError):
+            waited = 0.0
+        return time.perf_counter(), waited
+
+    def _beat(self):
+        now = self._now()
+        wall = now[0] - self._last[0]
+        self.wall = max(self.wall, wall)
+        self.blocked = max(self.blocked, wall - (now[1] - self._last[1]))
+        self._last = now
+
+    def stop(self) -> str:
+        self._timer.stop()
+        return f"event loop away at most {1000 * self.blocked:.0f} ms ({1000 * self.wall:.0f} ms with other programs)"
+
+
+class Screen:
+    """What a user does with the panel."""
+
+    def __init__(self):
+        self.open()
+
+    def open(self):
+        loadable.open_module(MODULE)
+        self.area.resize(430, 900)
+        self.area.show()
+        self.pause(0.1)
+
+    def close(self):
+        loadable.close_module("MAPSeg")
+
+    @property
+    def panel(self):
+        import slicer
+
+        return slicer.modules.MAPSegWidget.panel
+
+    @property
+    def area(self):
+        import slicer
+
+        return slicer.modules.mapseg.widgetRepresentation().area
+
+    @property
+    def ui(self):
+        return self.panel.ui
+
+    def pause(self, seconds):
+        from PySide6.QtTest import QTest
+
+        QTest.qWait(int(1000 * seconds))
+
+    def wait(self, condition, seconds=120):
+        """Let the application go on until something is so."""
+        limit = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < limit, f"waited {seconds} s in vain; status: {self.ui.statusLabel.text}"
+            assert not pythonqt.problems, "\n".join(pythonqt.problems)
+            self.pause(0.01)
+
+    def click(self, name):
+        """Press a button with the mouse; only one that is seen and enabled can be pressed."""
+        from PySide6.QtCore import QPoint, Qt
+        from PySide6.QtTest import QTest
+
+        widget = getattr(self.ui, name)._real
+        assert widget.isVisible() and widget.isEnabled(), f"{name} cannot be pressed"
+        # A check box reacts to its mark and text, not to the space behind them.
+        where = QPoint(10, widget.height() // 2)
+        QTest.mouseClick(widget, Qt.LeftButton, Qt.NoModifier, where)
+
+    def check(self, name, on=True):
+        """Check a volume in the table by its name."""
+        import qt
+
+        table = self.ui.volumeTable
+        for row in range(table.rowCount):
+            if table.item(row, 0).text() == name:
+                table.item(row, 0).setCheckState(qt.Qt.Checked if on else qt.Qt.Unchecked)
+                return
+        raise AssertionError(f"no volume {name} in the table")
+
+    def state(self, name):
+        """What the table says of a volume."""
+        table = self.ui.volumeTable
+        return next(table.item(r, 2).text() for r in range(table.rowCount) if table.item(r, 0).text() == name)
+
+    def rows(self):
+        """The table of structures, as shown."""
+        table = self.ui.resultTable
+        return [[table.item(row, column).text() for column in (1, 2, 3)] for row in range(table.rowCount)]
+
+    def finish(self, seconds=120):
+        self.wait(lambda: not self.panel.running, seconds)
+
+    def worker_pid(self):
+        """Process number of the worker, once it has told it."""
+
+        def pid():
+            queue = self.panel.run._queue
+            return queue.worker.pid if queue else None
+
+        self.wait(pid, 60)
+        return pid()
+
+
+def alive(pid) -> bool:
+    """Whether a process runs; one that has ended and was not waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def workers() -> list[int]:
+    """Processes of this one's children that run the worker."""
+    listed = subprocess.run(["ps", "-eo", "pid,ppid,stat,args"], capture_output=True, text=True).stdout
+    lines = (line.split(None, 3) for line in listed.splitlines()[1:])
+    own = str(os.getpid())
+    return [
+        int(pid)
+        for pid, parent, stat, args in lines
+        if parent == own and "MAPSegLib.worker" in args and "Z" not in stat
+    ]
+
+
+def add_ball(name="ball", seed=5, radius=7.0):
+    """A scan like those that the tiny model was trained on, as a volume in the scene."""
+    import slicer
+
+    shape = (34, 38, 32)
+    axes = np.indices(shape) - np.reshape([n / 2 for n in shape], (3, 1, 1, 1))
+    distance = np.sqrt((axes**2).sum(0))
+    classes = (distance < 13).astype(np.uint8) + (distance < radius)
+    noise = np.random.default_rng(seed).normal(0, 8, shape)
+    image = np.where(classes > 0, np.array([0, 100, 200])[classes] + noise, 0).astype(np.float32)
+    return slicer.util.addVolumeFromArray(image, np.diag([2.0, 2.0, 2.0, 1.0]), name=name)
+
+
+@pytest.fixture
+def home(desktop, model, tmp_path, monkeypatch):  # noqa: F811
+    """A user whose only own model is the tiny one, chosen in the settings."""
+    import qt
+
+    folder = tmp_path / "home" / "models"
+    folder.mkdir(parents=True)
+    shutil.copy(model, folder / "ball.safetensors")
+    monkeypatch.setenv("MAPSEG_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    qt.QSettings().setValue("MAPSeg/Model", "ball")
+    return folder
+
+
+@pytest.fixture
+def screen(home):
+    """The module's panel, opened; afterwards closed, with no process left behind."""
+    shown = Screen()
+    yield shown
+    shown.close()
+    assert not workers(), "a worker was left behind"
+    for name in [name for name in sys.modules if name.partition(".")[0] == "MAPSegModule"]:
+        del sys.modules[name]

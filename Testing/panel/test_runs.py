@@ -1,0 +1,270 @@
+"""Runs, as a user sees them: from the click to the result, cancelled, failing, and with the scene closed under them."""
+
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from Testing.host import loadable
+from Testing.host.pythonqt import dialogs
+
+from .conftest import MODULE, Heartbeat, add_ball, alive, measured, workers
+
+
+def test_a_click_segments(screen):
+    import slicer
+
+    add_ball()
+    screen.wait(lambda: screen.ui.segmentButton.enabled, 5)
+    beat = Heartbeat()
+    screen.click("segmentButton")
+    assert screen.ui.segmentButton.text == "Cancel" and not screen.ui.adaptButton.visible
+    assert screen.ui.progressFrame.visible
+    screen.finish()
+    measured.append(f"segmenting: {beat.stop()}")
+    assert beat.blocked < 1  # 0.1 is the aim; a slow machine may take longer
+    assert screen.ui.segmentButton.text == "Segment" and not screen.ui.progressFrame.visible
+    assert "Done in" in screen.ui.statusLabel.text
+    assert screen.state("ball").split()[-1] in ("done", "doubtful")
+
+    (node,) = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+    names = [segment[0] for segment in screen.rows()]
+    segments = node.GetSegmentation()
+    assert names == [segments.GetNthSegment(i).GetName() for i in range(segments.GetNumberOfSegments())]
+    volume = slicer.util.getNode("ball")
+    voxels = slicer.util.arrayFromSegmentBinaryLabelmap(node, segments.GetNthSegmentID(0), volume)
+    assert float(screen.rows()[0][1]) == pytest.approx(np.count_nonzero(voxels) * 8 / 1000, rel=0.05)
+    assert screen.ui.verdictLabel.text and not screen.ui.adaptedButton.visible
+    assert not screen.ui.overlayCheckBox.enabled and not screen.ui.saveModelButton.enabled
+
+
+def adapt(screen, seconds=60.0):
+    """Begin an adaptation that would go on for long."""
+    screen.ui.minutesSpinBox.value = seconds / 60
+    screen.wait(lambda: screen.ui.adaptButton.enabled, 5)
+    screen.click("adaptButton")
+
+
+def test_adapting_shows_previews_and_curves_and_keeps_the_best(screen, home):
+    import slicer
+
+    add_ball()
+    screen.ui.uncertaintyCheckBox.checked = True
+    beat, started = Heartbeat(), time.monotonic()
+    adapt(screen)
+    screen.wait(lambda: slicer.util.getNodesByClass("vtkMRMLSegmentationNode"))
+    measured.append(f"adapting: first preview after {time.monotonic() - started:.1f} s (tiny model)")
+    assert screen.panel.run.items[0].shown == "preview" and screen.panel.running
+    screen.wait(lambda: len(screen.panel.run.eta_history) > 3)
+    assert screen.ui.plotFrame.visible
+    (view,) = [w for w in screen.ui.plotFrame.children() if hasattr(w, "setMRMLPlotViewNode")]
+    drawn = {name: points for name, _color, points in view._real.series()}
+    assert [len(points) > 2 for points in drawn.values()] == [True, True]
+    assert screen.ui.stopButton.visible and "Adapting, step" in screen.ui.stageLabel.text
+    screen.click("stopButton")
+    assert not screen.ui.stopButton.enabled
+    screen.finish()
+    measured.append(f"adapting: {beat.stop()}")
+    assert beat.blocked < 1  # 0.1 is the aim; a slow machine may take longer
+    assert "Done in" in screen.ui.statusLabel.text
+
+    item = screen.panel.results.item
+    node = slicer.mrmlScene.GetNodeByID(item.segmentation_id)
+    assert item.shown == item.result["chosen"]
+    assert "result kept" in screen.ui.verdictLabel.text
+    other = "source" if item.shown == "adapted" else "adapted"
+    assert getattr(screen.ui, f"{item.shown}Button").checked
+    screen.click(f"{other}Button")
+    assert item.shown == other and slicer.mrmlScene.GetNodeByID(item.segmentation_id) is node
+
+    assert screen.ui.overlayCheckBox.enabled
+    screen.click("overlayCheckBox")
+    assert screen.ui.overlayCheckBox.checked
+    assert [node.GetName() for node in screen.panel.volumes.nodes()] == ["ball"]  # the map is not one of them
+
+    dialogs.expect("getText", "kept")
+    screen.click("saveModelButton")
+    assert (home / "kept.safetensors").exists() and screen.panel.models.entry.name == "kept"
+
+
+def test_cancelling_takes_two_seconds_and_leaves_no_process(screen):
+    import slicer
+
+    add_ball()
+    adapt(screen)
+    pid = screen.worker_pid()
+    screen.wait(lambda: screen.panel.run.stage == "adapt" and screen.panel.run.step > 2)
+    started = time.monotonic()
+    screen.click("adaptButton")
+    assert screen.ui.adaptButton.text == "Cancelling…" and not screen.ui.adaptButton.enabled
+    screen.finish(10)
+    took = time.monotonic() - started
+    measured.append(f"cancelling: {took:.2f} s from click to idle")
+    assert not alive(pid) and not workers()
+    assert took < 4  # 2 s and what a busy machine may add
+    assert "Cancelled" in screen.ui.statusLabel.text and "cancelled" in screen.state("ball")
+    assert not slicer.util.getNodesByClass("vtkMRMLSegmentationNode")  # a preview is no result
+    assert screen.ui.adaptButton.text == "Adapt and segment" and screen.ui.adaptButton.enabled
+
+    screen.click("segmentButton")  # and the next run goes as if nothing had been
+    screen.finish()
+    assert screen.rows()
+
+
+def test_cancelling_before_the_worker_has_begun(screen):
+    add_ball()
+    screen.wait(lambda: screen.ui.segmentButton.enabled, 5)
+    screen.click("segmentButton")
+    screen.click("segmentButton")
+    screen.finish(10)
+    assert "Cancelled" in screen.ui.statusLabel.text and not workers()
+
+
+def test_a_killed_worker_is_told(screen):
+    add_ball()
+    adapt(screen)
+    pid = screen.worker_pid()
+    screen.wait(lambda: screen.panel.run.stage == "adapt" and screen.panel.run.step > 2)
+    os.kill(pid, signal.SIGKILL)
+    screen.finish(20)
+    assert "ended by the system" in screen.ui.statusLabel.text
+    assert "failed" in screen.state("ball") and screen.ui.adaptButton.enabled
+
+
+def sabotage(folder, monkeypatch, code):
+    """Let the worker's Python run something at its start, as a site's own customisation does."""
+    (folder / "sitecustomize.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+
+
+OUT_OF_MEMORY = """
+import importlib.abc, importlib.machinery, sys
+
+class Hook(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name != "MAPSegLib.inference":
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        load = spec.loader.exec_module
+
+        def exec_module(module):
+            load(module)
+            module.segment_scan = lambda *a, **k: bytearray(1 << 62)
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+sys.meta_path.insert(0, Hook())
+"""
+
+
+def test_a_worker_out_of_memory_is_told(screen, tmp_path, monkeypatch):
+    sabotage(tmp_path, monkeypatch, OUT_OF_MEMORY)
+    add_ball()
+    screen.wait(lambda: screen.ui.segmentButton.enabled, 5)
+    screen.click("segmentButton")
+    screen.finish()
+    told = screen.ui.statusLabel.text.lower()
+    assert "memory" in told and "failed" in screen.state("ball")
+    assert "Traceback" not in screen.ui.statusLabel.text
+
+
+def test_a_bad_volume_stops_no_other(screen):
+    import slicer
+
+    add_ball("good")
+    slicer.util.addVolumeFromArray(np.zeros((20, 20, 20), np.float32), name="bad")
+    screen.pause(0.2)
+    for name in ("good", "bad"):
+        screen.check(name)
+    screen.wait(lambda: screen.ui.segmentButton.enabled, 5)
+    screen.click("segmentButton")
+    screen.finish()
+    assert screen.state("good").split()[-1] in ("done", "doubtful") and "failed" in screen.state("bad")
+    assert "1 of 2" in screen.ui.statusLabel.text and "bad" in screen.ui.statusLabel.text
+    assert screen.rows() and screen.ui.resultComboBox.count == 1
+
+
+def test_closing_the_scene_ends_the_run(screen):
+    import slicer
+
+    add_ball()
+    adapt(screen)
+    pid = screen.worker_pid()
+    screen.wait(lambda: slicer.util.getNodesByClass("vtkMRMLSegmentationNode"))
+    slicer.mrmlScene.Clear(False)
+    screen.finish(10)
+    screen.wait(lambda: screen.ui.volumeTable.rowCount == 0, 5)
+    assert not alive(pid)
+    assert not screen.ui.resultSection.enabled and not screen.ui.plotFrame.visible
+    assert not screen.ui.segmentButton.enabled
+    add_ball("next")  # and the panel goes on with the next scene
+    screen.wait(lambda: screen.ui.segmentButton.enabled, 5)
+    screen.click("segmentButton")
+    screen.finish()
+    assert screen.rows()
+
+
+def test_closing_the_scene_takes_results_away(screen):
+    import slicer
+
+    add_ball()
+    screen.wait(lambda: screen.ui.segmentButton.enabled, 5)
+    screen.click("segmentButton")
+    screen.finish()
+    assert screen.ui.resultSection.enabled
+    slicer.mrmlScene.Clear(False)
+    screen.wait(lambda: not screen.ui.resultSection.enabled, 5)
+    assert screen.rows() == []
+
+
+def test_reloading_ends_the_run_and_makes_the_panel_anew(screen):
+    import sys
+
+    import slicer
+
+    add_ball()
+    adapt(screen)
+    pid = screen.worker_pid()
+    before, part = screen.panel, sys.modules["MAPSegModule.panel"]
+    slicer.modules.MAPSegWidget.onReload()
+    assert not alive(pid) and not workers()
+    assert screen.panel is not before and sys.modules["MAPSegModule.panel"] is not part
+    screen.pause(0.2)
+    assert screen.ui.volumeTable.rowCount == 1
+    screen.wait(lambda: screen.ui.segmentButton.enabled, 5)
+    screen.click("segmentButton")
+    screen.finish()
+    assert screen.rows()
+
+
+def test_ending_the_application_ends_the_run(screen):
+    add_ball()
+    adapt(screen)
+    pid = screen.worker_pid()
+    screen.close()
+    assert not alive(pid) and not workers()
+    loadable.open_module(MODULE)
+
+
+def test_of_several_volumes_only_one_is_shown(screen):
+    import slicer
+
+    for index in range(2):
+        add_ball(f"ball {index}", seed=index)
+    screen.pause(0.2)
+    for index in range(2):
+        screen.check(f"ball {index}")
+    screen.wait(lambda: screen.ui.segmentButton.enabled, 5)
+    screen.click("segmentButton")
+    screen.finish()
+    nodes = {n.GetName(): n for n in slicer.util.getNodesByClass("vtkMRMLSegmentationNode")}
+
+    def seen():
+        return sorted(name for name, node in nodes.items() if node.GetDisplayNode().GetVisibility())
+
+    assert len(nodes) == 2 and seen() == [name for name in nodes if name.startswith("ball 0")]
+    screen.ui.resultComboBox.setCurrentIndex(1)
+    assert seen() == [name for name in nodes if name.startswith("ball 1")]

@@ -89,21 +89,56 @@ class MAPSegLogic(ScriptedLoadableModuleLogic):
             a ``Run``: ``segmentations`` are nodes, ``results`` hold volumes, confidence and verdicts.
 
         Raises:
-            ValueError: it cannot be run as asked.
-            RuntimeError: no volume came through (only with ``wait``).
+            MAPSegLib.errors.InputError: it cannot be run as asked.
+            RuntimeError: packages are missing, or (with ``wait``) no volume came through.
         """
-        return self._run(volumeNodes, model, False, wait, onProgress, onFinished, options)
+        from MAPSegModule import console
+
+        parameters = console.parameters_of(model, False, options)
+        return console.begin(volumeNodes, parameters, wait, onProgress, onFinished)
 
     def adapt(self, volumeNodes, model="brain-t1", wait=True, onProgress=None, onFinished=None, **options):
-        """Adapt a model to volumes of one domain, then segment them; as ``segment``, with ``minutes``, too."""
-        return self._run(volumeNodes, model, True, wait, onProgress, onFinished, options)
+        """Adapt a model to volumes of one domain, then segment them; as ``segment``, and ``minutes`` in all."""
+        from MAPSegModule import console
 
-    def _run(self, volumeNodes, model, adapt, wait, onProgress, onFinished, options):
-        raise NotImplementedError
+        parameters = console.parameters_of(model, True, options)
+        return console.begin(volumeNodes, parameters, wait, onProgress, onFinished)
+
+    def installDependencies(self, wheelFolder=""):
+        """Install what the worker needs, after asking; True when everything is there.
+
+        Args:
+            wheelFolder: folder of wheel files, for sites without internet.
+        """
+        from MAPSegModule import dependencies
+
+        return dependencies.ensure(wheelFolder)
 
 
 class MAPSegTest(ScriptedLoadableModuleTest):
-    """The whole path on a tiny model, in a real Slicer."""
+    """The whole path on a tiny model, in a real Slicer; the steps are in MAPSegModule/selftest.py."""
+
+    def setUp(self):
+        from MAPSegModule import dependencies
+
+        slicer.mrmlScene.Clear()
+        if missing := dependencies.missing():
+            self.skipTest(f"Call MAPSegLogic().installDependencies() first: {', '.join(missing)} missing.")
 
     def runTest(self):
-        raise NotImplementedError
+        for step in (self.test_path, self.test_cancel):
+            self.setUp()
+            self.delayDisplay(step.__doc__)
+            step()
+
+    def test_path(self):
+        """Train a tiny model, segment, adapt and export."""
+        from MAPSegModule import selftest
+
+        selftest.check_path(self, MAPSegLogic())
+
+    def test_cancel(self):
+        """Cancel a run."""
+        from MAPSegModule import selftest
+
+        selftest.check_cancel(self)

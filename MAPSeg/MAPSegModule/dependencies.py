@@ -1,26 +1,185 @@
-"""What the worker needs and Slicer does not bring: installed with consent when the user presses Apply."""
+"""What the worker needs and Slicer does not bring: installed with consent when the user presses a button.
+
+Nothing here loads PyTorch into Slicer: what is installed is read from the packages' metadata, and the device is tried
+in a process of its own. (The PyTorch extension itself imports PyTorch after it has installed it.)
+"""
 
 from __future__ import annotations
 
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from importlib import metadata
+from pathlib import Path
 
-def ensure(parent=None, wheels: str = "") -> bool:
+import slicer
+from slicer.i18n import tr as _
+
+from .job import worker_environment
+
+TORCH = "torch>=2.6"
+REQUIREMENTS = Path(__file__).parents[1] / "Resources" / "requirements.txt"
+WHEELS_SETTING = "MAPSeg/WheelFolder"
+"""Application setting: a folder of wheel files, for sites without internet."""
+
+_TRY_DEVICES = """
+import json, torch
+told = {"torch": torch.__version__, "threads": torch.get_num_threads(), "gpu": "", "works": False, "why": ""}
+kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else ""
+try:
+    if kind:
+        told["gpu"] = torch.cuda.get_device_name() if kind == "cuda" else "Apple GPU"
+        conv = torch.nn.Conv3d(4, 4, 3).to(kind)
+        told["works"] = bool(conv(torch.ones(1, 4, 8, 8, 8, device=kind)).sum().isfinite().item())
+    elif torch.version.cuda:
+        told["why"] = "no NVIDIA GPU, or its driver is missing"
+    else:
+        told["why"] = "this PyTorch is built for the CPU"
+except Exception as error:
+    told["why"] = (str(error).strip().splitlines() or [type(error).__name__])[0]
+print(json.dumps(told))
+"""
+
+
+def missing() -> list[str]:
+    """Requirements that are not met, as pip knows them."""
+    return [wanted for wanted in (TORCH, *requirements()) if not _met(wanted)]
+
+
+def requirements() -> list[str]:
+    """The lines of ``Resources/requirements.txt``."""
+    lines = REQUIREMENTS.read_text(encoding="utf-8").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def ensure(wheels: str = "") -> bool:
     """Make sure that the worker can run; asks before anything is installed. False when the user declines.
 
     Args:
-        parent: widget for dialogs.
-        wheels: folder of wheel files for sites without internet.
+        wheels: folder of wheel files for sites without internet; the application setting when empty.
 
     Raises:
         RuntimeError: the installation failed; the message says why and what to do.
     """
-    raise NotImplementedError
+    wanted = missing()
+    if not wanted:
+        return True
+    wheels = wheels or str(slicer.util.settingsValue(WHEELS_SETTING, ""))
+    installed = _from_wheels(wanted, wheels) if wheels else _from_internet(wanted)
+    importlib.invalidate_caches()
+    describe_device.cache_clear()
+    if installed and missing():
+        raise RuntimeError(
+            _("These packages are still missing: {names}. Restart Slicer and try again.").format(
+                names=", ".join(missing())
+            )
+        )
+    return installed
 
 
-def missing() -> list[str]:
-    """Requirements that are not met, by name."""
-    raise NotImplementedError
-
-
+@cache
 def describe_device(device: str = "auto") -> str:
-    """Which device will be used and why, in one sentence. Quick after the first call, which starts a process."""
-    raise NotImplementedError
+    """Which device will be used and why, in one sentence. The first call starts a process, which takes seconds."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _TRY_DEVICES],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env=worker_environment(),
+            check=False,
+            **({"creationflags": subprocess.CREATE_NO_WINDOW} if os.name == "nt" else {}),
+        )
+        told = json.loads(done.stdout.strip().splitlines()[-1])
+    except (OSError, ValueError, IndexError, subprocess.TimeoutExpired):
+        return _("PyTorch does not start here; reinstall it with the PyTorch extension.")
+    cpu = _("CPU, {threads} threads").format(threads=told["threads"])
+    if device == "cpu":
+        return _("{cpu}, as chosen.").format(cpu=cpu)
+    if told["works"]:
+        return _("{gpu}, tried and working.").format(gpu=told["gpu"])
+    reason = told["why"] or _("a trial on {gpu} failed").format(gpu=told["gpu"])
+    return _("{cpu}: {reason}.").format(cpu=cpu, reason=reason)
+
+
+def _met(requirement: str) -> bool:
+    name, least = requirement.split(">=")
+    try:
+        return _numbers(metadata.version(name)) >= _numbers(least)
+    except metadata.PackageNotFoundError:
+        return False
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.match(r"[\d.]*\d", version).group().split(".")))
+
+
+def _from_wheels(wanted: list[str], folder: str) -> bool:
+    if not Path(folder).is_dir():
+        raise RuntimeError(_("The folder of wheel files, {folder}, does not exist.").format(folder=folder))
+    question = _("MAPSeg needs {names}. Install them from {folder}?")
+    if not slicer.util.confirmOkCancelDisplay(question.format(names=", ".join(wanted), folder=folder)):
+        return False
+    with _constraints() as constraints:
+        offline = ["--no-index", "--find-links", folder, "--constraint", constraints]
+        try:
+            slicer.util.pip_install([*offline, *wanted])
+        except Exception as error:
+            raise RuntimeError(
+                _("{folder} lacks what is needed: {error}").format(folder=folder, error=error)
+            ) from error
+    return True
+
+
+def _from_internet(wanted: list[str]) -> bool:
+    if TORCH in wanted:
+        try:
+            import PyTorchUtils
+        except ModuleNotFoundError as error:
+            raise RuntimeError(
+                _("Install the PyTorch extension in the Extensions Manager, restart Slicer, and try again.")
+            ) from error
+        minimum = TORCH.removeprefix("torch")
+        torch = PyTorchUtils.PyTorchUtilsLogic().installTorch(
+            askConfirmation=True, torchVersionRequirement=minimum
+        )
+        if torch is None:
+            return False
+    rest = [name for name in wanted if name != TORCH]
+    if rest:
+        import slicer.packaging
+
+        with _constraints() as constraints:
+            try:
+                slicer.packaging.pip_ensure(rest, constraints=constraints, requester="MAPSeg")
+            except RuntimeError as error:
+                if "declined" in str(error).lower():
+                    return False
+                raise
+    return True
+
+
+class _constraints:
+    """A file that keeps pip from replacing what Slicer brings."""
+
+    def __enter__(self) -> str:
+        self._folder = tempfile.TemporaryDirectory()
+        path = Path(self._folder.name) / "constraints.txt"
+        kept = [name for name in ("numpy", "scipy", "SimpleITK") if _version(name)]
+        path.write_text("".join(f"{name}=={_version(name)}\n" for name in kept), encoding="utf-8")
+        return str(path)
+
+    def __exit__(self, *_error: object) -> None:
+        self._folder.cleanup()
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
+import numpy as np
+import slicer
+from slicer.i18n import tr as _
+
+from MAPSegLib.levels import foreground_bounds, mr_levels
+
 from .models import ModelEntry
+
+FOREIGN = 2.5
+"""Mean distance of the intensity quantiles from the source's, in its deviations, from which a scan is foreign."""
+_SAMPLE = 300_000
+_CORES = max(1, min(8, os.cpu_count() or 1))
 
 
 @dataclass(frozen=True)
@@ -27,4 +39,109 @@ class Preflight:
 
 def preflight(volumeNode, entry: ModelEntry) -> Preflight:
     """Look at a volume node. Takes some milliseconds: intensities are sampled, not read whole."""
-    raise NotImplementedError
+    problem = _unusable(volumeNode)
+    if problem:
+        return Preflight((0, 0, 0), (0, 0, 0), "", None, 0.0, 0.0, problem, problem)
+    spacing = tuple(map(float, volumeNode.GetSpacing()))
+    shape = volumeNode.GetImageData().GetDimensions()
+    size = tuple(n * s for n, s in zip(shape, spacing, strict=True))
+    sample, step = _sample(slicer.util.arrayFromVolume(volumeNode))
+    if not np.isfinite(sample).all():
+        problem = _("It holds values that are no numbers.")
+    elif sample.min() == sample.max():
+        problem = _("All of its voxels are alike.")
+    if problem:
+        return Preflight(spacing, size, "", None, 0.0, 0.0, problem, problem)
+    modality = _modality(volumeNode, sample)
+    wanted = entry.card["preprocessing"]
+    foreign, working = _compare(sample, [s * step for s in spacing], modality, entry.card)
+    memory = 0.9 + (24 * float(np.prod(shape)) + 150 * working) / 1e9
+    seconds = 4 + 6e-6 * working / _CORES
+    return Preflight(
+        spacing,
+        size,
+        modality,
+        foreign,
+        round(memory, 1),
+        round(seconds),
+        "",
+        _summary(spacing, size, modality, foreign, wanted["modality"], memory, seconds),
+    )
+
+
+def _unusable(node) -> str:
+    image = node.GetImageData()
+    if image is None or not image.GetNumberOfPoints():
+        return _("It holds no voxels.")
+    if node.IsA("vtkMRMLLabelMapVolumeNode"):
+        return _("It is a label map, not a scan.")
+    if image.GetNumberOfScalarComponents() != 1:
+        return _("It is a colour or vector volume.")
+    if min(image.GetDimensions()) < 2:
+        return _("It is a picture, not a volume.")
+    return ""
+
+
+def _sample(array: np.ndarray) -> tuple[np.ndarray, int]:
+    """Every n-th voxel along each axis, (i, j, k), and n."""
+    step = max(1, int(np.ceil((array.size / _SAMPLE) ** (1 / 3))))
+    return np.asarray(array[::step, ::step, ::step].transpose(2, 1, 0), np.float32), step
+
+
+def _modality(node, sample: np.ndarray) -> str:
+    """What DICOM says of it, else what its values look like."""
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    item = hierarchy.GetItemByDataNode(node) if hierarchy is not None else 0
+    told = hierarchy.GetItemAttribute(item, "DICOM.Modality") if item else ""
+    if told:
+        return {"MR": "mr", "CT": "ct"}.get(told, "")
+    whole = np.array_equal(sample, np.round(sample))
+    return "ct" if whole and -4000 < sample.min() <= -500 and sample.max() > 100 else "mr"
+
+
+def _compare(
+    sample: np.ndarray, spacing: list[float], modality: str, card: dict
+) -> tuple[bool | None, float]:
+    """Whether the sample is foreign to the model's source, and the voxels of the model's grid it will fill."""
+    wanted = card["preprocessing"]
+    if wanted["modality"] == "ct":
+        black, white = wanted["window"]
+        foreground, share, blank = sample > black, 0.0, None
+    else:
+        levels = mr_levels(sample, wanted["percentile"])
+        black, white, foreground, blank = levels.black, levels.white, levels.foreground, levels.blank
+        share = 0.005 if levels.noisy else 0.0
+    low, high = foreground_bounds(foreground, share, (0, 0, 0))
+    extent = np.subtract(high, low) * spacing
+    working = float(np.prod(np.maximum(1, extent / np.array(wanted["spacing"]))))
+    if modality and modality != wanted["modality"]:
+        return True, working
+    known = card.get("priors", {}).get("intensity")
+    if not known:
+        return None, working
+    tissue = sample if blank is None else sample[sample != blank]
+    tissue = np.clip((tissue - black) / max(white - black, 1e-30), 0, 1)
+    tissue = tissue[tissue > 0]
+    if tissue.size < 100:
+        return None, working
+    quantiles = np.quantile(tissue, known["quantiles"])
+    distance = np.abs(quantiles - known["mean"]) / np.maximum(known["deviation"], 0.03)
+    return bool(distance.mean() > FOREIGN), working
+
+
+def _summary(spacing, size, modality, foreign, wanted, memory, seconds) -> str:
+    parts = [
+        _("{spacing} mm voxels, {size} mm").format(
+            spacing=" × ".join(f"{s:.2f}".rstrip("0").rstrip(".") for s in spacing),
+            size=" × ".join(f"{s:.0f}" for s in size),
+        )
+    ]
+    if modality:
+        parts.append(_("looks like {modality}").format(modality=modality.upper()))
+    if modality and modality != wanted:
+        parts.append(_("but the model expects {modality}").format(modality=wanted.upper()))
+    elif foreign is not None:
+        alike = _("intensities unlike the model's source") if foreign else _("like the model's source")
+        parts.append(alike)
+    cost = _("about {memory:.1f} GB and {seconds:.0f} s on the CPU").format(memory=memory, seconds=seconds)
+    return ", ".join(parts) + "; " + cost

@@ -1,0 +1,271 @@
+"""The headless batch: folders of scans in; segmentations, label maps, a table and a report out.
+
+Every case is complete, with its own report, before the next one begins: a batch that was ended continues where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import slicer
+
+from . import images, scene
+from .cases import Case, find_cases
+from .models import InputError, find_entry
+from .parameters import DEVICES, Parameters
+from .queue import Queue
+
+WORK = ".mapseg-work"
+_REPORTS = "cases"
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line; argparse ends with exit code 2, as the worker does for bad input."""
+    parser = argparse.ArgumentParser(
+        prog="MAPSegBatch",
+        description="Segment scans with MAPSeg, without a window. Research software: not for clinical use.",
+    )
+    parser.add_argument("--model", default="brain-t1", help="name or file of a model")
+    parser.add_argument("--input", nargs="+", required=True, help="scans, DICOM folders, or folders of them")
+    parser.add_argument("--output", required=True, help="folder for the results")
+    parser.add_argument("--adapt", action="store_true", help="adapt the model to every scan first")
+    parser.add_argument(
+        "--together", action="store_true", help="adapt to all scans jointly: one scanner and sequence"
+    )
+    parser.add_argument("--minutes", type=float, default=2.5, help="time for adapting to a scan")
+    parser.add_argument("--device", choices=DEVICES, default="auto")
+    parser.add_argument("--uncertainty", action="store_true", help="write uncertainty maps, too")
+    parser.add_argument("--overwrite", action="store_true", help="do cases again that are done")
+    parser.add_argument(
+        "--options", help="JSON file with further options of the backend (MAPSegLib/config.py)"
+    )
+    return parser.parse_args(list(arguments))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run a batch; returns the worker's exit code: 0 done, 2 bad input or some failed, 3 memory, 4 cancelled."""
+    chosen = parse(arguments)
+    batch = None
+    try:
+        batch = Batch(chosen)
+        return batch.run()
+    except InputError as error:
+        print(f"Error: {error.message} {error.advice}".rstrip(), file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Cancelled.", file=sys.stderr)
+        return 4
+    finally:
+        if batch is not None:
+            batch.clean()
+
+
+@dataclass
+class Batch:
+    """One batch over all cases."""
+
+    chosen: argparse.Namespace
+    codes: list[int] = field(default_factory=list)
+    queue: Queue | None = None
+
+    def __post_init__(self) -> None:
+        self.output = Path(self.chosen.output).expanduser().absolute()
+        options = {}
+        if self.chosen.options:
+            try:
+                options = json.loads(Path(self.chosen.options).read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                raise InputError(f"{self.chosen.options} is not a JSON file with options.") from error
+        self.adapt = self.chosen.adapt or self.chosen.together
+        self.parameters = Parameters(
+            self.chosen.model,
+            self.adapt,
+            self.chosen.minutes,
+            self.chosen.device,
+            self.chosen.uncertainty,
+            preview_seconds=0,
+            options=options,
+        )
+        if problem := self.parameters.problem():
+            raise InputError(problem)
+        self.entry = find_entry(self.chosen.model)
+        self.cases = find_cases(self.chosen.input, self.output)
+        (self.output / _REPORTS).mkdir(parents=True, exist_ok=True)
+        self.settings = {
+            "model": self.entry.name,
+            "model_stamp": [self.entry.path.stat().st_size, self.entry.path.stat().st_mtime_ns],
+            "task": "adapt" if self.adapt else "segment",
+            "minutes": self.chosen.minutes if self.adapt else None,
+            "together": [case.name for case in self.cases] if self.chosen.together else None,
+            "uncertainty": self.chosen.uncertainty,
+            "device": self.chosen.device,
+            "options": options,
+        }
+
+    def run(self) -> int:
+        """All cases that are not done yet."""
+        waiting = [case for case in self.cases if self.chosen.overwrite or not self._is_done(case)]
+        print(f"{len(self.cases)} scans, {len(self.cases) - len(waiting)} of them done before.", flush=True)
+        alone = self.adapt and not self.chosen.together
+        for group in [[case] for case in waiting] if alone else [waiting] if waiting else []:
+            self.codes.append(self._do(group))
+            if self.codes[-1] == 4:
+                break
+        self._write_tables()
+        done = sum(self._is_done(case) for case in self.cases)
+        print(f"{done} of {len(self.cases)} scans are done: {self.output}", flush=True)
+        failures = [code for code in self.codes if code]
+        if 4 in failures or not failures:
+            return 4 if failures else 0
+        return failures[0] if not done else 2
+
+    def clean(self) -> None:
+        """End the worker, and delete what is half done."""
+        if self.queue is not None:
+            self.queue.close()
+        shutil.rmtree(self.output / WORK, ignore_errors=True)
+
+    def _do(self, group: list[Case]) -> int:
+        work = self.output / WORK
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        staged = {str(case.staged(work / "scans")): case for case in group}
+        parameters = self.parameters
+        if self.chosen.together:  # the worker counts per scan
+            parameters = Parameters(**{**vars(parameters), "minutes": parameters.minutes * len(group)})
+        self.queue = Queue(list(staged), parameters, work)
+        self.queue.start()
+        told = ""
+        while self.queue.running:
+            for event in self.queue.poll():
+                case = staged.get(event.get("scan", ""))
+                if event["event"] == "scan" and case:
+                    self._finish(case, event["entry"])
+                elif event["event"] == "error" and case:
+                    self._fail(case, event)
+                elif (
+                    event["event"] == "progress"
+                    and (line := f"{event['stage']} {case.name if case else ''}") != told
+                ):
+                    told = line
+                    print(f"  {line}", flush=True)
+            slicer.app.processEvents()
+            time.sleep(0.05)
+        if self.queue.error:
+            print(f"Error: {self.queue.error['message']}", file=sys.stderr, flush=True)
+        return self.queue.exit_code
+
+    def _finish(self, case: Case, entry: dict[str, Any]) -> None:
+        """Write a case's files; its report comes last and says that the others are complete."""
+        files = {"segmentation": self._path(case, ".seg.nrrd"), "labels": self._path(case, "_seg.nii.gz")}
+        reference = _load_label_volume(entry["output"], case.name)
+        labels = images.read_labels(entry["output"])
+        node = scene.load_labels(labels, reference, self.entry.card, case.name)
+        try:
+            _complete(files["segmentation"], lambda path: scene.export_segmentation(node, reference, path))
+            if entry["output"].endswith(".nii.gz"):
+                os.replace(entry["output"], files["labels"])
+            else:
+                _complete(files["labels"], lambda path: scene.write_volume(reference, path))
+        finally:
+            slicer.mrmlScene.RemoveNode(node)
+            slicer.mrmlScene.RemoveNode(reference)
+        if entry.get("uncertainty"):
+            suffix = "".join(Path(entry["uncertainty"]).name.partition("_uncertainty")[1:])
+            files["uncertainty"] = self._path(case, suffix)
+            os.replace(entry["uncertainty"], files["uncertainty"])
+        kept = {
+            k: v for k, v in entry.items() if k not in ("file", "output", "uncertainty", "source", "adapted")
+        }
+        for side in ("source", "adapted"):
+            if side in entry:
+                kept[side] = {k: v for k, v in entry[side].items() if k != "output"}
+        self._report(case, {"state": "done", "files": {k: path.name for k, path in files.items()}, **kept})
+        print(f"  {case.name}: {entry.get('gate', '')} {entry['reason']}".replace(":  ", ": "), flush=True)
+
+    def _fail(self, case: Case, event: dict[str, Any]) -> None:
+        kept = {key: event.get(key, "") for key in ("kind", "message", "advice")}
+        self._report(case, {"state": "failed", "files": {}, **kept})
+        print(f"  {case.name}: {event['message']}", file=sys.stderr, flush=True)
+
+    def _report(self, case: Case, content: dict[str, Any]) -> None:
+        about = {
+            "case": case.name,
+            "source": str(case.source),
+            "stamp": case.stamp(),
+            "settings": self.settings,
+        }
+        text = json.dumps({**about, **content}, indent=2, ensure_ascii=False) + "\n"
+        _complete(self._report_path(case), lambda path: path.write_text(text, encoding="utf-8"))
+        self._write_tables()
+
+    def _is_done(self, case: Case) -> bool:
+        known = self._known(case)
+        same = known.get("settings") == self.settings and known.get("stamp") == case.stamp()
+        there = all((self.output / name).is_file() for name in known.get("files", {}).values())
+        return known.get("state") == "done" and same and there
+
+    def _known(self, case: Case) -> dict[str, Any]:
+        try:
+            return json.loads(self._report_path(case).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+
+    def _write_tables(self) -> None:
+        """The report and the table of volumes over all cases, those of earlier runs included."""
+        known = [found for case in self.cases if (found := self._known(case))]
+        report = {"settings": self.settings, "scans": known, "waiting": len(self.cases) - len(known)}
+        text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+        _complete(self.output / "report.json", lambda path: path.write_text(text, encoding="utf-8"))
+
+        def write_rows(path: Path) -> None:
+            with path.open("w", newline="", encoding="utf-8") as file:
+                rows = csv.writer(file, lineterminator="\n")
+                rows.writerow(["scan", "value", "structure", "volume_ml", "confidence", "trusted"])
+                for one in known:
+                    for each in one.get("structures", []):
+                        numbers = [each["volume_ml"], each["confidence"]]
+                        told = ["" if n is None else f"{n:.6g}" for n in numbers]
+                        rows.writerow([one["case"], each["value"], each["structure"], *told, one["trusted"]])
+
+        _complete(self.output / "volumes.csv", write_rows)
+
+    def _path(self, case: Case, ending: str) -> Path:
+        return self.output / f"{case.name}{ending}"
+
+    def _report_path(self, case: Case) -> Path:
+        return self.output / _REPORTS / f"{case.name}.json"
+
+
+def _load_label_volume(path: str, name: str):
+    """A label map as a volume node: the grid that the segmentation refers to."""
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", name)
+    storage = slicer.vtkMRMLVolumeArchetypeStorageNode()
+    storage.SetFileName(str(path))
+    if not storage.ReadData(node):
+        slicer.mrmlScene.RemoveNode(node)
+        raise OSError(f"{path} cannot be read.")
+    return node
+
+
+def _complete(path: Path, write) -> None:
+    """Write a file under its name only when it is complete; the name's endings decide formats, so they stay."""
+    partial = path.with_name(f".partial-{path.name}")
+    try:
+        write(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,109 @@
+"""What a batch works on: image files and DICOM series, each under a name of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from MAPSegLib.errors import InputError
+from MAPSegLib.formats import READABLE, scan_suffix
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan: a file, or the files of one DICOM series."""
+
+    name: str
+    source: Path
+    """The file, or the folder of the series."""
+    files: tuple[Path, ...]
+
+    def stamp(self) -> list:
+        """Changes when the scan does."""
+        stats = [file.stat() for file in self.files]
+        return [len(stats), sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)]
+
+    def staged(self, folder: Path) -> Path:
+        """What the worker gets: named as the case, so that results of all cases fit into one folder."""
+        if self.source.is_dir():
+            target = folder / self.name
+            target.mkdir(parents=True, exist_ok=True)
+            for index, file in enumerate(self.files):
+                _link(file, target / f"{index:05d}.dcm")
+            return target
+        folder.mkdir(parents=True, exist_ok=True)
+        return _link(self.source, folder / f"{self.name}{scan_suffix(self.source)}")
+
+
+def find_cases(inputs: Sequence[str | Path], output: str | Path) -> list[Case]:
+    """Scans in files and folders, folders with all that is below them; the output folder is left out.
+
+    Raises:
+        InputError: an input does not exist, or there is nothing in any of them.
+    """
+    output = Path(output).expanduser().absolute()
+    found: dict[str, Case] = {}
+
+    def add(name: str, source: Path, files: Sequence[Path]) -> None:
+        name = re.sub(r"[^\w.-]+", "_", name).strip("._") or "scan"
+        unique, number = name, 1
+        while unique in found:
+            number += 1
+            unique = f"{name}_{number}"
+        found[unique] = Case(unique, source, tuple(files))
+
+    for given in inputs:
+        path = Path(given).expanduser().absolute()
+        if not path.exists():
+            raise InputError(f"{path} does not exist.", "Check the path.")
+        if path.is_file():
+            add(_stem(path), path, [path])
+            continue
+        for folder, below, names in os.walk(path):
+            below[:] = sorted(name for name in below if Path(folder, name) != output and name[0] != ".")
+            here = Path(folder)
+            prefix = "_".join(here.relative_to(path).parts)
+            plain = sorted(name for name in names if name[0] != "." and scan_suffix(name) not in ("", ".dcm"))
+            for name in plain:
+                add("_".join(filter(None, (prefix, _stem(here / name)))), here / name, [here / name])
+            if len(plain) < len(names):
+                for index, files in enumerate(_series(here)):
+                    label = prefix or here.name
+                    add(label if index == 0 else f"{label}_{index + 1}", here, files)
+    if not found:
+        raise InputError(
+            "There are no scans in the input.", f"Files that can be read: {', '.join(READABLE)}."
+        )
+    return list(found.values())
+
+
+def _series(folder: Path) -> list[list[Path]]:
+    """The files of every DICOM series in a folder."""
+    import SimpleITK as sitk
+
+    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # about every file that is no DICOM
+    try:
+        reader = sitk.ImageSeriesReader
+        series = reader.GetGDCMSeriesIDs(str(folder))
+        return [[Path(f) for f in reader.GetGDCMSeriesFileNames(str(folder), one)] for one in series]
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
+
+
+def _stem(path: Path) -> str:
+    return path.name[: len(path.name) - len(scan_suffix(path))] or path.name
+
+
+def _link(file: Path, target: Path) -> Path:
+    """A link where the disk can, a copy elsewhere."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(file, target)
+    except OSError:
+        shutil.copyfile(file, target)
+    return target

@@ -1,0 +1,68 @@
+"""What ``MAPSegLogic`` does: runs without the panel, blocking or behind the window."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+
+from . import dependencies
+from .parameters import Parameters
+from .run import Run
+
+_INTERVAL = 50
+"""Milliseconds between looks at a run that goes on behind the window."""
+_behind: dict[Run, object] = {}
+"""Runs behind the window, with their timers: kept here, as callers may drop what they are given."""
+
+
+def parameters_of(model: str, adapt: bool, options: dict) -> Parameters:
+    """Options by their names; what the parameters do not know goes to the backend, which refuses what it does not."""
+    known = {field.name for field in fields(Parameters)} - {"model", "adapt", "options"}
+    own = {name: value for name, value in options.items() if name in known}
+    return Parameters(str(model), adapt, **own, options={k: v for k, v in options.items() if k not in known})
+
+
+def begin(
+    volumeNodes,
+    parameters: Parameters,
+    wait: bool = True,
+    onProgress: Callable[[Run], None] | None = None,
+    onFinished: Callable[[Run], None] | None = None,
+) -> Run:
+    """Start a run, and wait for it or let a timer follow it. See ``MAPSegLogic`` for arguments and errors."""
+    if missing := dependencies.missing():
+        raise RuntimeError(
+            f"Missing packages: {', '.join(missing)}. Call MAPSegLogic().installDependencies() first."
+        )
+    nodes = list(volumeNodes) if isinstance(volumeNodes, Iterable) else [volumeNodes]
+    run = Run(nodes, parameters)
+    if onProgress is not None:
+        run.changed.connect(lambda: onProgress(run))
+    if onFinished is not None:
+        run.finished.connect(onFinished)
+    run.start()
+    if not wait:
+        _follow(run)
+        return run
+    run.wait()
+    if not run.segmentations:
+        raise RuntimeError(
+            run.error or next((item.message for item in run.items if item.message), "It failed.")
+        )
+    return run
+
+
+def _follow(run: Run) -> None:
+    import qt
+
+    timer = qt.QTimer()
+    timer.setInterval(_INTERVAL)
+
+    def look() -> None:
+        if not run.poll():
+            timer.stop()
+            _behind.pop(run, None)
+
+    timer.connect("timeout()", look)
+    _behind[run] = timer
+    timer.start()

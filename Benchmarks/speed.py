@@ -32,8 +32,8 @@ from MAPSegLib.inference import predict_classes, segment_scan, window_starts
 from MAPSegLib.models import ModelCard, load_model, resolve
 from MAPSegLib.networks.segmenter import Segmenter
 from MAPSegLib.preprocessing import Scan, prepare, restore
-from MAPSegLib.training.adaptation import target_losses, with_curve
 from MAPSegLib.training.loop import Loop
+from MAPSegLib.training.terms import target_losses, with_curve
 from MAPSegLib.volumes import Volume, read_image
 
 from . import oasis, published

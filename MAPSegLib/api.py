@@ -59,6 +59,10 @@ def adapt(
     scans: PathLike | Sequence[PathLike],
     output: PathLike,
     *,
+    source: PathLike | None = None,
+    source_labels: PathLike | None = None,
+    source_from_labels: PathLike | None = None,
+    source_contrast: str = "t1",
     uncertainty: bool = False,
     save_model: bool = False,
     overwrite: bool = False,
@@ -68,8 +72,13 @@ def adapt(
     """Adapt a model to unlabelled scans of one domain and segment them; the gate keeps the better supported result.
 
     Args:
+        source: labelled scans to train on as well: a folder, a data set or a manifest.
+        source_labels: folder of their label maps, where ``source`` is a folder of scans alone.
+        source_from_labels: instead, a folder of label maps to synthesise source images from.
+        source_contrast: of the synthesised images.
         save_model: keep the adapted model beside the results.
-        options: of :class:`~MAPSegLib.config.AdaptationOptions`.
+        options: of :class:`~MAPSegLib.config.AdaptationOptions`, or with a source of
+            :class:`~MAPSegLib.config.CentralisedOptions`.
 
     Other arguments, and what is raised, as for :func:`segment`.
     """
@@ -80,6 +89,10 @@ def adapt(
         scans=_several(scans),
         output=output,
         uncertainty=uncertainty,
+        source=source,
+        source_labels=source_labels,
+        source_from_labels=source_from_labels,
+        source_contrast=source_contrast,
         save_model=save_model,
         overwrite=overwrite,
         options=options,
@@ -108,7 +121,7 @@ def train(
     """Train a source model; a training that was killed continues where ``output`` holds its checkpoint.
 
     Args:
-        images, labels: folders of scans and of their label maps, named alike.
+        images, labels: folders of scans and of their label maps, named alike; or a data set or manifest alone.
         from_labels: instead, a folder of label maps to synthesise images from.
         label_table: JSON file, or ``brain``; structures are inferred from the labels otherwise.
         preset: ``tiny``, ``small`` (the default) or ``paper``.

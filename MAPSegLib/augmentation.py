@@ -76,6 +76,43 @@ def sample(volume: Tensor, positions: Tensor, mode: str = "bilinear") -> Tensor:
     return F.grid_sample(volume[None], grid, mode=mode, align_corners=False)[0]
 
 
+def warp_pair(image: Tensor, target: Tensor, matrix: Tensor, spacing: Tensor) -> tuple[Tensor, Tensor]:
+    """An image and its class indices (X, Y, Z), both through one affine ``matrix`` (see :func:`warp_grid`).
+
+    Args:
+        spacing: of both, mm; without it a turn would shear anisotropic scans.
+    """
+    shape = tuple(image.shape)
+    grid = warp_grid(shape, matrix, spacing, spacing, shape)
+    moved = sample(target[None].float(), grid, "nearest")[0]
+    return sample(image[None], grid)[0], moved.to(target.dtype)
+
+
+PUBLISHED_CHANCE = 0.35
+"""Of each change of the published augmentation (section 4.2)."""
+
+
+def published_geometry(
+    image: Tensor, target: Tensor, spacing: Tensor, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """The published changes of both domains: turned by up to 30 degrees, scaled by 0.7 to 1.4."""
+    if uniform(0, 1, generator) >= PUBLISHED_CHANCE:
+        return image, target
+    return warp_pair(image, target, random_affine((0.7, 1.4), 30.0, 0.0, generator), spacing)
+
+
+def published_source(
+    image: Tensor, target: Tensor, spacing: Tensor, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """The published changes of the source: :func:`published_geometry`, a bias field, gamma."""
+    image, target = published_geometry(image, target, spacing, generator)
+    if uniform(0, 1, generator) < PUBLISHED_CHANCE:
+        image = bias_field(image, uniform(0, 0.4, generator), generator).clamp(0, 1)
+    if uniform(0, 1, generator) < PUBLISHED_CHANCE:
+        image = gamma(image, uniform(-0.4, 0.4, generator))
+    return image, target
+
+
 def blur(image: Tensor, sigma: tuple[float, float, float]) -> Tensor:
     """Gaussian blur of (X, Y, Z); ``sigma`` in voxels per axis."""
     for axis, s in enumerate(sigma):

@@ -88,6 +88,21 @@ def adapt(
     model: Model,
     scans: Scans,
     output: OutputFile,
+    source: Annotated[
+        Path | None, typer.Option(help="Labelled scans to train on as well: folder, data set or manifest.")
+    ] = None,
+    source_labels: Annotated[
+        Path | None, typer.Option("--source-labels", help="Folder of their label maps, named alike.")
+    ] = None,
+    source_from_labels: Annotated[
+        Path | None,
+        typer.Option("--source-from-labels", help="Folder of label maps to synthesise source images from."),
+    ] = None,
+    source_contrast: Annotated[str, typer.Option("--source-contrast", help="t1, t2 or random.")] = "t1",
+    preset: Annotated[str | None, typer.Option(help="With a source: paper (default) or v2.")] = None,
+    warmup: Annotated[
+        int | None, typer.Option(help="With a source: first steps, on the source alone.")
+    ] = None,
     uncertainty: Uncertainty = False,
     save_model: Annotated[bool, typer.Option("--save-model", help="Keep the adapted model.")] = False,
     no_gate: Annotated[bool, typer.Option("--no-gate", help="Keep the adapted result in any case.")] = False,
@@ -100,7 +115,7 @@ def adapt(
     options: OptionsFile = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Adapt a model to unlabelled scans of one domain, and segment them.
+    """Adapt a model to unlabelled scans of one domain, and segment them; with a source, train on that as well.
 
     Enter stops early and keeps the best so far; Ctrl-C cancels, and the same command continues later.
     """
@@ -112,6 +127,8 @@ def adapt(
         "precision": precision,
         "threads": threads,
         "gate": False if no_gate else None,
+        "preset": preset,
+        "warmup": warmup,
     }
     job = {
         "model": model,
@@ -119,15 +136,20 @@ def adapt(
         "output": output,
         "uncertainty": uncertainty,
         "overwrite": overwrite,
+        "save_model": save_model,
+        "source": source,
+        "source_labels": source_labels,
+        "source_from_labels": source_from_labels,
+        "source_contrast": source_contrast,
     }
-    _run("adapt", job | {"save_model": save_model}, flags, options)
+    _run("adapt", job, flags, options)
 
 
 @app.command()
 def train(
     output: Output,
     name: Annotated[str, typer.Option(help="Name of the model.")],
-    images: Annotated[Path | None, typer.Option(help="Folder of scans.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Labelled scans: folder, data set or manifest.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Folder of their label maps, named alike.")] = None,
     from_labels: Annotated[
         Path | None, typer.Option("--from-labels", help="Folder of label maps to synthesise images from.")

@@ -5,8 +5,9 @@ Section numbers refer to the paper (arXiv 2303.09373).
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -131,29 +132,25 @@ class TrainingOptions(Options):
     threads: int | None = Field(None, ge=1)
 
 
-class AdaptationOptions(Options):
-    """Test-time (source-free) adaptation: target terms only (section 3.6)."""
+class AdaptationBase(Options):
+    """What every adaptation to unlabelled target scans can be told."""
 
     steps: int = Field(150, ge=1, description="at most this many steps")
     minutes: float = Field(2.5, gt=0, description="at most this long, per scan; segmenting comes after")
-    patches: int = Field(2, ge=1, le=32, description="local patches a step")
+    patches: int = Field(2, ge=1, le=32, description="local patches a step, of each domain")
     mask_ratio: float = Field(0.7, gt=0, lt=1)
     mask_cube: int = Field(8, ge=1)
-    plain_weight: float = Field(0.5, ge=0, description="beta: weight of the unmasked student's term")
-    global_weight: float = Field(0.05, ge=0)
-    cosine_weight: float = Field(0.025, ge=0)
+    global_weight: float = Field(0.05, ge=0, description="gamma: weight of the whole-scan segmentation term")
+    cosine_weight: float = Field(0.025, ge=0, description="delta: weight of the local-global cosine term")
     learning_rate: float = Field(2e-4, gt=0, lt=1)
     weight_decay: float = Field(0.01, ge=0)
-    ema_decay: float = Field(0.98, ge=0, lt=1)
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] | Literal["small", "large"] = Field(
+        0.98, description="share of the teacher that a step leaves, or the name of a published schedule"
+    )
     confidence: float = Field(0.9, gt=0, lt=1, description="tau of eta, the quality of a pseudo-label")
     check_every: int = Field(10, ge=1, description="steps between label-free checks")
     preview_seconds: float = Field(20.0, ge=0, description="seconds between previews; 0 makes none")
     patience: int = Field(5, ge=1, description="checks without a gain before an early stop")
-    curve_knots: int = Field(
-        16, ge=0, le=64, description="pieces of the learnt intensity curve; 0 learns none"
-    )
-    curve_rate: float = Field(5e-3, gt=0, lt=1, description="learning rate of the intensity curve")
-    search: bool = Field(True, description="look for an intensity curve to start from; needs curve_knots")
     gate: bool = Field(
         True, description="keep the source-only result where adaptation is not better supported"
     )
@@ -164,6 +161,80 @@ class AdaptationOptions(Options):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     threads: int | None = Field(None, ge=1)
+
+
+class AdaptationOptions(AdaptationBase):
+    """Test-time (source-free) adaptation: target terms only (section 3.6)."""
+
+    plain_weight: float = Field(0.5, ge=0, description="beta: weight of the unmasked student's term")
+    curve_knots: int = Field(
+        16, ge=0, le=64, description="pieces of the learnt intensity curve; 0 learns none"
+    )
+    curve_rate: float = Field(5e-3, gt=0, lt=1, description="learning rate of the intensity curve")
+    search: bool = Field(True, description="look for an intensity curve to start from; needs curve_knots")
+
+
+class CentralisedOptions(AdaptationBase):
+    """Adaptation with labelled source data at hand (section 3.4). The defaults are the paper's where it has any."""
+
+    preset: Literal["paper", "v2"] = Field("paper", description="which terms with which weights: see RECIPES")
+    warmup: int = Field(
+        1000, ge=0, description="the first steps, on the source alone; 0 if the model knows it well"
+    )
+    steps: int = Field(5000, ge=1, description="at most this many steps, the warm-up included")
+    minutes: float = Field(120.0, gt=0, description="at most this long, per scan; segmenting comes after")
+    learning_rate: float = Field(1e-4, gt=0, lt=1)
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] | Literal["small", "large"] = Field(
+        "small", description="share of the teacher that a step leaves, or the name of a published schedule"
+    )
+    check_every: int = Field(100, ge=1, description="steps between label-free checks")
+    patience: int = Field(10, ge=1, description="checks without a gain before an early stop")
+
+    @model_validator(mode="after")
+    def _check(self) -> CentralisedOptions:
+        if self.warmup >= self.steps:
+            raise ValueError(f"a warm-up of {self.warmup} steps leaves none of {self.steps} to adapt in")
+        return self
+
+
+class Views(NamedTuple):
+    """Weights of a domain's plain and masked views."""
+
+    plain: float
+    masked: float
+
+
+class Recipe(NamedTuple):
+    """Weights of both domains' views."""
+
+    source: Views
+    target: Views
+
+
+RECIPES = {
+    "paper": Recipe(source=Views(plain=0.5, masked=0.5), target=Views(plain=0.0, masked=1.0)),
+    "v2": Recipe(source=Views(plain=0.0, masked=1.0), target=Views(plain=0.5, masked=0.5)),
+}
+"""Centralised adaptation (section 3.4), as published and as the authors revised it.
+
+A domain's loss is the sum over its views v of
+
+    w_v [L_seg(f(x_v), y) + 2 gamma L_seg(f(X_v), Y) + 2 delta L_cos(x_v, X_v)].
+
+With beta = 0.5 this is the paper's loss, L_GLC included. The revision is told for the patches' terms only; that its
+global-local terms follow the same views is our reading.
+"""
+WARMUP = Views(plain=0.5, masked=0.5)
+"""The source's views during the warm-up, when there are no others."""
+
+EMA_SCHEDULES = {
+    "small": ((1000, 0.99), (3000, 0.999), (math.inf, 0.9999)),
+    "large": ((1000, 0.999), (math.inf, 0.9999)),
+}
+"""The teacher's decay up to a step after the warm-up, for encoders with a small or a large pretraining.
+
+Made for thousands of steps: in a short run such a teacher would hardly move.
+"""
 
 
 def check_path(path: str | Path) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -18,7 +18,7 @@ from .config import Label, Preprocessing
 from .errors import InputError
 from .preprocessing import labels_to_working, prepare
 from .synthesis import Anatomy, Contrast, synthesise
-from .volumes import check_same_grid, find_scans, read_image, read_labels, scan_stem
+from .volumes import check_same_grid, read_image, read_labels
 
 
 class Source(Protocol):
@@ -131,13 +131,38 @@ def _anatomy(path: Path, class_of: dict[int, int]) -> Anatomy:
     )
 
 
+Augment = Callable[[Tensor, Tensor, Tensor, Generator], tuple[Tensor, Tensor]]
+"""Called as ``augment(image, class indices, spacing, generator)``."""
+
+
+def deform_and_relight(
+    image: Tensor, target: Tensor, spacing: Tensor, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """What a source training does to a scan: half of the draws turned and scaled, half with a bias field."""
+    if uniform(0, 1, generator) < 0.5:
+        matrix = aug.random_affine((0.8, 1.25), 20.0, 0.05, generator)
+        image, target = aug.warp_pair(image, target, matrix, spacing)
+    if uniform(0, 1, generator) < 0.5:
+        image = aug.bias_field(image, uniform(0, 0.35, generator), generator).clamp(0, 1)
+    return aug.gamma(image, 0.3 * float(torch.randn((), generator=generator))), target
+
+
 class ScanSource:
-    """Labelled scans from files, prepared once, then deformed and re-lit at every draw."""
+    """Labelled scans from files, prepared once, then changed at random at every draw.
+
+    Raises:
+        InputError: a file cannot be read, or does not fit its partner; the message names it.
+    """
 
     def __init__(
-        self, pairs: Sequence[tuple[Path, Path]], labels: Sequence[Label], preprocessing: Preprocessing
+        self,
+        pairs: Sequence[tuple[Path, Path]],
+        labels: Sequence[Label],
+        preprocessing: Preprocessing,
+        augment: Augment = deform_and_relight,
     ):
         lookup = {label.value: i for i, label in enumerate(labels, 1)}
+        self.augment, self.spacing = augment, torch.tensor(preprocessing.spacing)
         self.scans: list[tuple[Tensor, Tensor]] = []
         for image_path, label_path in pairs:
             image, label = read_image(image_path), read_labels(label_path)
@@ -152,35 +177,4 @@ class ScanSource:
 
     def draw(self, generator: Generator) -> tuple[Tensor, Tensor]:
         image, target = self.scans[int(torch.randint(len(self.scans), (), generator=generator))]
-        if uniform(0, 1, generator) < 0.5:
-            matrix = aug.random_affine((0.8, 1.25), 20.0, 0.05, generator)
-            one = torch.ones(3)
-            grid = aug.warp_grid(tuple(image.shape), matrix, one, one, tuple(image.shape))
-            image = aug.sample(image[None], grid)[0]
-            target = aug.sample(target[None].float(), grid, "nearest")[0].long()
-        if uniform(0, 1, generator) < 0.5:
-            image = aug.bias_field(image, uniform(0, 0.35, generator), generator).clamp(0, 1)
-        return aug.gamma(image, 0.3 * float(torch.randn((), generator=generator))), target
-
-
-def pair_folders(images: Path, labels: Path) -> list[tuple[Path, Path]]:
-    """Match images and labels of two folders by name (``case_img.nii.gz`` or ``case_0000.nii.gz`` to ``case…``)."""
-    by_stem = {_case(scan_stem(p)): p for p in find_scans(labels)}
-    pairs, lonely = [], []
-    for image in find_scans(images):
-        label = by_stem.get(_case(scan_stem(image)))
-        (pairs.append((image, label)) if label is not None else lonely.append(image.name))
-    if not pairs:
-        raise InputError(
-            f"No image in {images} has a label map of the same name in {labels}.",
-            "Name both files alike: case01.nii.gz, or case01_img.nii.gz and case01_label.nii.gz.",
-        )
-    if lonely:
-        raise InputError(f"{images}: no label map in {labels} for {', '.join(lonely[:5])}.")
-    return pairs
-
-
-def _case(stem: str) -> str:
-    for suffix in ("_img", "_image", "_label", "_labels", "_seg", "_0000"):
-        stem = stem.removesuffix(suffix)
-    return stem
+        return self.augment(image, target, self.spacing, generator)

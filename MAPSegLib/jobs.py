@@ -19,9 +19,25 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    Field,
+    SerializeAsAny,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from .config import AdaptationOptions, InferenceOptions, Options, Preprocessing, TrainingOptions
+from .config import (
+    AdaptationBase,
+    AdaptationOptions,
+    CentralisedOptions,
+    InferenceOptions,
+    Options,
+    Preprocessing,
+    TrainingOptions,
+)
 from .errors import InputError
 from .reports import read_json
 
@@ -51,7 +67,11 @@ class SegmentJob(Options):
 
 
 class AdaptJob(Options):
-    """Adapt a model to unlabelled scans of one domain, and segment them."""
+    """Adapt a model to unlabelled scans of one domain, and segment them.
+
+    With a source, real or synthesised, adaptation trains on it as well, and ``options`` are those of
+    :class:`~MAPSegLib.config.CentralisedOptions`.
+    """
 
     task: Literal["adapt"] = "adapt"
     model: str = Field(description="name or file of the source model")
@@ -60,7 +80,30 @@ class AdaptJob(Options):
     uncertainty: bool = False
     save_model: bool = Field(False, description="keep the adapted model as adapted_model.safetensors")
     overwrite: bool = False
-    options: AdaptationOptions = AdaptationOptions()
+    source: Path | None = Field(None, description="labelled scans: folder, data set or manifest")
+    source_labels: Path | None = Field(
+        None, description="folder of their label maps, where the source is a folder of scans alone"
+    )
+    source_from_labels: Path | None = Field(
+        None, description="instead, folder of label maps to synthesise source images from"
+    )
+    source_contrast: Contrast = Field("t1", description="of the synthesised images")
+    options: SerializeAsAny[AdaptationBase] = Field(AdaptationOptions(), validate_default=True)
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _of_the_setting(cls, value: Any, info: ValidationInfo) -> AdaptationBase:
+        given = value.model_dump(exclude_unset=True) if isinstance(value, AdaptationBase) else value
+        centralised = info.data.get("source") or info.data.get("source_from_labels")
+        return (CentralisedOptions if centralised else AdaptationOptions).model_validate(given)
+
+    @model_validator(mode="after")
+    def _check(self) -> AdaptJob:
+        if self.source and self.source_from_labels:
+            raise ValueError("give either source or source_from_labels")
+        if self.source_labels and not self.source:
+            raise ValueError("source_labels need a source")
+        return self
 
 
 class TrainJob(Options):
@@ -69,8 +112,10 @@ class TrainJob(Options):
     task: Literal["train"] = "train"
     output: Path = Field(description="folder for NAME.safetensors, checkpoint.pt and metrics.jsonl")
     name: Name
-    images: Path | None = Field(None, description="folder of scans")
-    labels: Path | None = Field(None, description="folder of their label maps, named alike")
+    images: Path | None = Field(None, description="labelled scans: folder, data set or manifest")
+    labels: Path | None = Field(
+        None, description="folder of their label maps, where images is a folder of scans alone"
+    )
     from_labels: Path | None = Field(None, description="folder of label maps to synthesise images from")
     contrast: Contrast = Field("t1", description="of the synthesised images")
     label_table: str | None = Field(
@@ -89,9 +134,7 @@ class TrainJob(Options):
 
     @model_validator(mode="after")
     def _check(self) -> TrainJob:
-        if (self.from_labels is None) == (self.images is None) or (self.images is None) != (
-            self.labels is None
-        ):
+        if (self.from_labels is None) == (self.images is None) or (self.labels and not self.images):
             raise ValueError("give either images and labels, or from_labels")
         if self.init and (self.preset or self.preprocessing or self.label_table):
             raise ValueError("init brings its own preset, preprocessing and label_table")

@@ -11,22 +11,23 @@ from pathlib import Path
 from ..config import check_path
 from ..errors import InputError
 from ..formats import WRITABLE, scan_suffix
+from ..manifests import list_scans
 from ..reports import unwritable
-from ..volumes import find_scans, scan_stem
+from ..volumes import scan_stem
 
 _FAMILY = {".nii": ".nii", ".nrrd": ".nrrd", ".nhdr": ".nrrd", ".mha": ".mha", ".mhd": ".mha"}
 """Suffix of the results for a scan's suffix; compressed NIfTI for all others."""
 
 
 def collect_scans(given: Iterable[Path]) -> list[Path]:
-    """The scans named, with folders replaced by what they hold, each once.
+    """The scans named, with folders, data sets and manifests replaced by what they hold, each once.
 
     Raises:
         InputError: a folder without scans. Files that do not exist are left for the reader to refuse one by one.
     """
     found: dict[Path, None] = {}
     for path in map(check_path, given):
-        found |= dict.fromkeys(find_scans(path) if path.is_dir() else [path])
+        found |= dict.fromkeys(list_scans(path) if path.is_dir() or path.suffix == ".json" else [path])
     return list(found)
 
 

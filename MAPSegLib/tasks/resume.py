@@ -19,6 +19,9 @@ _FREE = (
     "images",
     "labels",
     "from_labels",
+    "source",
+    "source_labels",
+    "source_from_labels",
 )  # their files are compared instead
 _FREE_OPTIONS = ("device", "threads")
 

@@ -1,4 +1,4 @@
-"""Segmentation and test-time adaptation: many scans, one report, and a bad scan that stops no other."""
+"""Segmentation and adaptation: many scans, one report, and a bad scan that stops no other."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
+from ..config import check_path
 from ..errors import Cancelled, MAPSegError
 from ..jobs import AdaptJob, Report, SegmentJob
+from ..manifests import list_pairs
 from ..models import ModelCard, load_card, load_model, resolve, save_model
 from ..reports import plain, write_csv, write_json
-from ..volumes import Volume, read_image, write_volume
+from ..volumes import Volume, find_scans, read_image, write_volume
 from . import resume
 from .outputs import ScanOutputs, collect_scans, output_folder, refuse_existing
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from ..datasets import Source
     from ..inference import Progress, Segmentation
     from ..networks.segmenter import Segmenter
     from ..quality import Assessment
@@ -199,6 +202,7 @@ def adapt(job: AdaptJob, report: Report) -> dict[str, Any]:
     _refuse_existing(job, outputs, scans, kinds)
     path = resolve(job.model)
     load_card(path)
+    known = _source_files(job)
     with output_folder(outputs.folder), output_folder(outputs.beside("adaptation")) as folder:
         model, card = load_model(path, job.options.device)
         findings = _Findings(job, card, outputs, report)
@@ -215,10 +219,12 @@ def adapt(job: AdaptJob, report: Report) -> dict[str, Any]:
             with findings.isolated(scan):
                 volumes[scan] = read_image(scan)
         if volumes:
-            with resume.claim(folder, job, [path, *volumes]) as resumed:
+            source = _source(job, card, known)
+            files = [file for case in known for file in case if file]
+            with resume.claim(folder, job, [path, *volumes, *files]) as resumed:
                 if resumed:
                     report("log", message="Continuing an adaptation that was interrupted.")
-                adapted = _adapt(model, card, volumes, job, folder, report)
+                adapted = _adapt(model, card, volumes, source, job, folder, report)
             findings.extra["adaptation"] = {
                 "steps": adapted.steps,
                 "best_step": adapted.best_step,
@@ -234,10 +240,30 @@ def adapt(job: AdaptJob, report: Report) -> dict[str, Any]:
         return result
 
 
+def _source_files(job: AdaptJob) -> list[tuple[Path | None, Path]]:
+    """Images, None where they are synthesised, and label maps of the source; none without one."""
+    if job.source_from_labels:
+        return [(None, path) for path in find_scans(check_path(job.source_from_labels))]
+    if job.source is None:
+        return []
+    return list_pairs(check_path(job.source), check_path(job.source_labels) if job.source_labels else None)
+
+
+def _source(job: AdaptJob, card: ModelCard, files: Sequence[tuple[Path | None, Path]]) -> Source | None:
+    from ..augmentation import published_source
+    from ..datasets import ScanSource, SyntheticSource
+
+    if job.source_from_labels:
+        maps = [label for _, label in files]
+        return SyntheticSource(maps, card.labels, card.preprocessing, job.source_contrast)
+    return ScanSource(files, card.labels, card.preprocessing, published_source) if files else None
+
+
 def _adapt(
     model: Segmenter,
     card: ModelCard,
     volumes: dict[Path, Volume],
+    source: Source | None,
     job: AdaptJob,
     folder: Path,
     report: Report,
@@ -259,7 +285,7 @@ def _adapt(
 
     try:
         scans = list(volumes.values())
-        return run(model, card, scans, job.options, folder, report, preview, uncertainty=job.uncertainty)
+        return run(model, card, scans, job.options, folder, report, preview, job.uncertainty, source=source)
     finally:
         for file in folder.glob("preview_*.nii.gz"):  # those of a killed run, too
             with suppress(OSError):

@@ -13,6 +13,7 @@ from .. import __version__
 from ..config import ARCHITECTURES, InferenceOptions, Label, Preprocessing, TrainingOptions, check_path
 from ..errors import InputError
 from ..jobs import Report, TrainJob
+from ..manifests import list_pairs
 from ..models import SUFFIX, ModelCard, load_card, load_model, resolve, save_model
 from ..volumes import find_scans, read_labels
 from . import resume
@@ -119,9 +120,7 @@ def _material(
 def _cases(job: TrainJob) -> list[Case]:
     if job.from_labels:
         return [(None, path) for path in find_scans(check_path(job.from_labels))]
-    from ..datasets import pair_folders
-
-    return pair_folders(check_path(job.images), check_path(job.labels))
+    return list_pairs(check_path(job.images), check_path(job.labels) if job.labels else None)
 
 
 def _volumes(cases: Sequence[Case], job: TrainJob, report: Report) -> list[dict[int, float]]:

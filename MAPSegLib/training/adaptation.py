@@ -1,13 +1,14 @@
-"""Test-time (source-free) adaptation: a trained source model, target scans, no labels (sections 3.2 and 3.6).
+"""Adaptation to target scans without labels (sections 3.2, 3.4 and 3.6), with a labelled source beside them or without.
 
-The EMA teacher labels whole patches; the student learns those labels from masked and plain patches. The step
-that is kept, and whether it is kept at all, is decided by measures that training does not touch
-(:mod:`MAPSegLib.quality`).
+The EMA teacher labels whole patches; the student learns those labels from masked and plain patches, and the
+source's labels from its scans (:mod:`MAPSegLib.training.terms`). The step that is kept, and whether it is kept at
+all, is decided by measures that training does not touch (:mod:`MAPSegLib.quality`). The paper chooses by Dice on
+source validation scans minus half the mean loss on the pseudo-labels; the target's part of it is a loss that falls
+while results get worse, and source scans would have to be set aside, so both settings are judged alike here.
 """
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -16,20 +17,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-from ..config import AdaptationOptions, InferenceOptions
-from ..datasets import PatchBatch, cut_patches
+from ..config import AdaptationBase, InferenceOptions
+from ..datasets import Source
 from ..errors import Stopped
 from ..inference import Segmentation, segment_scan
-from ..losses import cosine_loss, segmentation_loss
-from ..networks.segmenter import Segmenter, sample_global
+from ..networks.segmenter import Segmenter
 from ..preprocessing import Scan, prepare, restore
 from ..quality import Assessment, assess_scan
 from ..volumes import Volume
 from .contrast import search_curve
 from .loop import Clock, Loop, Record
-from .views import show
+from .terms import Centralised, SourceFree, Terms, ema_decay
 
 Report = Callable[..., None]
 Preview = Callable[[int, np.ndarray, int], None]
@@ -71,69 +71,16 @@ class Adapted:
     results: list[ScanResult] = field(default_factory=list)
 
 
-def with_curve(model: Segmenter, knots: int) -> Segmenter:
-    """A copy of ``model`` with an identity intensity curve before its encoder, unless it has one."""
-    if model.architecture.curve_knots or not knots:
-        return copy.deepcopy(model)
-    architecture = model.architecture.model_copy(update={"curve_knots": knots})
-    new = model.with_architecture(architecture)
-    missing, unexpected = new.load_state_dict(model.state_dict(), strict=False)
-    assert not unexpected and missing == ["curve.values"]
-    return new
-
-
-def target_losses(
-    loop: Loop, batch: PatchBatch, options: AdaptationOptions
-) -> tuple[dict[str, Tensor], dict]:
-    """L_seg of masked and plain patches against the teacher's labels, and the global-local terms.
-
-    Patches: all are masked for the first term; the first half is shown plain as well.
-
-    Returns:
-        the terms, and eta of the teacher's labels (total, and per class present).
-    """
-    teacher = loop.ema
-    with torch.inference_mode(), loop.autocast():
-        features, whole = teacher.encode(batch.patches, batch.whole)
-        under = sample_global(whole, batch.low, batch.high, features.shape[2:])
-        probability, label = teacher.decode(features, under, batch.patches).float().softmax(1).max(1)
-        whole_label = teacher.decode(whole, whole, batch.whole).argmax(1)
-    label, whole_label = label.clone(), whole_label.clone()
-    eta = _eta(probability, label, teacher.classes, options.confidence)
-
-    masked = len(batch.patches)
-    plain = -(-masked // 2) if options.plain_weight else 0
-    views = show(loop, batch, plain, masked, options)
-    terms = {"masked": segmentation_loss(views.logits[plain:], label)}
-    if plain:
-        terms["plain"] = options.plain_weight * segmentation_loss(views.logits[:plain], label[:plain])
-    if views.whole_logits is not None:
-        terms["global"] = 2 * options.global_weight * segmentation_loss(views.whole_logits[-1:], whole_label)
-    if options.cosine_weight:
-        alike = cosine_loss(views.local_features[plain:], views.global_features[plain:])
-        terms["cosine"] = 2 * options.cosine_weight * alike
-    return terms, eta
-
-
-def _eta(probability: Tensor, label: Tensor, classes: int, threshold: float) -> dict:
-    """Share of voxels whose teacher probability reaches the threshold: of all, and of each class given."""
-    sure = (probability >= threshold).flatten()
-    flat = label.flatten()
-    count = torch.bincount(flat, minlength=classes)
-    hits = torch.bincount(flat[sure], minlength=classes)
-    per_class = {int(c): float(hits[c] / count[c]) for c in count.nonzero().flatten()}
-    return {"total": float(sure.float().mean()), "per_class": per_class}
-
-
 def adapt(
     model: Segmenter,
     card,
     volumes: Sequence[Volume],
-    options: AdaptationOptions,
+    options: AdaptationBase,
     folder: Path,
     report: Report,
     preview: Preview | None = None,
     uncertainty: bool = False,
+    source: Source | None = None,
 ) -> Adapted:
     """Adapt a source model to target scans and segment them with the best step, or the source where that is better.
 
@@ -143,19 +90,24 @@ def adapt(
         model: the source model; not changed.
         card: its :class:`~MAPSegLib.models.ModelCard`.
         volumes: one or several scans of one target domain.
+        options: :class:`~MAPSegLib.config.CentralisedOptions` with a ``source``, else
+            :class:`~MAPSegLib.config.AdaptationOptions`.
         report: told ``progress`` at every step; raising :class:`~MAPSegLib.errors.Stopped` keeps the best so far.
         preview: given label maps while adaptation goes on.
+        source: labelled scans to train on as well; without them adaptation is source-free.
 
     Raises:
         MemoryExhausted: segmenting did not fit anywhere.
     """
     scans = [prepare(volume, card.preprocessing) for volume in volumes]
-    student = with_curve(model, options.curve_knots)
-    loop = Loop(student, options, ema_decay=options.ema_decay, rates={"curve.": options.curve_rate})
+    terms: Terms = (
+        SourceFree(options) if source is None else Centralised(options, source, card.preprocessing.spacing)
+    )
+    loop = Loop(terms.student(model), options, ema_decay(options, terms.warmup), rates=terms.rates)
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
         loop.load(checkpoint)
-    run = _Run(loop, card, scans, options, Record(folder / "metrics.jsonl", loop.step), checkpoint)
+    run = _Run(loop, card, scans, terms, options, Record(folder / "metrics.jsonl", loop.step), checkpoint)
     with suppress(Stopped):
         run.go(report, preview)
     best = loop.ema
@@ -174,7 +126,8 @@ class _Run:
     loop: Loop
     card: object
     scans: list[Scan]
-    options: AdaptationOptions
+    terms: Terms
+    options: AdaptationBase
     record: Record
     checkpoint: Path
     shown: float = float("-inf")
@@ -190,7 +143,7 @@ class _Run:
             eta: dict = {}
 
             def losses(eta: dict = eta) -> dict[str, Tensor]:
-                terms, measured = target_losses(loop, self._batch(), options)
+                terms, measured = self.terms(loop, self)
                 eta.update(measured)
                 return terms
 
@@ -203,17 +156,18 @@ class _Run:
                 steps=options.steps,
                 seconds_left=left,
                 losses=values,
-                eta=eta["total"],
+                eta=eta.get("total"),
             )
-            if loop.step % options.check_every == 0 or loop.step == options.steps:
+            if loop.step % options.check_every == 0 or loop.step in (self.terms.warmup, options.steps):
                 loop.extra["seconds"] = spent + clock.elapsed()
-                self._check(values, eta, preview)
+                if loop.step >= self.terms.warmup:  # nothing has been learnt of the target before
+                    self._check(values, eta, preview)
                 loop.save(self.checkpoint)
 
     def _find_contrast(self, preview: Preview | None) -> None:
         """Start from the curve that the search found on the first scan, if all scans are understood better with it."""
         loop, scan = self.loop, self.scans[0]
-        if not (self.options.search and self.options.curve_knots):
+        if not self.terms.searches:
             return
         box_ml = float(np.prod(scan.grid.box_shape) * np.prod(scan.grid.canonical_spacing)) / 1000
         curve = search_curve(
@@ -231,13 +185,10 @@ class _Run:
             for network, values in zip((self.loop.model, self.loop.ema), curves, strict=True):
                 network.curve.values.copy_(values)
 
-    def _batch(self) -> PatchBatch:
-        """Patches of one scan, half of them about structures that the last check found."""
-        loop, a = self.loop, self.loop.model.architecture
-        index = int(torch.randint(len(self.scans), (), generator=loop.generator))
-        image, guess = self.scans[index].image, loop.extra["guess"][index]
-        batch = cut_patches(image, self.options.patches, a.patch, a.global_size, loop.generator, guess, 0.5)
-        return batch.to(loop.device)
+    def draw(self, generator: Generator) -> tuple[Tensor, Tensor]:
+        """A target scan, and the class indices that the last check found in it."""
+        index = int(torch.randint(len(self.scans), (), generator=generator))
+        return self.scans[index].image, self.loop.extra["guess"][index]
 
     def _check(self, losses: dict, eta: dict | None, preview: Preview | None, margin: float = 0.0) -> None:
         """Judge the teacher on every scan without labels; remember it when it beats the best so far by the margin."""
@@ -275,7 +226,7 @@ def _gate(
     adapted: Segmenter,
     card,
     scan: Scan,
-    options: AdaptationOptions,
+    options: AdaptationBase,
     inference: InferenceOptions,
     uncertainty: bool,
 ) -> ScanResult:

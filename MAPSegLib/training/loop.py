@@ -28,7 +28,7 @@ class Loop:
     Args:
         model: trained in place.
         options: learning rate, weight decay, seed, device, precision and threads are read from it.
-        ema_decay: share of the average that one step leaves.
+        ema_decay: share of the average that one step leaves; the same at every step, or a function of it.
         rate: factor on the learning rate at a step; constant when absent.
         betas: of AdamW.
         young: let a young average forget faster, as a model trained from scratch needs; a teacher that starts
@@ -40,7 +40,7 @@ class Loop:
         self,
         model: nn.Module,
         options,
-        ema_decay: float,
+        ema_decay: float | Callable[[int], float],
         rate: Callable[[int], float] | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
         young: bool = False,
@@ -92,7 +92,9 @@ class Loop:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
         if torch.isfinite(norm):
             self.optimizer.step(self.rate(self.step))
-            decay = min(self.ema_decay, (1 + self.step) / (10 + self.step)) if self.young else self.ema_decay
+            decay = self.ema_decay(self.step) if callable(self.ema_decay) else self.ema_decay
+            if self.young:
+                decay = min(decay, (1 + self.step) / (10 + self.step))
             with torch.no_grad():
                 torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - decay)
         else:

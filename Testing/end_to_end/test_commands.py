@@ -135,6 +135,81 @@ def test_adapt(model, data, tmp_path):
     assert card.provenance["adapted_from"] == "ball"
 
 
+def test_adapt_beside_a_source(model, data, tmp_path):
+    """Through the command and through Python, from two folders and from a manifest: the same weights."""
+    scans, options = data / "images" / "case0.nii.gz", tmp_path / "options.json"
+    cases = [
+        {"image": str(data / "images" / f"case{i}.nii.gz"), "label": str(data / "labels" / f"case{i}.nii.gz")}
+        for i in range(3)
+    ]
+    (tmp_path / "cases.json").write_text(json.dumps({"cases": cases}))
+    options.write_text(json.dumps({"check_every": 2}))
+    folders = ["--source", data / "images", "--source-labels", data / "labels"]
+    flags = ["--steps", 4, "--warmup", 2, "--preset", "v2", "--save-model", "--options", options, *CPU]
+    mapseg("adapt", model, scans, "-o", tmp_path / "cli", *folders, *flags)
+    events = []
+    result = api.adapt(
+        model,
+        scans,
+        tmp_path / "api",
+        source=tmp_path / "cases.json",
+        save_model=True,
+        report=events.append,
+        **{"steps": 4, "warmup": 2, "preset": "v2", "check_every": 2},
+        **{"threads": 1, "device": "cpu", "precision": "fp32"},
+    )
+    assert result["adaptation"]["steps"] == 4 and result["options"]["preset"] == "v2"
+    assert [entry["step"] for entry in result["adaptation"]["history"]] == [0, 2, 4]
+    losses = [event["losses"] for event in events if event.get("stage") == "adapt"]
+    assert not any("target" in name for name in losses[1]) and any("target" in name for name in losses[2])
+    assert files(tmp_path / "cli") == files(tmp_path / "api")
+    ours, theirs = (load_model(tmp_path / f / "adapted_model.safetensors") for f in ("cli", "api"))
+    assert ours[1].provenance["options"]["warmup"] == 2
+    for a, b in zip(ours[0].state_dict().values(), theirs[0].state_dict().values(), strict=True):
+        assert np.array_equal(a.numpy(), b.numpy())
+
+
+def test_a_source_is_refused_with_its_file(model, data, tmp_path):
+    start = ["adapt", model, data / "images" / "case0.nii.gz", "-o", tmp_path / "out"]
+    assert "No image in" in refused(*start, "--source", data / "images")
+    assert "does not exist" in refused(*start, "--source", tmp_path / "absent.json")
+    broken = tmp_path / "cases.json"
+    broken.write_text('{"cases": [{"image": "gone.nii.gz"}]}')
+    assert "gone.nii.gz, which does not exist" in refused(*start, "--source", broken)
+    assert "source_labels need a source" in refused(*start, "--source-labels", data / "labels")
+    assert "options.preset" in refused(*start, "--preset", "paper")
+    shutil.copy(data / "images" / "case0.nii.gz", tmp_path / "image.nii.gz")
+    other = nib.Nifti1Image(np.ones((4, 4, 4), np.uint8), np.eye(4))
+    nib.save(other, tmp_path / "label.nii.gz")
+    broken.write_text('{"cases": [{"image": "image.nii.gz", "label": "label.nii.gz"}]}')
+    assert "label.nii.gz has 4 x 4 x 4 voxels" in refused(*start, "--source", broken)
+    assert not (tmp_path / "out").exists()
+
+
+def test_adapt_beside_a_synthesised_source(anatomy, tmp_path):
+    labels = tmp_path / "labels.json"
+    labels.write_text('{"10": "left thalamus", "49": "right thalamus"}')
+    options = tmp_path / "options.json"
+    options.write_text('{"patches": 1}')
+    arguments = ["--from-labels", anatomy, "--label-table", labels, "--spacing", 4, "--name", "made"]
+    arguments += ["--preset", "tiny", "--steps", 1, "--options", options, "-o", tmp_path / "m"]
+    mapseg("train", *arguments, *CPU)
+    mapseg("synthesise", anatomy, "-o", tmp_path / "s", "--spacing", 4, "--contrast", "t2")
+    arguments = [tmp_path / "m" / "made.safetensors", tmp_path / "s" / "images", "-o", tmp_path / "out"]
+    mapseg("adapt", *arguments, "--source-from-labels", anatomy, "--steps", 2, "--warmup", 1, *CPU)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["adaptation"]["steps"] == 2 and "target_masked" in str(report["adaptation"]["history"])
+
+
+def test_a_training_reads_a_data_set(data, tmp_path):
+    for ours, theirs in (("images", "imagesTr"), ("labels", "labelsTr")):
+        shutil.copytree(data / ours, tmp_path / "set" / theirs)
+    (tmp_path / "set" / "dataset.json").write_text('{"modality": {"0": "MRI"}}')
+    arguments = ["--images", tmp_path / "set", "--name", "x", "--preset", "tiny", "--steps", 1]
+    mapseg("train", *arguments, "--spacing", 2, "-o", tmp_path / "out", *CPU)
+    assert load_card(tmp_path / "out" / "x.safetensors").provenance["cases"] == 3
+
+
 def test_adaptation_can_be_stopped_with_its_best_so_far(model, data, tmp_path):
     events = []
     content = {"task": "adapt", "model": str(model), "scans": [data / "images" / "case0.nii.gz"]}
@@ -392,7 +467,7 @@ def test_files_that_the_system_cuts_short(limit, model, data, tmp_path):
 def test_trainings_that_cannot_start(data, tmp_path):
     out = ["-o", tmp_path / "out", "--name", "x", *CPU]
     images, labels = ["--images", data / "images"], ["--labels", data / "labels"]
-    assert "either images and labels" in refused("train", *images, *out)
+    assert "has a label map" in refused("train", *images, *out)
     assert "too few to keep 3 back" in refused("train", *images, *labels, "--holdout", 3, *out)
     assert "label map" in refused("train", "--images", data / "labels", *labels, *out)
     table = tmp_path / "table.json"

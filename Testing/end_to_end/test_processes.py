@@ -75,6 +75,23 @@ def test_a_killed_adaptation_continues_to_the_same_weights(worker, model, data, 
     assert same_weights(tmp_path / "killed" / name, tmp_path / "whole" / name)
 
 
+def test_a_killed_adaptation_beside_a_source_continues_to_the_same_weights(worker, model, data, tmp_path):
+    scans = [data / "images" / "case0.nii.gz"]
+    options = {"steps": 8, "warmup": 3, "check_every": 2, "threads": 1, "precision": "fp32", "device": "cpu"}
+    where = {"source": data / "images", "source_labels": data / "labels", "save_model": True}
+    job = {"task": "adapt", "model": str(model), "scans": scans, "output": tmp_path / "killed", **where}
+    running = worker(job | {"options": options})
+    running.until(at_step(7))
+    assert running.signal(signal.SIGKILL) == -signal.SIGKILL
+
+    events = []
+    api.adapt(model, scans, tmp_path / "killed", report=events.append, **where, **options)
+    assert next(event["step"] for event in events if event.get("stage") == "adapt") > 3
+    api.adapt(model, scans, tmp_path / "whole", **where, **options)
+    name = "adapted_model.safetensors"
+    assert same_weights(tmp_path / "killed" / name, tmp_path / "whole" / name)
+
+
 def test_sigterm_cancels_and_keeps_the_checkpoint(worker, data, tmp_path):
     job = {
         "task": "train",

@@ -12,9 +12,10 @@ from MAPSegLib.config import AdaptationOptions
 from MAPSegLib.datasets import cut_patches
 from MAPSegLib.errors import Cancelled, Stopped
 from MAPSegLib.quality import Assessment
-from MAPSegLib.training import adaptation
-from MAPSegLib.training.adaptation import adapt, target_losses, with_curve
+from MAPSegLib.training import adaptation, terms
+from MAPSegLib.training.adaptation import adapt
 from MAPSegLib.training.loop import Loop
+from MAPSegLib.training.terms import target_losses, with_curve
 from MAPSegLib.training.views import show
 from MAPSegLib.volumes import Volume
 
@@ -130,7 +131,7 @@ def test_several_scans_are_adapted_to_together(tmp_path, monkeypatch):
         cut.append((image.shape, guess.shape))
         return cut_patches(image, count, patch, size, generator, guess, share)
 
-    monkeypatch.setattr(adaptation, "cut_patches", watch)
+    monkeypatch.setattr(terms, "cut_patches", watch)
     volumes = [volume(), volume((18, 24, 17), seed=1), volume((20, 18, 23), seed=2)]
     adapted = run(tmp_path, volumes=volumes, steps=8)
     assert [r.segmentation.labels.shape for r in adapted.results] == [v.shape for v in volumes]

@@ -13,7 +13,6 @@ from MAPSegLib.datasets import (
     SyntheticSource,
     crop,
     cut_patches,
-    pair_folders,
     resize_whole,
 )
 from MAPSegLib.errors import InputError
@@ -222,37 +221,3 @@ def test_labels_of_another_grid_are_refused(pair, tmp_path):
 
 
 # --- folders ------------------------------------------------------------------------------------------------------
-
-
-def folders(tmp_path, images, labels):
-    for name, files in (("images", images), ("labels", labels)):
-        (tmp_path / name).mkdir()
-        for file in files:
-            (tmp_path / name / file).touch()
-    return tmp_path / "images", tmp_path / "labels"
-
-
-@pytest.mark.parametrize(
-    ("images", "labels"),
-    [
-        (["b.nii.gz", "a.nii.gz"], ["a.nii.gz", "b.nii.gz"]),
-        (["a_img.nii.gz", "b_img.nii.gz"], ["a_label.nii.gz", "b_label.nii.gz"]),
-        (["a_0000.nii.gz", "b_0000.nii.gz"], ["a.nii.gz", "b.nii.gz", "c.nii.gz"]),
-        (["a_image.nrrd", "b_image.mha"], ["a_seg.nii.gz", "b_seg.nrrd"]),
-    ],
-)
-def test_images_find_their_labels_by_name(tmp_path, images, labels):
-    pairs = pair_folders(*folders(tmp_path, images, labels))
-    assert [(i.name[0], label.name[0]) for i, label in pairs] == [("a", "a"), ("b", "b")]
-    assert all(i.parent.name == "images" and label.parent.name == "labels" for i, label in pairs)
-
-
-def test_an_image_without_labels_is_named(tmp_path):
-    with pytest.raises(InputError, match="b.nii.gz"):
-        pair_folders(*folders(tmp_path, ["a.nii.gz", "b.nii.gz"], ["a.nii.gz"]))
-
-
-def test_folders_without_any_pair_are_refused_with_advice(tmp_path):
-    with pytest.raises(InputError, match="same name") as refusal:
-        pair_folders(*folders(tmp_path, ["a.nii.gz"], ["b.nii.gz"]))
-    assert refusal.value.advice

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from MAPSegLib.config import Label
+from MAPSegLib.config import AdaptationOptions, CentralisedOptions, Label
 from MAPSegLib.errors import InputError
 from MAPSegLib.jobs import AdaptJob, SegmentJob, TrainJob, build_job, parse_job
 from MAPSegLib.reports import write_csv, write_json
@@ -52,7 +52,8 @@ def test_a_training_has_one_kind_of_data():
     start = {"task": "train", "output": "out", "name": "x"}
     assert isinstance(build_job(start | {"images": "i", "labels": "l"}), TrainJob)
     assert isinstance(build_job(start | {"from_labels": "l"}), TrainJob)
-    for wrong in ({}, {"images": "i"}, {"images": "i", "labels": "l", "from_labels": "l"}, {"labels": "l"}):
+    assert isinstance(build_job(start | {"images": "a data set"}), TrainJob)
+    for wrong in ({}, {"images": "i", "labels": "l", "from_labels": "l"}, {"labels": "l"}):
         with pytest.raises(InputError, match="either images and labels, or from_labels"):
             build_job(start | wrong)
     with pytest.raises(InputError, match="init brings its own"):
@@ -235,3 +236,31 @@ def test_front_ends_start_light():
     code += "; import MAPSegLib.jobs, MAPSegLib.worker, MAPSegLib.console"
     code += "; assert not {'torch', 'nibabel', 'SimpleITK', 'scipy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_source_decides_which_options_an_adaptation_has():
+    start = {"task": "adapt", "model": "m", "scans": ["s"], "output": "out"}
+    alone = build_job(start | {"options": {"curve_knots": 0}}).options
+    beside = build_job(start | {"source": "s", "options": {"warmup": 5}}).options
+    assert type(alone) is AdaptationOptions and alone.ema_decay == 0.98 and alone.steps == 150
+    assert type(beside) is CentralisedOptions and (beside.warmup, beside.preset) == (5, "paper")
+    assert beside.ema_decay == "small" and beside.learning_rate == 1e-4
+    assert type(build_job(start | {"source_from_labels": "l"}).options) is CentralisedOptions
+    dumped = build_job(start | {"source": "s"}).model_dump(mode="json")
+    assert dumped["options"]["preset"] == "paper" and build_job(dumped) == build_job(start | {"source": "s"})
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"options": {"preset": "paper"}}, "options.preset: Extra inputs"),
+        ({"source": "s", "options": {"curve_knots": 4}}, "options.curve_knots: Extra inputs"),
+        ({"source": "s", "options": {"preset": "v3"}}, "options.preset: Input should be"),
+        ({"source": "s", "options": {"steps": 10, "warmup": 10}}, "warm-up of 10 steps leaves none"),
+        ({"source": "s", "source_from_labels": "l"}, "either source or source_from_labels"),
+        ({"source_labels": "l"}, "source_labels need a source"),
+    ],
+)
+def test_a_source_that_cannot_be_used_is_told(more, told):
+    with pytest.raises(InputError, match=told):
+        build_job({"task": "adapt", "model": "m", "scans": ["s"], "output": "out"} | more)

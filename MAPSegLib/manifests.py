@@ -1,0 +1,171 @@
+"""Where the cases of a data set are: its layout read into images and, where they are there, their label maps.
+
+Told apart by what is in the folder, the first that fits:
+
+manifest   a JSON file ``{"cases": [{"image": ..., "label": ...}, ...]}``, paths relative to it, ``label`` optional
+nnU-Net    ``dataset.json`` with ``imagesTr`` and ``labelsTr``; the Medical Segmentation Decathlon's is the same
+BIDS       ``sub-*/[ses-*/]anat``, label maps (``_dseg``, ``_seg``, ``_mask``) under ``derivatives``
+authors'   ``*_img`` and ``*_label`` files side by side, in the folder or in its ``*_train`` sub-folders
+plain      scans alone; label maps, named alike, in a folder that is given beside it
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from .config import Options
+from .errors import InputError
+from .formats import scan_suffix
+from .reports import read_json
+from .volumes import find_scans, scan_stem
+
+_DERIVED = ("space", "res", "den", "desc", "label", "atlas", "seg")
+"""BIDS entities that a label map has beyond those of its image."""
+_LABELS = ("dseg", "seg", "mask", "label")
+
+
+class Case(Options):
+    """A scan, and its label map where there is one."""
+
+    image: Path
+    label: Path | None = None
+
+
+class _Manifest(Options):
+    cases: tuple[Case, ...]
+
+
+def list_scans(place: Path) -> list[Path]:
+    """The scans of a data set, label maps left out.
+
+    Raises:
+        InputError: nothing there, or the layout is broken; the message names the file.
+    """
+    return [case.image for case in _cases(place)]
+
+
+def list_pairs(place: Path, labels: Path | None = None) -> list[tuple[Path, Path]]:
+    """The scans of a data set with their label maps.
+
+    Args:
+        labels: folder of the label maps, where ``place`` is a folder of scans alone.
+
+    Raises:
+        InputError: a scan without a label map, nothing there, or a broken layout; the message names the file.
+    """
+    if labels is not None:
+        cases = _pair(find_scans(place), find_scans(labels))
+        lacking = f"has a label map of the same name in {labels}"
+    else:
+        cases, lacking = _cases(place), "has a label map"
+    lonely = [case.image.name for case in cases if case.label is None]
+    if len(lonely) == len(cases):
+        raise InputError(
+            f"No image in {place} {lacking}.",
+            "Give the folder of the label maps; name both files alike: case01.nii.gz, or case01_img.nii.gz and "
+            "case01_label.nii.gz.",
+        )
+    if lonely:
+        raise InputError(
+            f"{place}: no label map{f' in {labels}' if labels else ''} for {', '.join(lonely[:5])}."
+        )
+    return [(case.image, case.label) for case in cases]
+
+
+def _cases(place: Path) -> list[Case]:
+    if place.is_file() and place.suffix == ".json":
+        return _manifest(place)
+    if (place / "dataset.json").is_file():
+        return _nnunet(place)
+    subjects = _anatomical(place)
+    if subjects:
+        return _bids(place, subjects)
+    folders = [p for p in sorted(place.glob("*_train")) if p.is_dir()] or [place]
+    paired = [case for folder in folders for case in _authors(folder)]
+    return paired or [Case(image=scan) for scan in find_scans(place)]
+
+
+def _manifest(path: Path) -> list[Case]:
+    try:
+        cases = TypeAdapter(_Manifest).validate_python(read_json(path, "a manifest")).cases
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(f"{path} is not a manifest: {where}: {first['msg']}.") from error
+    if not cases:
+        raise InputError(f"{path} lists no cases.")
+    files = [path.parent / file for case in cases for file in (case.image, case.label) if file]
+    for file in files:
+        if not file.exists():
+            raise InputError(f"{path} lists {file}, which does not exist.")
+    _refuse_twice(files, f"{path} lists")
+    return [
+        Case(image=path.parent / c.image, label=path.parent / c.label if c.label else None) for c in cases
+    ]
+
+
+def _nnunet(folder: Path) -> list[Case]:
+    about = read_json(folder / "dataset.json", "a data set")
+    channels = (about.get("channel_names") or about.get("modality") or {}) if isinstance(about, dict) else {}
+    if len(channels) > 1:
+        raise InputError(f"{folder / 'dataset.json'} names {len(channels)} channels; scans must have one.")
+    labels = folder / "labelsTr"
+    return _pair(find_scans(folder / "imagesTr"), find_scans(labels) if labels.is_dir() else [])
+
+
+def _authors(folder: Path) -> list[Case]:
+    files = find_scans(folder)
+    named = {kind: [f for f in files if scan_stem(f).endswith(kind)] for kind in ("_img", "_label")}
+    return _pair(named["_img"], named["_label"])
+
+
+def _anatomical(folder: Path) -> list[Path]:
+    """The scans of a BIDS data set, or nothing where the folder is none."""
+    anat = [p for pattern in ("sub-*/anat", "sub-*/ses-*/anat") for p in sorted(folder.glob(pattern))]
+    return [scan for place in anat for scan in find_scans(place)]
+
+
+def _bids(folder: Path, scans: list[Path]) -> list[Case]:
+    contrasts = sorted({scan_stem(scan).rsplit("_", 1)[-1] for scan in scans})
+    if len(contrasts) > 1:
+        raise InputError(
+            f"{folder} holds {' and '.join(contrasts)} scans; one contrast is needed.",
+            "List the scans of one, or write a manifest.",
+        )
+    found: dict[frozenset[str], Path] = {}
+    for file in sorted((folder / "derivatives").rglob("sub-*")):
+        if file.is_file() and scan_suffix(file) and scan_stem(file).rsplit("_", 1)[-1] in _LABELS:
+            other = found.setdefault(_entities(file), file)
+            if other != file:
+                raise InputError(f"{other} and {file} label the same scan.", "List the pairs in a manifest.")
+    return [Case(image=scan, label=found.get(_entities(scan))) for scan in scans]
+
+
+def _entities(path: Path) -> frozenset[str]:
+    """What a BIDS name says of the scan: ``sub-01``, ``ses-2``, ``run-1``."""
+    parts = [part for part in scan_stem(path).split("_") if "-" in part]
+    return frozenset(part for part in parts if part.split("-")[0] not in _DERIVED)
+
+
+def _pair(images: list[Path], labels: list[Path]) -> list[Case]:
+    """Match by name: ``case_img.nii.gz`` or ``case_0000.nii.gz`` belongs to ``case…``."""
+    by_stem = {_stem(path): path for path in labels}
+    cases = [Case(image=image, label=by_stem.get(_stem(image))) for image in images]
+    _refuse_twice([case.label for case in cases if case.label], "Two images are named like")
+    return cases
+
+
+def _refuse_twice(files: list[Path], what: str) -> None:
+    twice = [file for file, count in Counter(files).items() if count > 1]
+    if twice:
+        raise InputError(f"{what} {twice[0]}{' more than once' if what.endswith('lists') else ''}.")
+
+
+def _stem(path: Path) -> str:
+    stem = scan_stem(path)
+    for suffix in ("_img", "_image", "_label", "_labels", "_seg", "_0000"):
+        stem = stem.removesuffix(suffix)
+    return stem

@@ -1,0 +1,226 @@
+"""What a step of adaptation minimises: target terms alone, or with those of a labelled source beside them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .. import augmentation as aug
+from ..config import (
+    EMA_SCHEDULES,
+    RECIPES,
+    WARMUP,
+    AdaptationBase,
+    AdaptationOptions,
+    CentralisedOptions,
+    Views,
+)
+from ..datasets import PatchBatch, Source, cut_patches
+from ..losses import cosine_loss, segmentation_loss
+from ..networks.segmenter import Segmenter, sample_global
+from .loop import Loop
+from .views import show
+
+FOREGROUND_SHARE = 0.5
+"""Of the patches, cut about a structure: one of the labels', or one that the last check found."""
+
+
+class Terms(Protocol):
+    """A setting of adaptation."""
+
+    warmup: int
+    """Steps before the target takes part."""
+    searches: bool
+    """Whether an intensity curve is looked for first."""
+    rates: dict[str, float]
+    """Learning rates of parameters by the start of their names."""
+
+    def student(self, model: Segmenter) -> Segmenter:
+        """The network to train, from a source model that stays as it is."""
+        ...
+
+    def __call__(self, loop: Loop, target: Source) -> tuple[dict[str, Tensor], dict]:
+        """The terms of one step.
+
+        Args:
+            target: the unlabelled scans, each with the class indices that the last check found.
+
+        Returns:
+            the terms by name, and eta of the teacher's labels (total, and per class present; empty without them).
+        """
+        ...
+
+
+def with_curve(model: Segmenter, knots: int) -> Segmenter:
+    """A copy of ``model`` with an identity intensity curve before its encoder, unless it has one."""
+    if model.architecture.curve_knots or not knots:
+        return copy.deepcopy(model)
+    architecture = model.architecture.model_copy(update={"curve_knots": knots})
+    new = model.with_architecture(architecture)
+    missing, unexpected = new.load_state_dict(model.state_dict(), strict=False)
+    assert not unexpected and missing == ["curve.values"]
+    return new
+
+
+def draw_batch(loop: Loop, scans: Source, options: AdaptationBase) -> PatchBatch:
+    """Patches of one scan drawn from ``scans``, on the device."""
+    a = loop.model.architecture
+    image, classes = scans.draw(loop.generator)
+    batch = cut_patches(
+        image, options.patches, a.patch, a.global_size, loop.generator, classes, FOREGROUND_SHARE
+    )
+    return batch.to(loop.device)
+
+
+@dataclass
+class SourceFree:
+    """Test-time adaptation (section 3.6): the target's terms, and an intensity curve that learns faster."""
+
+    options: AdaptationOptions
+
+    def __post_init__(self) -> None:
+        self.warmup = 0
+        self.searches = self.options.search and bool(self.options.curve_knots)
+        self.rates = {"curve.": self.options.curve_rate}
+
+    def student(self, model: Segmenter) -> Segmenter:
+        return with_curve(model, self.options.curve_knots)
+
+    def __call__(self, loop: Loop, target: Source) -> tuple[dict[str, Tensor], dict]:
+        return target_losses(loop, draw_batch(loop, target, self.options), self.options)
+
+
+@dataclass
+class Centralised:
+    """Adaptation beside a labelled source (section 3.4): a warm-up on the source alone, then both domains.
+
+    No intensity curve: it would change the source's scans, too.
+    """
+
+    options: CentralisedOptions
+    source: Source
+    spacing: tuple[float, float, float]
+    """Of the target's working grid, mm."""
+
+    def __post_init__(self) -> None:
+        self.warmup, self.searches, self.rates = self.options.warmup, False, {}
+
+    def student(self, model: Segmenter) -> Segmenter:
+        return copy.deepcopy(model)
+
+    def __call__(self, loop: Loop, target: Source) -> tuple[dict[str, Tensor], dict]:
+        recipe = RECIPES[self.options.preset]
+        warming = loop.step < self.warmup
+        source = draw_batch(loop, self.source, self.options)
+        terms = domain_losses(loop, source, WARMUP if warming else recipe.source, self.options, "source")
+        if warming:
+            return terms, {}
+        moved = _Moved(target, torch.tensor(self.spacing))
+        batch, eta = pseudo_label(loop, draw_batch(loop, moved, self.options), self.options.confidence)
+        return terms | domain_losses(loop, batch, recipe.target, self.options, "target"), eta
+
+
+@dataclass
+class _Moved:
+    """The target's scans with the geometric augmentation that both domains share."""
+
+    scans: Source
+    spacing: Tensor
+
+    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        return aug.published_geometry(*self.scans.draw(generator), self.spacing, generator)
+
+
+def ema_decay(options: AdaptationBase, warmup: int) -> Callable[[int], float]:
+    """The teacher's decay at a step. During the warm-up it is 0, so that the teacher starts as the student."""
+
+    def decay(step: int) -> float:
+        if step < warmup:
+            return 0.0
+        if not isinstance(options.ema_decay, str):
+            return options.ema_decay
+        return next(share for until, share in EMA_SCHEDULES[options.ema_decay] if step - warmup < until)
+
+    return decay
+
+
+def pseudo_label(loop: Loop, batch: PatchBatch, confidence: float) -> tuple[PatchBatch, dict]:
+    """The batch with the teacher's labels, from whole patches and the whole scan; and their eta."""
+    teacher = loop.ema
+    with torch.inference_mode(), loop.autocast():
+        features, whole = teacher.encode(batch.patches, batch.whole)
+        under = sample_global(whole, batch.low, batch.high, features.shape[2:])
+        probability, label = teacher.decode(features, under, batch.patches).float().softmax(1).max(1)
+        whole_label = teacher.decode(whole, whole, batch.whole).argmax(1)
+    label, whole_label = label.clone(), whole_label.clone()  # out of inference mode, for autograd to keep
+    eta = _eta(probability, label, teacher.classes, confidence)
+    return replace(batch, target=label, whole_target=whole_label), eta
+
+
+def _eta(probability: Tensor, label: Tensor, classes: int, threshold: float) -> dict:
+    """Share of voxels whose teacher probability reaches the threshold: of all, and of each class given."""
+    sure = (probability >= threshold).flatten()
+    flat = label.flatten()
+    count = torch.bincount(flat, minlength=classes)
+    hits = torch.bincount(flat[sure], minlength=classes)
+    per_class = {int(c): float(hits[c] / count[c]) for c in count.nonzero().flatten()}
+    return {"total": float(sure.float().mean()), "per_class": per_class}
+
+
+def target_losses(
+    loop: Loop, batch: PatchBatch, options: AdaptationOptions
+) -> tuple[dict[str, Tensor], dict]:
+    """L_seg of masked and plain patches against the teacher's labels, and the global-local terms.
+
+    Patches: all are masked for the first term; the first half is shown plain as well.
+
+    Returns:
+        the terms, and eta of the teacher's labels (total, and per class present).
+    """
+    batch, eta = pseudo_label(loop, batch, options.confidence)
+    masked = len(batch.patches)
+    plain = -(-masked // 2) if options.plain_weight else 0
+    views = show(loop, batch, plain, masked, options)
+    terms = {"masked": segmentation_loss(views.logits[plain:], batch.target)}
+    if plain:
+        terms["plain"] = options.plain_weight * segmentation_loss(views.logits[:plain], batch.target[:plain])
+    if views.whole_logits is not None:
+        whole = segmentation_loss(views.whole_logits[-1:], batch.whole_target)
+        terms["global"] = 2 * options.global_weight * whole
+    if options.cosine_weight:
+        alike = cosine_loss(views.local_features[plain:], views.global_features[plain:])
+        terms["cosine"] = 2 * options.cosine_weight * alike
+    return terms, eta
+
+
+def domain_losses(
+    loop: Loop, batch: PatchBatch, weights: Views, options: CentralisedOptions, domain: str
+) -> dict[str, Tensor]:
+    """Sum over the views v of w_v [L_seg(f(x_v), y) + 2 gamma L_seg(f(X_v), Y) + 2 delta L_cos(x_v, X_v)].
+
+    Every patch is shown in every view that has a weight, all in one pass (sections 3.3 and 3.4).
+
+    Args:
+        batch: with labels, true ones or the teacher's.
+        weights: of the views (see :data:`~MAPSegLib.config.RECIPES`).
+        domain: goes before the terms' names.
+    """
+    count = len(batch.patches)
+    shown = {name: weight for name, weight in weights._asdict().items() if weight}
+    views = show(loop, batch, count * ("plain" in shown), count * ("masked" in shown), options)
+    terms: dict[str, Tensor] = {}
+    for place, (name, weight) in enumerate(shown.items()):
+        part = slice(place * count, (place + 1) * count)
+        terms[f"{domain}_{name}"] = weight * segmentation_loss(views.logits[part], batch.target)
+        if views.whole_logits is not None:
+            whole = segmentation_loss(views.whole_logits[place : place + 1], batch.whole_target)
+            terms[f"{domain}_{name}_global"] = 2 * options.global_weight * weight * whole
+        if options.cosine_weight:
+            alike = cosine_loss(views.local_features[part], views.global_features[part])
+            terms[f"{domain}_{name}_cosine"] = 2 * options.cosine_weight * weight * alike
+    return terms

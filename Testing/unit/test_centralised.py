@@ -1,0 +1,263 @@
+"""Centralised adaptation: its losses against the published equations, the warm-up, the teacher, exact resume."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from model_cases import card_of, tiny_model
+from test_adaptation import same, volume
+
+from MAPSegLib.augmentation import PUBLISHED_CHANCE, published_geometry, published_source
+from MAPSegLib.config import CentralisedOptions
+from MAPSegLib.datasets import cut_patches
+from MAPSegLib.errors import Cancelled
+from MAPSegLib.masking import cube_mask
+from MAPSegLib.networks.segmenter import sample_global
+from MAPSegLib.training import terms
+from MAPSegLib.training.adaptation import adapt
+from MAPSegLib.training.loop import Loop
+from MAPSegLib.training.terms import Centralised, ema_decay
+
+GAMMA, DELTA, BETA = 0.05, 0.025, 0.5
+
+
+class Blobs:
+    """Labelled scans made up at every draw."""
+
+    def __init__(self):
+        self.drawn = 0
+
+    def draw(self, generator):
+        self.drawn += 1
+        image = torch.rand(20, 18, 22, generator=generator) * 0.9 + 0.05
+        return image, (image * 4).long()
+
+
+def options(**changes):
+    own = dict(steps=6, warmup=2, minutes=1000.0, mask_cube=4, check_every=2, patience=100)
+    own |= dict(device="cpu", precision="fp32", preview_seconds=0.0)
+    return CentralisedOptions(**own | changes)
+
+
+def run(folder, *, model=None, source=None, report=lambda *_, **__: None, **changes):
+    model = model or tiny_model(dropout=0.3)
+    folder.mkdir(exist_ok=True)
+    volumes = [volume(), volume((18, 24, 17), seed=1)]
+    return adapt(model, card_of(model), volumes, options(**changes), folder, report, source=source or Blobs())
+
+
+# --- the equations --------------------------------------------------------------------------------------------------
+
+
+def literal_l_seg(logits, target):
+    probability = logits.softmax(1)
+    hot = F.one_hot(target, logits.shape[1]).movedim(-1, 1).float()
+    axes = (0, 2, 3, 4)
+    dice = 2 * (probability * hot).sum(axes) / (probability.sum(axes) + hot.sum(axes))
+    present = hot.sum(axes) > 0
+    return F.cross_entropy(logits, target) - dice[1:][present[1:]].mean()
+
+
+class Literal:
+    """One view of a domain, every term from passes of its own."""
+
+    def __init__(self, network, batch, x, whole):
+        self.f, self.batch, self.x, self.X = network, batch, x, whole
+
+    def features(self):
+        local, glo = self.f.features(self.x), self.f.features(self.X)
+        return local, sample_global(glo, self.batch.low, self.batch.high, local.shape[2:])
+
+    def patch_logits(self):
+        return self.f.decode(*self.features(), self.x)
+
+    def whole_logits(self):
+        return self.f.decode(self.f.features(self.X), self.f.features(self.X), self.X)
+
+    def l_seg(self, y):
+        return literal_l_seg(self.patch_logits(), y)
+
+    def l_seg_whole(self, y):
+        return literal_l_seg(self.whole_logits(), y)
+
+    def l_cos(self):
+        local, glo = self.features()
+        dot, norms = (local * glo).sum(1), local.norm(dim=1) * glo.norm(dim=1)
+        return 1 - (dot / norms.clamp(min=1e-8)).mean()
+
+
+def hidden(batch, generator):
+    """The masked views, from the masks that a step draws."""
+    x = batch.patches * cube_mask(batch.patches.shape, 4, 0.7, generator)
+    return x, batch.whole * cube_mask(batch.whole.shape, 2, 0.7, generator)
+
+
+def one_step(preset, monkeypatch):
+    """The terms of a step after the warm-up, and the views that it saw: of source and target, plain and masked."""
+    own = options(preset=preset, warmup=0, patches=2)
+    loop = Loop(tiny_model(dropout=0.0), own, ema_decay(own, 0))
+    with torch.no_grad():
+        for parameter in loop.ema.parameters():  # a teacher of its own
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=loop.generator))
+    drawn = Blobs()
+    batches = [
+        cut_patches(pair[0], 2, 16, 16, loop.generator, pair[1])
+        for pair in (drawn.draw(loop.generator), drawn.draw(loop.generator))
+    ]
+    left = list(batches)
+    monkeypatch.setattr(terms, "draw_batch", lambda *_: left.pop(0))
+    state = loop.generator.get_state()
+    loop.model.train()
+    computed, eta = Centralised(own, Blobs(), (1.0, 1.0, 1.0))(loop, Blobs())
+    replay = torch.Generator()
+    replay.set_state(state)
+    source, target = batches
+    views = [
+        Literal(loop.model, source, source.patches, source.whole),
+        Literal(loop.model, source, *hidden(source, replay)),
+        Literal(loop.model, target, target.patches, target.whole),
+        Literal(loop.model, target, *hidden(target, replay)),
+    ]
+    with torch.no_grad():
+        teacher = Literal(loop.ema, target, target.patches, target.whole)
+        labels = teacher.patch_logits().argmax(1), teacher.whole_logits().argmax(1)
+    return loop, computed, eta, views, (source.target, source.whole_target), labels
+
+
+@pytest.mark.parametrize("preset", ["paper", "v2"])
+def test_a_step_minimises_the_published_loss(monkeypatch, preset):
+    loop, computed, eta, (s, sm, t, tm), (y, Y), (pseudo, Pseudo) = one_step(preset, monkeypatch)
+    if preset == "paper":
+        glc = GAMMA * (s.l_seg_whole(Y) + sm.l_seg_whole(Y)) + DELTA * (s.l_cos() + sm.l_cos())
+        glc = glc + 2 * GAMMA * tm.l_seg_whole(Pseudo) + 2 * DELTA * tm.l_cos()
+        expected = BETA * s.l_seg(y) + tm.l_seg(pseudo) + BETA * sm.l_seg(y) + glc
+    else:
+        glc = GAMMA * (t.l_seg_whole(Pseudo) + tm.l_seg_whole(Pseudo)) + DELTA * (t.l_cos() + tm.l_cos())
+        glc = glc + 2 * GAMMA * sm.l_seg_whole(Y) + 2 * DELTA * sm.l_cos()
+        expected = sm.l_seg(y) + (t.l_seg(pseudo) + tm.l_seg(pseudo)) / 2 + glc
+    total = sum(computed.values())
+    assert float(total.detach()) == pytest.approx(float(expected.detach()), abs=1e-5)
+    ours = torch.autograd.grad(total, list(loop.model.parameters()))
+    theirs = torch.autograd.grad(expected, list(loop.model.parameters()))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)  # sums in another order
+    assert 0 <= eta["total"] <= 1 and all(p.grad is None for p in loop.ema.parameters())
+
+
+def test_the_presets_differ():
+    totals = []
+    for preset in ("paper", "v2"):
+        with pytest.MonkeyPatch.context() as patch:
+            totals.append(float(sum(one_step(preset, patch)[1].values()).detach()))
+    assert abs(totals[0] - totals[1]) > 1e-3
+
+
+# --- the warm-up and the teacher ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", ["paper", "v2"])
+def test_the_warmup_trains_on_the_source_only(tmp_path, monkeypatch, preset):
+    told = []
+    run(tmp_path, preset=preset, report=lambda event, **fields: told.append(fields))
+    steps = [fields for fields in told if fields["stage"] == "adapt"]
+    assert [fields["step"] for fields in steps] == [1, 2, 3, 4, 5, 6]
+    for fields in steps:
+        domains = {name.split("_")[0] for name in fields["losses"] if name != "loss"}
+        warming = fields["step"] <= 2
+        assert domains == ({"source"} if warming else {"source", "target"})
+        assert (fields["eta"] is None) == warming
+        if warming:
+            assert {"source_plain", "source_masked"} <= set(fields["losses"])
+
+
+def test_the_target_is_not_drawn_during_the_warmup():
+    own = options(warmup=1)
+    loop, source, target = Loop(tiny_model(), own, ema_decay(own, 1)), Blobs(), Blobs()
+    central = Centralised(own, source, (1.0, 1.0, 1.0))
+    loop.update(lambda: central(loop, target)[0])
+    assert (source.drawn, target.drawn) == (1, 0)
+    assert same(loop.model, loop.ema)  # the teacher starts as the student
+    loop.update(lambda: central(loop, target)[0])
+    assert (source.drawn, target.drawn) == (2, 1) and not same(loop.model, loop.ema)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("small", [0.0, 0.99, 0.99, 0.999, 0.999, 0.9999, 0.9999]),
+        ("large", [0.0, 0.999, 0.999, 0.9999, 0.9999, 0.9999, 0.9999]),
+        (0.5, [0.0] + 6 * [0.5]),
+    ],
+)
+def test_the_teachers_schedule(schedule, expected):
+    decay = ema_decay(options(ema_decay=schedule), warmup=7)
+    assert [decay(7 + step) for step in (-1, 0, 999, 1000, 2999, 3000, 10**6)] == expected
+
+
+def test_checks_begin_when_the_warmup_ends(tmp_path):
+    adapted = run(tmp_path, steps=8, warmup=3)
+    assert [entry["step"] for entry in adapted.history] == [0, 3, 4, 6, 8]
+
+
+# --- the whole run --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stop_at", [2, 5])
+def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path, stop_at):
+    straight = run(tmp_path / "a", warmup=3)
+
+    def stop(event, **fields):
+        if fields.get("step") == stop_at + 1 and fields["stage"] == "adapt":
+            raise Cancelled("stopped")
+
+    with pytest.raises(Cancelled):
+        run(tmp_path / "b", warmup=3, report=stop)
+    torch.rand(5)
+    resumed = run(tmp_path / "b", warmup=3)
+    assert same(straight.model, resumed.model) and straight.history == resumed.history
+    records = [(tmp_path / f / "metrics.jsonl").read_text() for f in "ab"]
+    assert records[0] == records[1]
+
+
+def test_the_model_is_left_as_it_was_and_gets_no_curve(tmp_path):
+    model = tiny_model()
+    before = copy.deepcopy(model)
+    adapted = run(tmp_path, model=model, learning_rate=0.01)
+    assert same(model, before) and adapted.model.architecture.curve_knots == 0
+    last = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["model"]
+    still = [name for name, value in before.state_dict().items() if torch.equal(last[name], value)]
+    assert not still
+
+
+# --- the published augmentation -------------------------------------------------------------------------------------
+
+
+def test_the_published_changes_are_drawn_as_often_as_they_say():
+    generator, one = torch.Generator().manual_seed(0), torch.ones(3)
+    image = torch.rand(12, 12, 12, generator=generator)
+    target = (image > 0.5).long()
+    moved, changed = 0, 0
+    for _ in range(400):
+        new, labels = published_geometry(image, target, one, generator)
+        moved += not torch.equal(labels, target)
+        assert labels.dtype == target.dtype and new.shape == image.shape
+        new, _ = published_source(image, target, one, generator)
+        assert float(new.min()) >= 0 and float(new.max()) <= 1
+        changed += not torch.equal(new, image)
+    assert moved / 400 == pytest.approx(PUBLISHED_CHANCE, abs=0.08)
+    assert changed / 400 == pytest.approx(1 - (1 - PUBLISHED_CHANCE) ** 3, abs=0.08)
+
+
+def test_anisotropic_scans_are_turned_without_shear():
+    """A ball in millimetres stays one."""
+    spacing = torch.tensor([1.0, 1.0, 4.0])
+    axes = torch.meshgrid(*(torch.arange(n) - (n - 1) / 2 for n in (48, 48, 12)), indexing="ij")
+    ball = (sum((a * s) ** 2 for a, s in zip(axes, spacing, strict=True)).sqrt() < 12).long()
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(20):
+        _, moved = published_geometry(ball.float(), ball, spacing, generator)
+        extent = [
+            float(v.float().var()) * float(s) ** 2 for v, s in zip(moved.nonzero().T, spacing, strict=True)
+        ]
+        assert max(extent) / min(extent) < 1.5

@@ -1,0 +1,188 @@
+"""Data sets: every layout is read into the same cases, and what is broken is named."""
+
+import json
+
+import pytest
+
+from MAPSegLib.errors import InputError
+from MAPSegLib.manifests import list_pairs, list_scans
+
+
+def plant(folder, *files):
+    """Make empty files, and their folders."""
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def names(pairs):
+    return [(image.name, label.name) for image, label in pairs]
+
+
+def folders(tmp_path, images, labels):
+    for name, files in (("images", images), ("labels", labels)):
+        (tmp_path / name).mkdir()
+        for file in files:
+            (tmp_path / name / file).touch()
+    return tmp_path / "images", tmp_path / "labels"
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        (["b.nii.gz", "a.nii.gz"], ["a.nii.gz", "b.nii.gz"]),
+        (["a_img.nii.gz", "b_img.nii.gz"], ["a_label.nii.gz", "b_label.nii.gz"]),
+        (["a_0000.nii.gz", "b_0000.nii.gz"], ["a.nii.gz", "b.nii.gz", "c.nii.gz"]),
+        (["a_image.nrrd", "b_image.mha"], ["a_seg.nii.gz", "b_seg.nrrd"]),
+    ],
+)
+def test_images_find_their_labels_by_name(tmp_path, images, labels):
+    pairs = list_pairs(*folders(tmp_path, images, labels))
+    assert [(i.name[0], label.name[0]) for i, label in pairs] == [("a", "a"), ("b", "b")]
+    assert all(i.parent.name == "images" and label.parent.name == "labels" for i, label in pairs)
+
+
+def test_an_image_without_labels_is_named(tmp_path):
+    with pytest.raises(InputError, match="b.nii.gz"):
+        list_pairs(*folders(tmp_path, ["a.nii.gz", "b.nii.gz"], ["a.nii.gz"]))
+
+
+def test_folders_without_any_pair_are_refused_with_advice(tmp_path):
+    with pytest.raises(InputError, match="same name") as refusal:
+        list_pairs(*folders(tmp_path, ["a.nii.gz"], ["b.nii.gz"]))
+    assert refusal.value.advice
+
+
+def test_two_images_of_one_case_are_refused(tmp_path):
+    with pytest.raises(InputError, match="a.nii.gz"):
+        list_pairs(*folders(tmp_path, ["a.nii.gz", "a_0000.nii.gz"], ["a.nii.gz"]))
+
+
+def test_scans_without_a_word_of_labels_are_listed_but_not_paired(tmp_path):
+    plant(tmp_path, "b.nii.gz", "a.mha", "notes.txt")
+    assert [p.name for p in list_scans(tmp_path)] == ["a.mha", "b.nii.gz"]
+    with pytest.raises(InputError, match="has a label map") as refusal:
+        list_pairs(tmp_path)
+    assert "folder of the label maps" in refusal.value.advice
+
+
+# --- nnU-Net and the Decathlon --------------------------------------------------------------------------------------
+
+
+def nnunet(folder, about, *files):
+    plant(folder, "dataset.json", *files)
+    (folder / "dataset.json").write_text(json.dumps(about))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("about", "image"),
+    [({"channel_names": {"0": "T1"}}, "case_0000.nii.gz"), ({"modality": {"0": "MRI"}}, "case.nii.gz")],
+)
+def test_nnunet_and_decathlon(tmp_path, about, image):
+    files = [f"imagesTr/{image}", "labelsTr/case.nii.gz", "imagesTr/._case.nii.gz", "imagesTs/other.nii.gz"]
+    nnunet(tmp_path, about, *files)
+    assert names(list_pairs(tmp_path)) == [(image, "case.nii.gz")]
+    assert list_scans(tmp_path) == [tmp_path / "imagesTr" / image]
+
+
+def test_nnunet_with_several_channels_or_a_missing_label_is_refused(tmp_path):
+    two = nnunet(tmp_path / "two", {"channel_names": {"0": "T1", "1": "T2"}}, "imagesTr/a_0000.nii.gz")
+    with pytest.raises(InputError, match=r"dataset.json names 2 channels"):
+        list_scans(two)
+    files = ["imagesTr/a.nii.gz", "imagesTr/b.nii.gz", "labelsTr/a.nii.gz"]
+    with pytest.raises(InputError, match=r"no label map for b.nii.gz"):
+        list_pairs(nnunet(tmp_path / "gap", {}, *files))
+    with pytest.raises(InputError, match="imagesTr does not exist"):
+        list_scans(nnunet(tmp_path / "bare", {}))
+
+
+def test_nnunet_without_labels_has_scans(tmp_path):
+    assert len(list_scans(nnunet(tmp_path, {}, "imagesTr/a.nii.gz", "imagesTr/b.nii.gz"))) == 2
+
+
+# --- BIDS -----------------------------------------------------------------------------------------------------------
+
+
+def test_bids(tmp_path):
+    scans = [f"sub-{i}/ses-{i}/anat/sub-{i}_ses-{i}_T1w.nii.gz" for i in (1, 2)]
+    scans += [f"sub-3/anat/sub-3_run-{i}_T1w.nii.gz" for i in (1, 2)]
+    plant(tmp_path, *scans, "sub-1/func/sub-1_bold.nii.gz", "sub-1/ses-1/anat/sub-1_ses-1_T1w.json")
+    assert list_scans(tmp_path) == [tmp_path / scan for scan in scans[2:] + scans[:2]]
+    labels = [f"sub-{i}/ses-{i}/anat/sub-{i}_ses-{i}_space-orig_desc-aseg_dseg.nii.gz" for i in (1, 2)]
+    labels += [f"sub-3/anat/sub-3_run-{i}_label-L_mask.nii.gz" for i in (1, 2)]
+    labels += ["sub-1/ses-1/anat/sub-1_ses-1_desc-preproc_T1w.nii.gz"]
+    plant(tmp_path / "derivatives" / "tool", *labels)
+    pairs = {i.relative_to(tmp_path).as_posix(): label.name for i, label in list_pairs(tmp_path)}
+    assert pairs == {scan: label.rsplit("/", 1)[-1] for scan, label in zip(scans, labels, strict=False)}
+
+
+def test_bids_refuses_mixed_contrasts_two_labels_and_gaps(tmp_path):
+    mixed = plant(tmp_path / "a", "sub-1/anat/sub-1_T1w.nii.gz", "sub-1/anat/sub-1_T2w.nii.gz")
+    with pytest.raises(InputError, match="holds T1w and T2w scans") as refusal:
+        list_scans(mixed)
+    assert "manifest" in refusal.value.advice
+    twice = plant(tmp_path / "b", "sub-1/anat/sub-1_T1w.nii.gz")
+    plant(twice / "derivatives", *(f"{tool}/sub-1/anat/sub-1_dseg.nii.gz" for tool in "xy"))
+    with pytest.raises(InputError, match=r"x/sub-1/anat/sub-1_dseg.nii.gz and .* label the same scan"):
+        list_pairs(twice)
+    gap = plant(tmp_path / "c", "sub-1/anat/sub-1_T1w.nii.gz", "sub-2/anat/sub-2_T1w.nii.gz")
+    plant(gap / "derivatives/x/sub-1/anat", "sub-1_dseg.nii.gz")
+    with pytest.raises(InputError, match="no label map for sub-2_T1w.nii.gz"):
+        list_pairs(gap)
+
+
+# --- the authors' layout --------------------------------------------------------------------------------------------
+
+
+def test_the_authors_layout(tmp_path):
+    files = [
+        f"{m}_train/{m}_{i}_{kind}.nii.gz" for m in ("ct", "mr") for i in (1, 2) for kind in ("img", "label")
+    ]
+    plant(tmp_path, *files, "ct_test/ct_9_img.nii.gz")
+    expected = [(files[i].split("/")[1], files[i + 1].split("/")[1]) for i in range(0, 8, 2)]
+    assert names(list_pairs(tmp_path)) == expected
+    assert names(list_pairs(tmp_path / "mr_train")) == expected[2:]
+    assert [scan.name for scan in list_scans(tmp_path / "ct_train")] == [image for image, _ in expected[:2]]
+    (tmp_path / files[3]).unlink()
+    with pytest.raises(InputError, match="no label map for ct_2_img.nii.gz"):
+        list_pairs(tmp_path)
+
+
+# --- manifest files -------------------------------------------------------------------------------------------------
+
+
+def manifest(folder, *cases):
+    path = folder / "cases.json"
+    path.write_text(json.dumps({"cases": list(cases)}))
+    return path
+
+
+def test_a_manifest_lists_cases_beside_it_or_anywhere(tmp_path):
+    plant(tmp_path / "here", "a.nii.gz", "a_seg.nii.gz")
+    plant(tmp_path / "there", "b.nii.gz", "b_seg.nii.gz")
+    other = tmp_path / "there"
+    cases = [{"image": "a.nii.gz", "label": "a_seg.nii.gz"}]
+    cases += [{"image": str(other / "b.nii.gz"), "label": str(other / "b_seg.nii.gz")}]
+    path = manifest(tmp_path / "here", *cases)
+    assert names(list_pairs(path)) == [("a.nii.gz", "a_seg.nii.gz"), ("b.nii.gz", "b_seg.nii.gz")]
+    assert list_scans(path) == [tmp_path / "here/a.nii.gz", other / "b.nii.gz"]
+
+
+@pytest.mark.parametrize(
+    ("cases", "told"),
+    [
+        ([{"image": "a.nii.gz", "label": "gone.nii.gz"}], r"lists .*gone.nii.gz, which does not exist"),
+        ([{"label": "a.nii.gz"}], r"is not a manifest: cases.0.image: Field required"),
+        ([{"image": "a.nii.gz", "labels": "b.nii.gz"}], r"is not a manifest: cases.0.labels"),
+        ([{"image": "a.nii.gz"}, {"image": "a.nii.gz"}], r"lists .*a.nii.gz more than once"),
+        ([{"image": "a.nii.gz"}], "has a label map"),
+        ([{"image": "a.nii.gz", "label": "b.nii.gz"}, {"image": "c.nii.gz"}], "no label map for c.nii.gz"),
+        ([], "lists no cases"),
+    ],
+)
+def test_a_broken_manifest_is_refused(tmp_path, cases, told):
+    plant(tmp_path, "a.nii.gz", "b.nii.gz", "c.nii.gz")
+    with pytest.raises(InputError, match=told):
+        list_pairs(manifest(tmp_path, *cases))

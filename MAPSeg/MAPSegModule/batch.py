@@ -172,7 +172,8 @@ class Batch:
         """Write a case's files; its report comes last and says that the others are complete."""
         files = {"segmentation": self._path(case, ".seg.nrrd"), "labels": self._path(case, "_seg.nii.gz")}
         reference = _load_label_volume(entry["output"], case.name)
-        labels = images.read_labels(entry["output"])
+        # Voxels and grid from one reader: Slicer's reverses the slices of left-handed files.
+        labels = images.cut_labels(slicer.util.arrayFromVolume(reference))
         node = scene.load_labels(labels, reference, self.entry.card, case.name)
         try:
             _complete(files["segmentation"], lambda path: scene.export_segmentation(node, reference, path))
@@ -181,8 +182,8 @@ class Batch:
             else:
                 _complete(files["labels"], lambda path: scene.write_volume(reference, path))
         finally:
-            slicer.mrmlScene.RemoveNode(node)
-            slicer.mrmlScene.RemoveNode(reference)
+            scene.remove(node)
+            scene.remove(reference)
         if entry.get("uncertainty"):
             suffix = "".join(Path(entry["uncertainty"]).name.partition("_uncertainty")[1:])
             files["uncertainty"] = self._path(case, suffix)

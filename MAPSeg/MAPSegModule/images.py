@@ -64,6 +64,8 @@ class Labels:
     """Of the whole map."""
     values: tuple[int, ...]
     """Those that occur, in order; 0 is left out."""
+    affine: np.ndarray | None = None
+    """Of the whole map, as its file says: (i, j, k) to RAS mm."""
 
 
 def read_array(path: str | Path) -> np.ndarray:
@@ -75,17 +77,23 @@ def read_array(path: str | Path) -> np.ndarray:
 
 def read_labels(path: str | Path) -> Labels:
     """Read a label map, and find what is in it."""
-    return cut_labels(read_array(path))
+    import SimpleITK as sitk
+
+    image = sitk.ReadImage(str(path))
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    return cut_labels(sitk.GetArrayFromImage(image), np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine)
 
 
-def cut_labels(array: np.ndarray) -> Labels:
+def cut_labels(array: np.ndarray, affine: np.ndarray | None = None) -> Labels:
     """Cut a label map (k, j, i) to the box that holds labels; empty maps give an empty box."""
     if array.dtype not in (np.uint8, np.uint16):
         array = array.astype(np.uint8 if array.max(initial=0) < 256 else np.uint16)
     planes = array.any(axis=0)
     lines = [array.any(axis=(1, 2)), planes.any(axis=1), planes.any(axis=0)]
     if not lines[0].any():
-        return Labels(array[:0, :0, :0], (0, 0, 0), array.shape, ())
+        return Labels(array[:0, :0, :0], (0, 0, 0), array.shape, (), affine)
     ranges = [(int(line.argmax()), len(line) - int(line[::-1].argmax())) for line in lines]
     box = np.ascontiguousarray(array[tuple(slice(*r) for r in ranges)])
     counts = np.zeros(65536, np.int64)
@@ -93,4 +101,4 @@ def cut_labels(array: np.ndarray) -> Labels:
         found = np.bincount(plane.ravel())
         counts[: len(found)] += found
     values = tuple(int(value) for value in counts.nonzero()[0] if value)
-    return Labels(box, tuple(r[0] for r in ranges), array.shape, values)
+    return Labels(box, tuple(r[0] for r in ranges), array.shape, values, affine)

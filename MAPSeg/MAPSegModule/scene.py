@@ -6,9 +6,11 @@ Importing through a labelmap node instead would rename structures whose colour t
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import slicer
 import vtk
 from vtk.util.numpy_support import numpy_to_vtk
@@ -191,6 +193,15 @@ def place_beside(node, volumeNode) -> None:
     hierarchy.SetItemParent(items[1], hierarchy.GetItemParent(items[0]))
 
 
+def remove(node) -> None:
+    """Take a node out of the scene, with its place in the subject hierarchy."""
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    item = hierarchy.GetItemByDataNode(node) if hierarchy is not None else 0
+    if item:
+        hierarchy.RemoveItem(item, False, False)
+    slicer.mrmlScene.RemoveNode(node)
+
+
 def terminology_entry(label: dict[str, Any]) -> str:
     """A label's code as the Segmentations module writes it in segments; empty when the card gives none."""
     if not label.get("terminology"):
@@ -226,9 +237,27 @@ def _shape(volumeNode) -> tuple[int, ...]:
 
 def _on_grid(labels: Labels | str | Path, volumeNode) -> Labels:
     labels = labels if isinstance(labels, Labels) else read_labels(labels)
-    if tuple(labels.shape) != _shape(volumeNode):
+    if tuple(labels.shape) != _shape(volumeNode) or not _same_place(labels, volumeNode):
         raise ValueError(f"The label map is not on the grid of {volumeNode.GetName()}.")
     return labels
+
+
+def _same_place(labels: Labels, volumeNode) -> bool:
+    """Whether the map's corners lie where the volume's do, to a quarter of a voxel.
+
+    Slicer turns left-handed grids right-handed as it loads files, by reversing the slices. A map that was made from
+    such a file, not from the volume node, has its voxels in another order: it would be shown mirrored.
+    """
+    if labels.affine is None:
+        return True
+    matrix = vtk.vtkMatrix4x4()
+    volumeNode.GetIJKToRASMatrix(matrix)
+    corners = np.array(list(itertools.product(*((0, n - 1) for n in reversed(labels.shape)))))
+    here, there = (
+        corners @ affine[:3, :3].T + affine[:3, 3]
+        for affine in (labels.affine, slicer.util.arrayFromVTKMatrix(matrix))
+    )
+    return bool(np.abs(here - there).max() < 0.25 * min(volumeNode.GetSpacing()))
 
 
 def _oriented_image(labels: Labels, volumeNode):

@@ -11,6 +11,7 @@ _PUBLIC = {
     "segment": "api",
     "adapt": "api",
     "train": "api",
+    "pretrain": "api",
     "evaluate": "api",
     "list_models": "api",
 }

@@ -14,7 +14,7 @@ from .jobs import Emit, build_job
 from .models import list_models
 from .worker import run_job
 
-__all__ = ["adapt", "evaluate", "list_models", "segment", "train"]
+__all__ = ["adapt", "evaluate", "list_models", "pretrain", "segment", "train"]
 
 PathLike = str | Path
 
@@ -125,7 +125,7 @@ def train(
         from_labels: instead, a folder of label maps to synthesise images from.
         label_table: JSON file, or ``brain``; structures are inferred from the labels otherwise.
         preset: ``tiny``, ``small`` (the default) or ``paper``.
-        init: model to start from.
+        init: model to start from, or a pretrained encoder (see :func:`pretrain`).
         preprocessing: of :class:`~MAPSegLib.config.Preprocessing`.
         holdout: cases kept back to choose the best weights.
         options: of :class:`~MAPSegLib.config.TrainingOptions`.
@@ -147,6 +147,52 @@ def train(
         init=None if init is None else str(init),
         preprocessing=preprocessing,
         holdout=holdout,
+        description=description,
+        license=license,
+        overwrite=overwrite,
+        options=options,
+    )
+
+
+def pretrain(
+    output: PathLike,
+    name: str,
+    *,
+    domains: PathLike | Sequence[PathLike] = (),
+    from_labels: PathLike | None = None,
+    contrast: str = "t1",
+    preset: str = "small",
+    preprocessing: Mapping[str, Any] | None = None,
+    description: str = "",
+    license: str = "",
+    overwrite: bool = False,
+    report: Emit | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Pretrain an encoder by masked autoencoding; :func:`train` starts from it with ``init``.
+
+    A pretraining that was killed continues where ``output`` holds its checkpoint.
+
+    Args:
+        domains: a folder of unlabelled scans, or several, one a domain; domains are drawn equally often.
+        from_labels: a folder of label maps to synthesise images from, one more domain.
+        preset: ``tiny``, ``small`` or ``paper``.
+        preprocessing: of :class:`~MAPSegLib.config.Preprocessing`.
+        options: of :class:`~MAPSegLib.config.PretrainingOptions`.
+
+    Raises:
+        InputError: options or data cannot be used, or results are there already.
+    """
+    return _run(
+        report,
+        task="pretrain",
+        output=output,
+        name=name,
+        domains=_several(domains),
+        from_labels=from_labels,
+        contrast=contrast,
+        preset=preset,
+        preprocessing=preprocessing or {},
         description=description,
         license=license,
         overwrite=overwrite,

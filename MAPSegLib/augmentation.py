@@ -145,3 +145,19 @@ def bias_field(image: Tensor, strength: float, generator: Generator, points: int
 def gamma(image: Tensor, log_gamma: float) -> Tensor:
     """Raise intensities in [0, 1] to the power exp(``log_gamma``)."""
     return image.clamp(0, 1) ** math.exp(log_gamma)
+
+
+def percentile(values: Tensor, share: float) -> Tensor:
+    """The value that ``share`` of (N,) do not exceed, of every so many of them where there are many."""
+    step = max(1, values.numel() // 100_000)
+    return values[::step].quantile(share)
+
+
+def bounding_box(mask: Tensor) -> tuple[slice, slice, slice]:
+    """The smallest box around what is true in (X, Y, Z), of which something must be."""
+    slices = []
+    for axis in range(3):
+        others = [a for a in range(3) if a != axis]
+        hits = mask.any(others[1]).any(others[0]).nonzero().flatten()
+        slices.append(slice(int(hits[0]), int(hits[-1]) + 1))
+    return tuple(slices)

@@ -39,23 +39,32 @@ def import_checkpoint(
 ) -> ModelCard:
     """Turn an authors' checkpoint into a model file. Widths, depth and classes are read off the weights' shapes.
 
+    A checkpoint without a segmentation head, as masked autoencoding leaves it, becomes a pretrained encoder; its
+    decoder is not kept.
+
     Args:
         labels: the structures in class order; numbered ones when absent. Each is its own logit there, so
-            mirror pairs are not kept.
+            mirror pairs are not kept. An encoder has none.
         patch: edge in voxels of the local patches and of the resized whole scan.
         dilations: of the ASPP branches, which the weights do not tell.
 
     Raises:
         InputError: the file would need pickled code to run, is not such a checkpoint, or the labels do not fit.
     """
-    weights = _segmenter_weights(_read(Path(source)), Path(source).name)
+    weights = _weights(_read(Path(source)), Path(source).name)
     architecture, classes = _architecture(weights, Path(source).name, patch, dilations)
     labels = tuple(labels) or tuple(Label(value=i, name=f"structure {i}") for i in range(1, classes))
+    if labels and classes == 1:
+        raise InputError(
+            f"{Path(source).name} holds a pretrained encoder, which has no structures.",
+            "Leave the label table away; `mapseg train` takes it.",
+        )
     if len(labels) != classes - 1:
         raise InputError(
             f"{Path(source).name} has {classes - 1} structures, but the label table names {len(labels)}."
         )
     card = ModelCard(
+        kind="segmenter" if labels else "encoder",
         name=name,
         description=description,
         architecture=architecture,
@@ -91,7 +100,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     return {k.removeprefix("module."): v for k, v in content.items() if isinstance(v, torch.Tensor)}
 
 
-def _segmenter_weights(state: dict[str, Tensor], file: str) -> dict[str, Tensor]:
+def _weights(state: dict[str, Tensor], file: str) -> dict[str, Tensor]:
     for prefix in _PREFIXES:
         renamed = {}
         for key, tensor in state.items():
@@ -99,11 +108,6 @@ def _segmenter_weights(state: dict[str, Tensor], file: str) -> dict[str, Tensor]
                 if key.startswith(prefix) and pattern.match(key[len(prefix) :]):
                     renamed[pattern.sub(ours, key[len(prefix) :])] = tensor.float()
         if any(key.startswith("encoder.") for key in renamed):
-            if not any(key.startswith("head.") for key in renamed):
-                raise InputError(
-                    f"{file} holds a pretrained encoder without a segmentation head.",
-                    "Import a checkpoint that was trained to segment.",
-                )
             return renamed
     raise InputError(f"{file} does not hold the weights of a MAPSeg network.")
 
@@ -111,28 +115,35 @@ def _segmenter_weights(state: dict[str, Tensor], file: str) -> dict[str, Tensor]
 def _architecture(
     weights: dict[str, Tensor], file: str, patch: int, dilations: tuple[int, int, int]
 ) -> tuple[Architecture, int]:
-    """Sizes and the number of classes, background included."""
+    """Sizes and the number of classes, background included; without a head, the paper's sizes of it and 1."""
     try:
-        up = weights["head.1.weight"]
         depth = 1 + max(int(key.split(".")[1]) for key in weights if key.startswith("encoder."))
         architecture = Architecture(
             width=weights["encoder.0.conv1.conv.weight"].shape[0],
             depth=depth,
-            head_width=up.shape[0],
-            up_channels=up.shape[1],
             dilations=dilations,
             patch=patch,
             global_size=patch,
         )
-        return architecture, weights["head.7.weight"].shape[0]
+        if not any(key.startswith("head.") for key in weights):
+            return architecture, 1
+        up = weights["head.1.weight"]
+        head = {"head_width": up.shape[0], "up_channels": up.shape[1]}
+        return Architecture(**architecture.model_dump() | head), weights["head.7.weight"].shape[0]
     except (KeyError, ValueError, IndexError) as error:
         raise InputError(f"{file} lacks weights of a MAPSeg network, or has them in other sizes.") from error
 
 
 def _check_fit(weights: dict[str, Tensor], card: ModelCard, file: str) -> None:
+    from .networks.encoder import Encoder
     from .networks.segmenter import Segmenter
 
+    a = card.architecture
     try:
-        Segmenter(card.architecture, card.labels).load_state_dict(weights)
+        if card.kind == "segmenter":
+            Segmenter(a, card.labels).load_state_dict(weights)
+        else:
+            own = {name.removeprefix("encoder."): tensor for name, tensor in weights.items()}
+            Encoder(a.width, a.depth).load_state_dict(own)
     except RuntimeError as error:
         raise InputError(f"{file} lacks weights of a MAPSeg network, or has them in other sizes.") from error

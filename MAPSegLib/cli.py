@@ -156,7 +156,9 @@ def train(
     ] = None,
     contrast: Contrast = "t1",
     preset: Annotated[str | None, typer.Option(help="Architecture: tiny, small (default) or paper.")] = None,
-    init: Annotated[str | None, typer.Option(help="Model to start from.", metavar="MODEL")] = None,
+    init: Annotated[
+        str | None, typer.Option(help="Model, or pretrained encoder, to start from.", metavar="MODEL")
+    ] = None,
     label_table: LabelTable = None,
     spacing: Annotated[float | None, typer.Option(help="Voxel size that the model works on, mm.")] = None,
     modality: Annotated[str | None, typer.Option(help="mr or ct.")] = None,
@@ -193,6 +195,52 @@ def train(
         "overwrite": overwrite,
     }
     _run("train", job, flags, options)
+
+
+@app.command()
+def pretrain(
+    output: Output,
+    name: Annotated[str, typer.Option(help="Name of the encoder.")],
+    domains: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Folders of unlabelled scans, one a domain.", metavar="FOLDER..."),
+    ] = None,
+    from_labels: Annotated[
+        Path | None, typer.Option("--from-labels", help="Folder of label maps to synthesise images from.")
+    ] = None,
+    contrast: Contrast = "t1",
+    preset: Annotated[str, typer.Option(help="Architecture: tiny, small or paper.")] = "small",
+    spacing: Annotated[float | None, typer.Option(help="Voxel size that the encoder works on, mm.")] = None,
+    modality: Annotated[str | None, typer.Option(help="mr or ct.")] = None,
+    description: Annotated[str, typer.Option(help="Goes into the card.")] = "",
+    license: Annotated[str, typer.Option(help="Of the weights; goes into the card.")] = "",
+    steps: Steps = None,
+    seed: Seed = None,
+    device: Device = None,
+    precision: Precision = None,
+    threads: Threads = None,
+    options: OptionsFile = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Pretrain an encoder on unlabelled scans, or on images synthesised from label maps, for `mapseg train --init`.
+
+    Each folder is a domain, and all are drawn equally often. A pretraining that was interrupted continues when the
+    same command is given again.
+    """
+    flags = {"steps": steps, "seed": seed, "device": device, "precision": precision, "threads": threads}
+    job = {
+        "output": output,
+        "name": name,
+        "domains": domains or [],
+        "from_labels": from_labels,
+        "contrast": contrast,
+        "preset": preset,
+        "preprocessing": _preprocessing(spacing, modality) or {},
+        "description": description,
+        "license": license,
+        "overwrite": overwrite,
+    }
+    _run("pretrain", job, flags, options)
 
 
 @app.command()
@@ -244,7 +292,7 @@ def import_(
     license: Annotated[str, typer.Option(help="Of the weights.")] = "",
     overwrite: Overwrite = False,
 ) -> None:
-    """Turn a checkpoint of the paper's authors into a model."""
+    """Turn a checkpoint of the paper's authors into a model, or a pretrained one into an encoder."""
     job = {
         "checkpoint": checkpoint,
         "name": name,

@@ -132,6 +132,27 @@ class TrainingOptions(Options):
     threads: int | None = Field(None, ge=1)
 
 
+class PretrainingOptions(Options):
+    """Masked multi-scale autoencoding (section 3.1); the defaults are the paper's 300 epochs of 2,000 samples."""
+
+    steps: int = Field(150_000, ge=1)
+    scans: int = Field(4, ge=1, le=64, description="scans a step: the whole of each, and a local patch")
+    mask_ratio: float = Field(0.7, gt=0, lt=1, description="share of the cubes set to zero")
+    mask_cube: int = Field(
+        8, ge=1, description="edge of a masked cube in the local patch, voxels; half of it in the whole"
+    )
+    learning_rate: float = Field(2e-4, gt=0, lt=1)
+    weight_decay: float = Field(0.05, ge=0)
+    warmup: int = Field(500, ge=0, description="steps of linear learning-rate warm-up")
+    reuse: int = Field(1, ge=1, le=16, description="steps on each drawn set of scans")
+    picture_every: int = Field(1000, ge=0, description="steps between pictures; 0 makes none")
+    checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints")
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    threads: int | None = Field(None, ge=1)
+
+
 class AdaptationBase(Options):
     """What every adaptation to unlabelled target scans can be told."""
 

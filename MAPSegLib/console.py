@@ -22,6 +22,7 @@ _TITLES = {
     "segment": "Segmenting",
     "adapt": "Adapting",
     "train": "Training",
+    "pretrain": "Pretraining",
     "evaluate": "Scoring",
     "synthesise": "Drawing",
 }
@@ -171,7 +172,8 @@ def show_models(name: str | None) -> int:
 
     if name:
         try:
-            print(json.dumps(load_card(resolve(name)).model_dump(mode="json"), indent=2, ensure_ascii=False))
+            card = load_card(resolve(name), encoder=True)
+            print(json.dumps(card.model_dump(mode="json"), indent=2, ensure_ascii=False))
         except MAPSegError as error:
             _err.print(f"[bold red]Error[/]: {escape(error.message)} {escape(error.advice)}", highlight=False)
             return error.exit_code
@@ -179,7 +181,8 @@ def show_models(name: str | None) -> int:
     table = Table("name", "structures", "grid mm", "license", "description", box=None)
     for model, _, card in list_models():
         grid = " x ".join(f"{s:g}" for s in card.preprocessing.spacing)
-        table.add_row(model, str(len(card.labels)), grid, card.license, card.description)
+        structures = "encoder only" if card.kind == "encoder" else str(len(card.labels))
+        table.add_row(model, structures, grid, card.license, card.description)
     _out.print(table)
     return 0
 

@@ -17,7 +17,7 @@ from .augmentation import uniform
 from .config import Label, Preprocessing
 from .errors import InputError
 from .preprocessing import labels_to_working, prepare
-from .synthesis import Anatomy, Contrast, synthesise
+from .synthesis import Anatomy, Contrast, brain_priors, synthesise
 from .volumes import check_same_grid, read_image, read_labels
 
 
@@ -126,6 +126,9 @@ def _anatomy(path: Path, class_of: dict[int, int]) -> Anatomy:
     from .preprocessing import canonical
 
     array, spacing = canonical(read_labels(path))
+    known = {code for prior in brain_priors() for code in prior["labels"]} - {0}
+    if known.isdisjoint(np.unique(array).tolist()):
+        raise InputError(f"{path}: holds none of FreeSurfer's codes that images are synthesised from.")
     return Anatomy.from_labels(
         torch.from_numpy(np.ascontiguousarray(array).astype(np.int64)), spacing, class_of
     )

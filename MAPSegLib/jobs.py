@@ -36,6 +36,7 @@ from .config import (
     InferenceOptions,
     Options,
     Preprocessing,
+    PretrainingOptions,
     TrainingOptions,
 )
 from .errors import InputError
@@ -52,6 +53,7 @@ Scans = Annotated[
 ]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]*$", max_length=100)]
 Contrast = Literal["t1", "t2", "random"]
+Preset = Literal["tiny", "small", "paper"]
 
 
 class SegmentJob(Options):
@@ -121,10 +123,10 @@ class TrainJob(Options):
     label_table: str | None = Field(
         None, description="JSON file of structures, or brain for the built-in one"
     )
-    preset: Literal["tiny", "small", "paper"] | None = Field(
-        None, description="architecture; small by default"
+    preset: Preset | None = Field(None, description="architecture; small by default")
+    init: str | None = Field(
+        None, description="model to start from, whose labels and sizes are kept; or a pretrained encoder"
     )
-    init: str | None = Field(None, description="model to start from, whose labels and sizes are kept")
     preprocessing: Preprocessing | None = None
     holdout: int = Field(0, ge=0, description="cases kept back to choose the best weights by their Dice")
     description: str = ""
@@ -136,8 +138,35 @@ class TrainJob(Options):
     def _check(self) -> TrainJob:
         if (self.from_labels is None) == (self.images is None) or (self.labels and not self.images):
             raise ValueError("give either images and labels, or from_labels")
-        if self.init and (self.preset or self.preprocessing or self.label_table):
-            raise ValueError("init brings its own preset, preprocessing and label_table")
+        if self.init and (self.preset or self.preprocessing):
+            raise ValueError("init brings its own preset and preprocessing")
+        return self
+
+
+class PretrainJob(Options):
+    """Pretrain an encoder on unlabelled scans, on images synthesised from label maps, or on both."""
+
+    task: Literal["pretrain"] = "pretrain"
+    output: Path = Field(description="folder for NAME.safetensors, checkpoint.pt, metrics.jsonl and pictures")
+    name: Name
+    domains: tuple[Path, ...] = Field(
+        (), description="folders of scans or data sets, one a domain; drawn equally often"
+    )
+    from_labels: Path | None = Field(
+        None, description="folder of label maps to synthesise images from: one more domain"
+    )
+    contrast: Contrast = Field("t1", description="of the synthesised images")
+    preset: Preset = Field("small", description="architecture")
+    preprocessing: Preprocessing = Preprocessing()
+    description: str = ""
+    license: str = ""
+    overwrite: bool = False
+    options: PretrainingOptions = PretrainingOptions()
+
+    @model_validator(mode="after")
+    def _check(self) -> PretrainJob:
+        if not self.domains and self.from_labels is None:
+            raise ValueError("give folders of scans, or from_labels")
         return self
 
 
@@ -167,7 +196,7 @@ class SynthesiseJob(Options):
 
 
 class ImportJob(Options):
-    """Turn a checkpoint of the paper's authors into a model."""
+    """Turn a checkpoint of the paper's authors into a model, or a pretrained one into an encoder."""
 
     task: Literal["import"] = "import"
     checkpoint: Path
@@ -190,7 +219,7 @@ class DemoJob(Options):
 
 
 Job = Annotated[
-    SegmentJob | AdaptJob | TrainJob | EvaluateJob | SynthesiseJob | ImportJob | DemoJob,
+    SegmentJob | AdaptJob | TrainJob | PretrainJob | EvaluateJob | SynthesiseJob | ImportJob | DemoJob,
     Field(discriminator="task"),
 ]
 

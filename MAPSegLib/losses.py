@@ -1,4 +1,4 @@
-"""L_seg and L_cos (section 3.3), in fp32 whatever the network's precision."""
+"""L_seg and L_cos (section 3.3) and the error of reconstructions (3.1), in fp32 whatever the network's precision."""
 
 from __future__ import annotations
 
@@ -68,3 +68,12 @@ def cosine_loss(local_features: Tensor, global_features: Tensor) -> Tensor:
     Args: two feature maps (B, C, d, h, w).
     """
     return 1 - F.cosine_similarity(local_features.float(), global_features.float(), dim=1).mean()
+
+
+def masked_error(rebuilt: Tensor, image: Tensor, keep: Tensor) -> Tensor:
+    """Mean squared error of the hidden voxels (section 3.1); what is visible costs nothing.
+
+    Args: two images and where voxels stayed visible, all of one shape.
+    """
+    hidden = ~keep
+    return ((rebuilt.float() - image.float()).square() * hidden).sum() / hidden.sum()

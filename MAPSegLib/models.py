@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -27,7 +27,7 @@ from .model_files import (
 from .reports import replacing
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from .networks.segmenter import Segmenter
 
@@ -36,6 +36,7 @@ __all__ = [
     "ModelCard",
     "list_models",
     "load_card",
+    "load_encoder",
     "load_model",
     "resolve",
     "save_model",
@@ -46,15 +47,17 @@ __all__ = [
 class ModelCard(Options):
     """What a model is, was made of, and expects.
 
-    Class 0 of the network is the background; class i + 1 is ``labels[i]``.
+    Class 0 of the network is the background; class i + 1 is ``labels[i]``. A pretrained encoder, a file of kind
+    ``encoder``, has no labels; the sizes of its head are those that a training will give it.
     """
 
     format_version: int = FORMAT_VERSION
+    kind: Literal["segmenter", "encoder"] = "segmenter"
     name: str = Field(min_length=1)
     description: str = ""
     architecture: Architecture
     preprocessing: Preprocessing
-    labels: tuple[Label, ...] = Field(min_length=1)
+    labels: tuple[Label, ...] = ()
     provenance: dict[str, Any] = Field({}, description="data, steps, seed, versions")
     scores: dict[str, Any] = Field({}, description="measured Dice, by test set")
     priors: dict[str, Any] = Field(
@@ -67,6 +70,8 @@ class ModelCard(Options):
         values = [label.value for label in self.labels]
         if len(set(values)) < len(values):
             raise ValueError("two labels share a value")
+        if bool(values) != (self.kind == "segmenter"):
+            raise ValueError("a segmenter has labels, and an encoder has none")
         return self
 
 
@@ -74,7 +79,8 @@ def save_model(path: Path, state: Mapping[str, Tensor], card: ModelCard, overwri
     """Write a model file; it appears under its name only when complete.
 
     Args:
-        state: the weights of a :class:`~MAPSegLib.networks.segmenter.Segmenter`; half precision is kept on disk.
+        state: the weights of a :class:`~MAPSegLib.networks.segmenter.Segmenter`, or those of its encoder alone;
+            half precision is kept on disk.
 
     Raises:
         InputError: the file exists and ``overwrite`` is off, or the disk refuses.
@@ -87,18 +93,28 @@ def save_model(path: Path, state: Mapping[str, Tensor], card: ModelCard, overwri
     return Path(path)
 
 
-def load_card(path: Path) -> ModelCard:
+def load_card(path: Path, encoder: bool = False) -> ModelCard:
     """Read the card from a model file's header, without its weights.
 
+    Args:
+        encoder: whether a pretrained encoder will do.
+
     Raises:
-        InputError: missing, damaged, pickled, not a MAPSeg model, or from a newer version of the format.
+        InputError: missing, damaged, pickled, not a MAPSeg model, from a newer version of the format, or an
+            encoder where a model that segments is needed.
     """
     path = Path(path)
     content = read_card(path)
     try:
-        return ModelCard.model_validate(content)
+        card = ModelCard.model_validate(content)
     except (ValidationError, ValueError, TypeError) as error:
         raise damaged_card(path) from error
+    if card.kind == "encoder" and not encoder:
+        raise InputError(
+            f"{path.name} is a pretrained encoder, which cannot segment.",
+            "Train a model from it with `mapseg train --init`.",
+        )
+    return card
 
 
 def load_model(path: Path, device: str = "cpu") -> tuple[Segmenter, ModelCard]:
@@ -107,22 +123,36 @@ def load_model(path: Path, device: str = "cpu") -> tuple[Segmenter, ModelCard]:
     Raises:
         InputError: as for :func:`load_card`, or weights that do not fit the card.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     from .devices import pick_device
     from .networks.segmenter import Segmenter
 
     path, card = Path(path), load_card(path)
     model = Segmenter(card.architecture, card.labels)
+    _fill(model, path)
+    return model.to(pick_device(device)).eval(), card
+
+
+def load_encoder(path: Path, model: Segmenter) -> None:
+    """Give a model the weights of a pretrained encoder; its head keeps its own.
+
+    Raises:
+        InputError: as for :func:`load_card`, or weights that do not fit the model's encoder.
+    """
+    _fill(model.encoder, Path(path), "encoder.")
+
+
+def _fill(network: nn.Module, path: Path, prefix: str = "") -> None:
+    """Load all weights of a file, whose names have ``prefix`` before the network's own."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
-        state = {name: tensor.float() for name, tensor in load_file(path).items()}
-        model.load_state_dict(state)
+        state = {name.removeprefix(prefix): tensor.float() for name, tensor in load_file(path).items()}
+        network.load_state_dict(state)
     except (SafetensorError, RuntimeError) as error:
         raise InputError(
             f"{path.name} is damaged: its weights do not fit its card.", "Get the file again."
         ) from error
-    return model.to(pick_device(device)).eval(), card
 
 
 def resolve(name: str | Path) -> Path:
@@ -148,7 +178,7 @@ def list_models() -> list[tuple[str, Path, ModelCard]]:
     found = {}
     for path in model_files():
         try:
-            found.setdefault(path.stem, (path.stem, path, load_card(path)))
+            found.setdefault(path.stem, (path.stem, path, load_card(path, encoder=True)))
         except InputError as error:
             logging.getLogger(__name__).warning("%s", error)
     return list(found.values())

@@ -1,4 +1,4 @@
-"""Pictures for people: label maps over scans, and the curves of an adaptation. Needs matplotlib (extra ``demo``)."""
+"""Pictures for people: label maps over scans, curves, reconstructions. Needs matplotlib (extra ``demo``)."""
 
 from __future__ import annotations
 
@@ -52,6 +52,16 @@ class Curve:
     key: str
     title: str
     about: str = ""
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """An image (X, Y, Z) in canonical order, what was left visible of it, and the same with the gaps filled in."""
+
+    title: str
+    original: np.ndarray
+    masked: np.ndarray
+    filled: np.ndarray
 
 
 def overlay(panels: Sequence[Panel], table: Sequence[Label], path: str | Path) -> Path:
@@ -154,6 +164,40 @@ def curves(
         cell.set_axisbelow(True)
         cell.spines[:].set_visible(False)
         cell.margins(y=0.12)
+    return _save(figure, path)
+
+
+def reconstructions(rows: Sequence[Reconstruction], path: str | Path) -> Path:
+    """Draw the middle planes of images, masked images and reconstructions, a row each, on one grey scale.
+
+    Args:
+        rows: intensities in [0, 1].
+        path: a PNG file; replaced if it exists.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    size, gap, left, top = 1.1, 0.04, 0.2, 0.5
+    columns = [(plane, kind) for plane in _PLANES for kind in ("original", "masked", "filled")]
+    width = left + len(columns) * (size + gap) + 2 * gap
+    height = top + len(rows) * (size + 0.22)
+    figure = _figure(width, height, "black")
+    for r, row in enumerate(rows):
+        y = height - top - (r + 1) * (size + 0.22) + 0.04
+        figure.text(left / width, (y + size + 0.03) / height, row.title, color=_INK, fontsize=8, va="bottom")
+        for c, (plane, kind) in enumerate(columns):
+            image = getattr(row, kind)
+            where: list[Any] = [slice(None)] * 3
+            where[_PLANES[plane][0]] = image.shape[_PLANES[plane][0]] // 2
+            x = left + c * (size + gap) + (c // 3) * gap
+            cell = figure.add_axes((x / width, y / height, size / width, size / height), facecolor="black")
+            cell.axis("off")
+            cell.imshow(_as_seen(image[tuple(where)], plane), cmap="gray", vmin=0, vmax=1)
+            if r == 0:
+                figure.text(
+                    (x + size / 2) / width, 1 - 0.08 / height, f"{plane}\n{kind}" if c % 3 == 1 else f"\n{kind}",
+                    color=_FAINT, fontsize=7.5, ha="center", va="top",
+                )  # fmt: skip
     return _save(figure, path)
 
 

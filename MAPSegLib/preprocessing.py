@@ -82,13 +82,14 @@ def canonical(volume: Volume) -> tuple[np.ndarray, Triple]:
     return _turn(volume.array, permutation, flips), tuple(volume.spacing[axis] for axis in permutation)
 
 
-def prepare(volume: Volume, options: Preprocessing) -> Scan:
+def prepare(volume: Volume, options: Preprocessing, ceiling: float = 1.0) -> Scan:
     """Orient, crop to the foreground, normalise and resample a scan (see :class:`Grid`).
 
     MR: black becomes 0 and the given percentile of the foreground 1. CT: the window becomes [0, 1].
 
     Args:
         volume: finite, not constant (as from :func:`~MAPSegLib.volumes.read_image`).
+        ceiling: intensities above are clipped to it; more than 1 leaves it to the caller to choose a white.
     """
     array, spacing = canonical(volume)
     permutation, flips = _orientation(volume.affine)
@@ -119,7 +120,7 @@ def prepare(volume: Volume, options: Preprocessing) -> Scan:
     empty = values == levels.blank if levels.blank is not None else None
     values -= levels.black
     values /= max(levels.white - levels.black, np.finfo(np.float32).tiny)
-    np.clip(values, 0, 1, out=values)
+    np.clip(values, 0, ceiling, out=values)
     if empty is not None:
         values[empty] = 0
     return Scan(resample(torch.from_numpy(values), working_shape), grid, volume)

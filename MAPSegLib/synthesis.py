@@ -133,7 +133,7 @@ def synthesise(
     outside = torch.tensor([v in OUTSIDE_BRAIN for v in anatomy.values])
     keep = _brain_mask(codes, outside, generator) if extract else None
     if extract:
-        box = _box(keep)
+        box = aug.bounding_box(keep)
         codes, keep = codes[box], keep[box]
     elif uniform(0, 1, generator) < 0.7:
         codes = _field_of_view(codes, outside, generator)
@@ -159,7 +159,7 @@ def synthesise(
     image = aug.sample(image[None], grid)[0]
     ranks = aug.sample(codes[None].float(), grid, "nearest")[0].round().long()
     target = anatomy.classes[ranks]
-    box = _box(image > 0.02 * float(image.max()))
+    box = aug.bounding_box(image > 0.02 * float(image.max()))
     return acquire(image[box].contiguous(), generator), target[box].contiguous()
 
 
@@ -170,15 +170,10 @@ def acquire(image: Tensor, generator: Generator) -> Tensor:
         axis = int(torch.randint(3, (), generator=generator))
         image = aug.thick_slices(image, axis, uniform(1.2, 3.0, generator))
     image = aug.bias_field(image, uniform(0, 0.35, generator), generator)
-    image = image / _percentile(image[mask], 0.995)
+    image = image / aug.percentile(image[mask], 0.995)
     image = image + mask * uniform(0, 0.03, generator) * torch.randn(image.shape, generator=generator)
     image = aug.gamma(image, 0.35 * float(torch.randn((), generator=generator)))
-    return (image / _percentile(image[mask], uniform(0.99, 0.999, generator)).clamp(min=1e-3)).clamp(0, 1)
-
-
-def _percentile(values: Tensor, share: float) -> Tensor:
-    step = max(1, values.numel() // 100_000)
-    return values[::step].quantile(share)
+    return (image / aug.percentile(image[mask], uniform(0.99, 0.999, generator)).clamp(min=1e-3)).clamp(0, 1)
 
 
 def _brain_mask(codes: Tensor, outside: Tensor, generator: Generator) -> Tensor:
@@ -197,12 +192,3 @@ def _field_of_view(codes: Tensor, outside: Tensor, generator: Generator) -> Tens
     brain = (~outside)[codes.to(torch.int64)]
     lowest = int(brain.any(0).any(0).nonzero()[0])
     return codes[:, :, max(0, lowest - int(torch.randint(0, 40, (), generator=generator))) :]
-
-
-def _box(mask: Tensor) -> tuple[slice, slice, slice]:
-    slices = []
-    for axis in range(3):
-        others = [a for a in range(3) if a != axis]
-        hits = mask.any(others[1]).any(others[0]).nonzero().flatten()
-        slices.append(slice(int(hits[0]), int(hits[-1]) + 1))
-    return tuple(slices)

@@ -29,6 +29,7 @@ _TASKS = {
     "segment": ("scans", "segment"),
     "adapt": ("scans", "adapt"),
     "train": ("training", "train"),
+    "pretrain": ("pretraining", "pretrain"),
     "evaluate": ("evaluation", "evaluate"),
     "synthesise": ("material", "synthesise"),
     "import": ("material", "import_model"),

@@ -34,12 +34,13 @@ class ModelEntry:
 
 
 def list_entries() -> list[ModelEntry]:
-    """The embedded models, then the user's. Files that cannot be read are logged and left out."""
+    """The embedded models, then the user's; no pretrained encoders. Unreadable files are logged and left out."""
     found: dict[str, ModelEntry] = {}
     for path in model_files():
         if path.stem not in found:
             try:
-                found[path.stem] = _entry(path)
+                if read_card(path).get("kind") != "encoder":
+                    found[path.stem] = _entry(path)
             except InputError as error:
                 logging.getLogger(__name__).warning("%s", error)
     return list(found.values())
@@ -68,7 +69,7 @@ def add_model(path: str | Path, name: str | None = None) -> ModelEntry:
         InputError: not a model, the name is taken, or the disk refuses.
     """
     path = Path(path)
-    read_card(path)
+    _checked(path)
     target = user_folder() / f"{name or path.stem}{SUFFIX}"
     if any(entry.name == target.stem for entry in list_entries()):
         raise InputError(f"There is a model named {target.stem} already.", "Choose another name.")
@@ -109,6 +110,8 @@ def _entry(path: Path) -> ModelEntry:
 def _checked(path: Path) -> dict[str, Any]:
     """The card, once it holds what the module shows of it; the worker checks the rest."""
     card = read_card(path)
+    if card.get("kind") == "encoder":
+        raise InputError(f"{path.name} is a pretrained encoder, which cannot segment.", "Choose a model.")
     try:
         for label in card["labels"]:
             int(label["value"]), str(label["name"])

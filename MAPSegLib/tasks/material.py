@@ -69,7 +69,8 @@ def import_model(job: ImportJob, report: Report) -> dict[str, Any]:
             overwrite=job.overwrite,
         )
     sizes = card.architecture
-    told = f"{len(card.labels)} structures, {sizes.width} channels, {sizes.depth} blocks."
+    what = f"{len(card.labels)} structures" if card.labels else "A pretrained encoder"
+    told = f"{what}, {sizes.width} channels, {sizes.depth} blocks."
     report("log", message=told)
     return {"files": [str(path)], "model": str(path), "failed": []}
 

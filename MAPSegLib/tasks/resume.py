@@ -22,6 +22,7 @@ _FREE = (
     "source",
     "source_labels",
     "source_from_labels",
+    "domains",
 )  # their files are compared instead
 _FREE_OPTIONS = ("device", "threads")
 

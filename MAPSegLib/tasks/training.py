@@ -14,7 +14,7 @@ from ..config import ARCHITECTURES, InferenceOptions, Label, Preprocessing, Trai
 from ..errors import InputError
 from ..jobs import Report, TrainJob
 from ..manifests import list_pairs
-from ..models import SUFFIX, ModelCard, load_card, load_model, resolve, save_model
+from ..models import SUFFIX, ModelCard, load_card, load_encoder, load_model, resolve, save_model
 from ..volumes import find_scans, read_labels
 from . import resume
 from .label_table import infer_labels, read_label_table
@@ -36,7 +36,6 @@ def train(job: TrainJob, report: Report) -> dict[str, Any]:
     """Train a model, or continue a training that was killed. See :class:`~MAPSegLib.jobs.TrainJob`."""
     import torch
 
-    from ..networks.segmenter import Segmenter
     from ..training.source import train as run
 
     folder = check_path(job.output)
@@ -56,19 +55,31 @@ def train(job: TrainJob, report: Report) -> dict[str, Any]:
             if resumed:
                 report("log", message="Continuing a training that was interrupted.")
             torch.manual_seed(job.options.seed)
-            model = (
-                load_model(resolve(job.init))[0] if job.init else Segmenter(card.architecture, card.labels)
-            )
-            model = run(model, source, job.options, folder, report, validation)
+            model = run(_start(job, card), source, job.options, folder, report, validation)
             card = with_trust(model, card, source, job.options)
             save_model(final, model.state_dict(), card, job.overwrite)
     return {"files": [str(final), str(folder / resume.RECORD)], "model": str(final), "failed": []}
 
 
+def _start(job: TrainJob, card: ModelCard) -> Segmenter:
+    """A new model, a new one on a pretrained encoder, or a trained one."""
+    from ..networks.segmenter import Segmenter
+
+    path = resolve(job.init) if job.init else None
+    if path and load_card(path, encoder=True).kind == "segmenter":
+        return load_model(path)[0]
+    model = Segmenter(card.architecture, card.labels)
+    if path:
+        load_encoder(path, model)
+    return model
+
+
 def _card(job: TrainJob, training: Sequence[Case], report: Report) -> ModelCard:
-    start = load_card(resolve(job.init)) if job.init else None
+    start = load_card(resolve(job.init), encoder=True) if job.init else None
+    if start and start.labels and job.label_table:
+        raise InputError(f"The model {job.init} brings its own label table.", "Leave --label-table away.")
     volumes = _volumes(training, job, report)
-    labels = start.labels if start else _labels(job, volumes)
+    labels = start.labels if start and start.labels else _labels(job, volumes)
     return ModelCard(
         name=job.name,
         description=job.description,
@@ -163,9 +174,6 @@ def volume_priors(labels: Sequence[Label], volumes: Sequence[dict[int, float]]) 
 
 
 def _provenance(job: TrainJob, cases: Sequence[Case]) -> dict[str, Any]:
-    import numpy
-    import torch
-
     folder = check_path(job.from_labels or job.images).name
     return {
         "data": folder,
@@ -176,10 +184,18 @@ def _provenance(job: TrainJob, cases: Sequence[Case]) -> dict[str, Any]:
         "steps": job.options.steps,
         "seed": job.options.seed,
         "options": job.options.model_dump(mode="json"),
-        "versions": {
-            "mapseg": __version__,
-            "torch": torch.__version__,
-            "numpy": numpy.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """What a model was made with."""
+    import numpy
+    import torch
+
+    return {
+        "mapseg": __version__,
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "python": platform.python_version(),
     }

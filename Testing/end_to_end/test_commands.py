@@ -256,6 +256,114 @@ def test_training_starts_from_a_model_and_keeps_cases_back(model, data, tmp_path
 
 
 @pytest.fixture(scope="module")
+def encoder(data, tmp_path_factory):
+    """Folder with an encoder that was pretrained on two domains; its names stand in the card."""
+    pytest.importorskip("matplotlib", reason="needs the extra 'demo'")
+    folder = tmp_path_factory.mktemp("pretrained")
+    for name in ("north", "south"):
+        (folder / name).mkdir()
+    shutil.copy(data / "images" / "case0.nii.gz", folder / "north")
+    for name in ("case1", "case2"):
+        shutil.copy(data / "images" / f"{name}.nii.gz", folder / "south")
+    options = folder / "options.json"
+    options.write_text('{"picture_every": 2, "scans": 1, "checkpoint_every": 2}')
+    arguments = [folder / "north", folder / "south", "--name", "seen", "--preset", "tiny", "--spacing", 2]
+    arguments += ["--steps", 3, "--options", options, "-o", folder / "run", *CPU]
+    text, told = mapseg("pretrain", *arguments)
+    assert "step_000003.png" in text and "1 scans in north, 2 scans in south" in told
+    assert "already there" in refused("pretrain", *arguments)
+    return folder / "run"
+
+
+def test_pretraining_leaves_an_encoder_its_record_and_pictures(encoder):
+    expected = ["checkpoint.pt", "job.json", "metrics.jsonl", "seen.safetensors"]
+    expected += [f"pictures/step_00000{step}.png" for step in (2, 3)]
+    assert files(encoder) == sorted(expected)
+    card = json.loads(mapseg("models", encoder / "seen.safetensors")[0])
+    assert card["kind"] == "encoder" and card["labels"] == []
+    domains = [(d["data"], d["cases"], d["images"]) for d in card["provenance"]["domains"]]
+    assert domains == [("north", 1, "acquired"), ("south", 2, "acquired")]
+
+
+def test_training_starts_from_an_encoder_with_its_own_structures(encoder, data, tmp_path):
+    from safetensors.torch import load_file
+
+    start = encoder / "seen.safetensors"
+    table = tmp_path / "table.json"
+    table.write_text('{"1": "rind", "2": "core"}')
+    options = tmp_path / "options.json"
+    options.write_text('{"learning_rate": 1e-30, "weight_decay": 0, "patches": 1}')
+    arguments = ["--images", data / "images", "--labels", data / "labels", "--options", options, *CPU]
+    arguments += ["--init", start, "--steps", 1, "--label-table", table]
+    mapseg("train", *arguments, "--name", "next", "-o", tmp_path / "t")
+    model, card = load_model(tmp_path / "t" / "next.safetensors")
+    assert [label.name for label in card.labels] == ["rind", "core"]
+    assert card.architecture == load_card(start, encoder=True).architecture
+    assert card.preprocessing.spacing == (2, 2, 2) and card.provenance["started_from"] == str(start)
+    learnt = load_file(start)
+    for name, tensor in model.encoder.state_dict().items():
+        assert np.array_equal(tensor, learnt[f"encoder.{name}"])
+    assert not any(name.startswith("head") for name in learnt)
+
+    arguments[arguments.index(start)] = tmp_path / "t" / "next.safetensors"
+    assert "brings its own label table" in refused("train", *arguments, "--name", "x", "-o", tmp_path / "u")
+    assert not (tmp_path / "u").exists()
+
+
+def test_encoders_are_listed_and_segment_nothing(encoder, data, tmp_path, monkeypatch):
+    monkeypatch.setenv("MAPSEG_HOME", str(tmp_path / "home"))
+    (tmp_path / "home" / "models").mkdir(parents=True)
+    shutil.copy(encoder / "seen.safetensors", tmp_path / "home" / "models")
+    assert "seen encoder only" in mapseg("models")[0]
+    scan, out = data / "images" / "case0.nii.gz", tmp_path / "out"
+    for task in ("segment", "adapt"):
+        text = refused(task, "seen", scan, "-o", out)
+        assert "seen.safetensors is a pretrained encoder, which cannot segment." in text
+    assert "cannot segment" in refused(
+        "evaluate", data / "labels", data / "labels", "-o", out, "--model", "seen"
+    )
+    assert not out.exists()
+
+
+def test_pretraining_on_synthesised_images_without_pictures(anatomy, data, tmp_path, monkeypatch):
+    from MAPSegLib.tasks import pretraining
+
+    monkeypatch.setattr(pretraining, "find_spec", lambda name: None)
+    result = api.pretrain(
+        tmp_path / "p",
+        "mixed",
+        domains=data / "images",
+        from_labels=anatomy,
+        contrast="random",
+        preset="tiny",
+        preprocessing={"spacing": (4, 4, 4)},
+        steps=2,
+        threads=1,
+    )
+    assert files(tmp_path / "p") == ["checkpoint.pt", "job.json", "metrics.jsonl", "mixed.safetensors"]
+    domains = load_card(result["model"], encoder=True).provenance["domains"]
+    assert [d["images"] for d in domains] == ["acquired", "synthesised, contrast random"]
+
+
+def test_pretrainings_that_cannot_start(data, tmp_path):
+    out = ["-o", tmp_path / "out", "--name", "x", *CPU]
+    assert "give folders of scans, or from_labels" in refused("pretrain", *out)
+    assert "does not exist" in refused("pretrain", tmp_path / "absent", *out)
+    assert "label map" in refused("pretrain", data / "labels", *out)
+    assert "none of FreeSurfer's codes" in refused("pretrain", "--from-labels", other_codes(tmp_path), *out)
+    assert not (tmp_path / "out").exists()
+
+
+def other_codes(folder):
+    """A folder with a label map whose values no prior knows."""
+    (folder / "codes").mkdir()
+    codes = np.zeros((8, 8, 8), np.int16)
+    codes[2:6, 2:6, 2:6] = 20_000
+    nib.save(nib.Nifti1Image(codes, np.eye(4)), folder / "codes" / "a.nii.gz")
+    return folder / "codes"
+
+
+@pytest.fixture(scope="module")
 def anatomy(tmp_path_factory):
     """A folder with a rough head: cortex, white matter, a thalamus on each side, and skin."""
     folder = tmp_path_factory.mktemp("anatomy")
@@ -480,7 +588,17 @@ def test_trainings_that_cannot_start(data, tmp_path):
 
 def test_every_command_explains_itself():
     listed, _ = mapseg("--help")
-    for command in ("segment", "adapt", "train", "evaluate", "models", "import", "synthesise", "demo"):
+    for command in (
+        "segment",
+        "adapt",
+        "train",
+        "pretrain",
+        "evaluate",
+        "models",
+        "import",
+        "synthesise",
+        "demo",
+    ):
         assert command in listed
         assert "Usage" in mapseg(command, "--help")[0]
     assert mapseg("--version")[0].startswith("mapseg ")

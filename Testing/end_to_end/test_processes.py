@@ -49,6 +49,31 @@ def test_a_killed_training_continues_to_the_same_weights(worker, data, tmp_path)
     assert same_weights(tmp_path / "killed" / "x.safetensors", tmp_path / "whole" / "x.safetensors")
 
 
+def test_a_killed_pretraining_continues_to_the_same_weights(worker, data, tmp_path):
+    options = {
+        "steps": 7,
+        "checkpoint_every": 2,
+        "scans": 2,
+        "threads": 1,
+        "device": "cpu",
+        "precision": "fp32",
+    }
+    options["picture_every"] = 0
+    job = {"domains": [data / "images"], "preset": "tiny", "preprocessing": {"spacing": (2, 2, 2)}}
+    place = {"task": "pretrain", "name": "x", "output": tmp_path / "killed"}
+    running = worker(job | place | {"options": options})
+    running.until(at_step(5))
+    assert running.signal(signal.SIGKILL) == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "x.safetensors").exists()
+
+    events = []
+    api.pretrain(tmp_path / "killed", "x", **job, **options, report=events.append)
+    steps = [event["step"] for event in events if event.get("stage") == "pretrain"]
+    assert steps[0] > 1 and steps[-1] == 7
+    api.pretrain(tmp_path / "whole", "x", **job, **options)
+    assert same_weights(tmp_path / "killed" / "x.safetensors", tmp_path / "whole" / "x.safetensors")
+
+
 def test_a_killed_adaptation_continues_to_the_same_weights(worker, model, data, tmp_path):
     scans = [data / "images" / "case0.nii.gz"]
     options = {"steps": 6, "check_every": 2, "threads": 1, "precision": "fp32", "device": "cpu"}

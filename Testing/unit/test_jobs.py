@@ -62,6 +62,16 @@ def test_a_training_has_one_kind_of_data():
         build_job(start | {"from_labels": "l", "name": "../x"})
 
 
+def test_a_pretraining_has_scans_or_label_maps():
+    start = {"task": "pretrain", "output": "out", "name": "x"}
+    job = build_job(start | {"domains": ["a", "b"], "from_labels": "l"})
+    assert len(job.domains) == 2 and job.options.learning_rate == 2e-4
+    with pytest.raises(InputError, match="give folders of scans, or from_labels"):
+        build_job(start)
+    with pytest.raises(InputError, match="options.mask_ratio"):
+        build_job(start | {"domains": ["a"], "options": {"mask_ratio": 1}})
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '"segment"', "\x00\x01"])
 def test_files_that_are_no_job_are_told(tmp_path, content):
     path = tmp_path / "job.json"

@@ -12,7 +12,16 @@ import torch
 from MAPSegLib.checkpoints import import_checkpoint
 from MAPSegLib.config import ARCHITECTURES, Label, Preprocessing
 from MAPSegLib.errors import InputError
-from MAPSegLib.models import ModelCard, list_models, load_card, load_model, resolve, save_model
+from MAPSegLib.models import (
+    ModelCard,
+    list_models,
+    load_card,
+    load_encoder,
+    load_model,
+    resolve,
+    save_model,
+)
+from MAPSegLib.networks.encoder import Encoder
 from MAPSegLib.networks.segmenter import Segmenter
 
 LABELS = (
@@ -238,6 +247,71 @@ def test_the_teacher_is_imported_where_there_are_both(tmp_path):
     assert torch.equal(logits(load_model(path)[0]), logits(model))
 
 
+def encoder_file(tmp_path, seed=4):
+    torch.manual_seed(seed)
+    network = Encoder(ARCHITECTURES["tiny"].width, ARCHITECTURES["tiny"].depth)
+    weights = {f"encoder.{name}": tensor for name, tensor in network.state_dict().items()}
+    card = ModelCard(
+        kind="encoder", name="e", architecture=ARCHITECTURES["tiny"], preprocessing=Preprocessing()
+    )
+    return save_model(tmp_path / "e.safetensors", weights, card), network
+
+
+def test_a_pretrained_encoder_gives_its_weights_and_cannot_segment(tmp_path):
+    path, network = encoder_file(tmp_path)
+    model, _ = tiny()
+    head = {name: tensor.clone() for name, tensor in model.head.state_dict().items()}
+    load_encoder(path, model)
+    for ours, theirs in ((model.encoder, network.state_dict()), (model.head, head)):
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.state_dict().items())
+    assert load_card(path, encoder=True).labels == ()
+    for load in (load_card, load_model):
+        with pytest.raises(InputError, match="e.safetensors is a pretrained encoder, which cannot segment"):
+            load(path)
+    with pytest.raises(InputError, match="do not fit"):
+        load_encoder(path, Segmenter(ARCHITECTURES["tiny"].model_copy(update={"depth": 3}), LABELS))
+
+
+def test_kinds_and_labels_belong_together(tmp_path, saved):
+    with_card(saved, lambda card: card.update(kind="encoder"))
+    path, _ = encoder_file(tmp_path)
+    with_card(path, lambda card: card.update(kind="segmenter"))
+    for damaged in (saved, path):
+        with pytest.raises(InputError, match="damaged model card"):
+            load_card(damaged, encoder=True)
+
+
+def test_cards_from_before_encoders_are_of_models_that_segment(saved):
+    with_card(saved, lambda card: card.pop("kind"))
+    assert load_card(saved).kind == "segmenter" and load_model(saved)[1].labels == LABELS
+
+
+def test_published_pretrained_checkpoints_become_encoders(tmp_path):
+    _, network = encoder_file(tmp_path)
+    state = {f"encoder.{name}": tensor for name, tensor in network.state_dict().items()}
+    state = authors_names(state, "")
+    state |= {
+        f"{name}.weight": torch.zeros(1)
+        for name in (
+            "local_upsample",
+            "local_decoder.0.basic_module.conv1.conv",
+            "final_projection_local_recon",
+            "final_norm_local_recon",
+        )
+    }
+    torch.save(state, tmp_path / "mae.pth")
+    path = tmp_path / "ours.safetensors"
+    card = import_checkpoint(tmp_path / "mae.pth", path, name="ours", patch=32)
+    a = ARCHITECTURES["tiny"]
+    assert (card.kind, card.architecture.width, card.architecture.depth) == ("encoder", a.width, a.depth)
+    assert (card.architecture.patch, card.architecture.head_width) == (32, 512)
+    model = Segmenter(a, LABELS)
+    load_encoder(path, model)
+    x = torch.rand(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(model.features(x), network(x))
+
+
 def test_other_checkpoints_are_told_apart(tmp_path):
     model, _ = tiny((Label(value=1, name="one"),))
     state = authors_names(model.state_dict(), "")
@@ -245,7 +319,8 @@ def test_other_checkpoints_are_told_apart(tmp_path):
     partial = {k: v for k, v in state.items() if not k.endswith("conv2.conv.weight")}
     path, out = tmp_path / "x.pth", tmp_path / "x.safetensors"
     cases = [
-        (encoder, (), "without a segmentation head"),
+        (encoder, LABELS, "which has no structures"),
+        ({k: v for k, v in encoder.items() if "1.basic_module.conv3" not in k}, (), "lacks weights"),
         ({"layer.weight": torch.zeros(1)}, (), "does not hold the weights"),
         (partial, (), "lacks weights"),
         (state, LABELS, "label table names 3"),

@@ -7,7 +7,7 @@ import pytest
 
 from MAPSegLib.config import Label
 from MAPSegLib.errors import InputError
-from MAPSegLib.pictures import Curve, Panel, curves, overlay
+from MAPSegLib.pictures import Curve, Panel, Reconstruction, curves, overlay, reconstructions
 from MAPSegLib.volumes import Volume
 
 image_module = pytest.importorskip("matplotlib.image", reason="needs the extra 'demo'")
@@ -89,6 +89,19 @@ def test_labels_of_another_grid_are_refused(head, tmp_path):
     with pytest.raises(InputError, match="one grid"):
         overlay([Panel("", head.image, head.labels[:-1])], TABLE, tmp_path / "no.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_reconstructions_show_the_middle_planes_of_every_row(tmp_path):
+    original, masked = np.full((20, 24, 16), 0.5), np.zeros((20, 24, 16))
+    original[10], original[:, 12], original[:, :, 8] = 1, 1, 1
+    rows = [Reconstruction(title, original, masked, 0.7 * original) for title in ("one", "two")]
+    one = image_module.imread(reconstructions(rows[:1], tmp_path / "one.png"))[..., :3].mean(-1)
+    two = image_module.imread(reconstructions(rows, tmp_path / "two.png"))[..., :3].mean(-1)
+    assert two.shape[0] > 1.5 * one.shape[0]
+    line = one[-60]  # through the row's images
+    assert (line == 1).sum() > 100 and 0.1 < (abs(line - 0.7) < 0.01).mean() < 0.4
+    bright = np.flatnonzero(line == 1)
+    assert 1 + (np.diff(bright) > 100).sum() == 3  # the originals of three planes
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -1,0 +1,138 @@
+"""Pretraining: from folders of unlabelled scans, or label maps, to a file with an encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config import ARCHITECTURES, check_path
+from ..jobs import PretrainJob, Report
+from ..manifests import list_scans
+from ..models import SUFFIX, ModelCard, save_model
+from ..reports import replacing
+from ..volumes import find_scans
+from . import resume
+from .outputs import output_folder, refuse_existing
+from .training import versions
+
+if TYPE_CHECKING:
+    from ..domains import Domains
+    from ..pictures import Reconstruction
+
+PICTURES = "pictures"
+
+
+def pretrain(job: PretrainJob, report: Report) -> dict[str, Any]:
+    """Pretrain an encoder, or continue a pretraining that was killed. See :class:`~MAPSegLib.jobs.PretrainJob`."""
+    import torch
+
+    from ..networks.autoencoder import Autoencoder
+    from ..training.pretraining import pretrain as run
+
+    folder = check_path(job.output)
+    final = folder / f"{job.name}{SUFFIX}"
+    refuse_existing([final], job.overwrite)
+    scans = {path: list_scans(path) for path in map(check_path, job.domains)}
+    maps = find_scans(check_path(job.from_labels)) if job.from_labels else []
+    drawn = job.options.picture_every > 0 and find_spec("matplotlib") is not None
+    if job.options.picture_every and not drawn:
+        told = "No pictures of reconstructions: they need matplotlib (pip install 'mapseg[demo]')."
+        report("log", message=told)
+    pictures = folder / PICTURES
+    with output_folder(folder):
+        domains = _domains(job, scans, maps, report)
+        counts = [f"{len(files)} scans in {_name(path, scans)}" for path, files in scans.items()]
+        counts += [f"images of {len(maps)} label maps"] if maps else []
+        report("log", message=f"Learning from {', '.join(counts)}.")
+
+        def picture(step: int, rows: list[Reconstruction]) -> None:
+            from ..pictures import reconstructions
+
+            path = pictures / f"step_{step:06d}.png"
+            with output_folder(pictures), replacing(path, overwrite=True) as temporary:
+                reconstructions(rows, temporary)
+
+        with resume.claim(
+            folder, job, [*maps, *(file for files in scans.values() for file in files)]
+        ) as resumed:
+            if resumed:
+                report("log", message="Continuing a pretraining that was interrupted.")
+            else:
+                _remove_pictures(pictures)
+            try:
+                torch.manual_seed(job.options.seed)
+                model = Autoencoder(ARCHITECTURES[job.preset])
+                run(model, domains, job.options, folder, report, picture if drawn else None)
+            except BaseException:
+                if not (folder / resume.CHECKPOINT).exists():
+                    _remove_pictures(pictures)
+                raise
+            weights = {f"encoder.{name}": tensor for name, tensor in model.encoder.state_dict().items()}
+            save_model(final, weights, _card(job, scans, maps), job.overwrite)
+    made = [final, folder / resume.RECORD, *_pictures(pictures)]
+    return {"files": [str(path) for path in made], "model": str(final), "failed": []}
+
+
+def _domains(job: PretrainJob, scans: dict[Path, list[Path]], maps: list[Path], report: Report) -> Domains:
+    """The domains, every scan of which has been read once: a bad one is told now, and not after hours."""
+    from ..datasets import SyntheticSource
+    from ..domains import Domains, Draw, UnlabelledScans
+
+    domains: list[tuple[str, Draw]] = []
+    done, total = 0, sum(map(len, scans.values()))
+    for folder, files in scans.items():
+        source = UnlabelledScans(files, job.preprocessing)
+        for file in files:
+            report("progress", stage="read", scan=str(file), step=done, steps=total, seconds_left=None)
+            source.prepared(file)
+            done += 1
+        domains.append((_name(folder, scans), source.draw))
+    if maps:
+        synthetic = SyntheticSource(maps, (), job.preprocessing, job.contrast)
+        domains.append((f"synthesised {job.contrast}", lambda generator: synthetic.draw(generator)[0]))
+    return Domains(domains, job.preprocessing.spacing)
+
+
+def _card(job: PretrainJob, scans: dict[Path, list[Path]], maps: list[Path]) -> ModelCard:
+    domains = [
+        {"data": _name(path, scans), "cases": len(files), "images": "acquired"}
+        for path, files in scans.items()
+    ]
+    if maps:
+        images = f"synthesised, contrast {job.contrast}"
+        domains.append({"data": check_path(job.from_labels).name, "cases": len(maps), "images": images})
+    return ModelCard(
+        kind="encoder",
+        name=job.name,
+        description=job.description,
+        architecture=ARCHITECTURES[job.preset],
+        preprocessing=job.preprocessing,
+        provenance={
+            "domains": domains,
+            "steps": job.options.steps,
+            "seed": job.options.seed,
+            "options": job.options.model_dump(mode="json"),
+            "versions": versions(),
+        },
+        license=job.license,
+    )
+
+
+def _name(folder: Path, others: Iterable[Path]) -> str:
+    """A domain's name: its folder's, with the parent's where two share it."""
+    shared = sum(other.name == folder.name for other in others) > 1
+    return f"{folder.parent.name}/{folder.name}" if shared else folder.name
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step_*.png"))
+
+
+def _remove_pictures(folder: Path) -> None:
+    for path in _pictures(folder):
+        path.unlink()
+    with suppress(OSError):
+        folder.rmdir()

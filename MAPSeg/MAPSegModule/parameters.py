@@ -12,6 +12,8 @@ from typing import Any
 from . import backend_folder
 from .models import InputError, find_entry
 
+_SHORT = {"warmup": 0, "ema_decay": 0.98, "check_every": 10}
+"""Of an adaptation with source scans that lasts minutes: the published schedules are made for thousands of steps."""
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -27,7 +29,7 @@ class Parameters:
     device: str = "auto"
     uncertainty: bool = False
     source_folder: str = ""
-    """Labelled scans of the source, folders images and labels: adapts with them at hand."""
+    """Labelled scans of the source (a folder, a data set or a manifest): adapts with them at hand."""
     preview_seconds: float = 10.0
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -44,9 +46,8 @@ class Parameters:
         if self.adapt and self.source_folder:
             if not offers_centralised():
                 return "This version of MAPSeg cannot adapt with source scans."
-            missing = [n for n in ("images", "labels") if not (Path(self.source_folder) / n).is_dir()]
-            if missing:
-                return f"The folder of source scans holds no folder {missing[0]}."
+            if not Path(self.source_folder).expanduser().exists():
+                return f"The source scans {self.source_folder} do not exist."
         return ""
 
     def to_job(self, files: Sequence[str | Path], folder: str | Path) -> dict[str, Any]:
@@ -66,7 +67,8 @@ class Parameters:
             job["options"] = minutes | options
             job["save_model"] = True
             if self.source_folder:
-                job["source"] = self.source_folder
+                job["source"] = str(Path(self.source_folder).expanduser().absolute())
+                job["options"] = _SHORT | job["options"]
         return job
 
 

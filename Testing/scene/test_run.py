@@ -212,7 +212,7 @@ def test_a_volume_that_leaves_the_scene_fails_alone(start, scene):
         ({"model": "brian-t1"}, "Unknown model brian-t1"),
         ({"device": "abacus"}, "no device abacus"),
         ({"adapt": True, "minutes": 0}, "between 0 and 600"),
-        ({"adapt": True, "source_folder": "."}, "source scans"),
+        ({"adapt": True, "source_folder": "nowhere"}, "source scans nowhere do not exist"),
     ],
 )
 def test_what_cannot_be_run_is_told_before_anything_starts(start, choices, told):

@@ -30,6 +30,17 @@ def pytest_terminal_summary(terminalreporter):
             terminalreporter.line(line)
 
 
+@pytest.fixture(autouse=True)
+def same_backend():
+    """Reloading the module purges the backend from ``sys.modules``; the tests to come go on with the one they know."""
+    known = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "MAPSegLib"}
+    yield
+    for name in [name for name in sys.modules if name.split(".")[0] == "MAPSegLib"]:
+        if name not in known:
+            del sys.modules[name]
+    sys.modules.update(known)
+
+
 @pytest.fixture
 def desktop():
     """An application with an empty scene, no settings and no dialogs; slots that raise fail the test."""

@@ -99,7 +99,7 @@ def test_a_model_is_imported_revealed_and_removed(screen, model, tmp_path):
     screen.click("importModelButton")
     assert screen.panel.models.entry.name == "other" and "other" in models_shown(screen)
     screen.click("revealModelButton")
-    assert dialogs.asked[-1] == ("openUrl", (f"file://{tmp_path}/home/models",))
+    assert dialogs.asked[-1] == ("openUrl", (f"file://{tmp_path / 'home' / 'models'}",))
     import qt
 
     dialogs.expect("message", qt.QMessageBox.Cancel)

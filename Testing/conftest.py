@@ -1,10 +1,15 @@
 """Fixtures shared by all tests. Real scans are optional: their folder comes from the variable MAPSEG_DATA."""
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+sys.path.append(
+    str(Path(__file__).parents[1])
+)  # for Testing.host; last, so that what is installed is what is tested
 
 
 @pytest.fixture(scope="session")

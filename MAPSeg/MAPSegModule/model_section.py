@@ -69,8 +69,10 @@ class ModelSection:
         for entry in self._shown:
             own = "" if entry.embedded else "  ·  " + _("your own")
             item = qt.QListWidgetItem(f"{entry.name}\n{texts.model_line(entry.card)}{own}")
-            item.setToolTip(entry.card.get("description", "") or entry.name)
+            item.setToolTip(texts.model_details(entry.card))
             widget.addItem(item)
+        row = max(30, widget.sizeHintForRow(0))
+        widget.setFixedHeight(row * min(3, max(1, len(self._entries))) + 4)
         names = [entry.name for entry in self._shown]
         widget.setCurrentRow(names.index(wanted) if wanted in names else 0 if names else -1)
         widget.blockSignals(False)
@@ -85,6 +87,7 @@ class ModelSection:
         else:
             text = texts.marked(texts.WARNING, "!", _("No model is installed. Import one."))
         self.ui.modelCardLabel.text = text
+        self.ui.modelCardLabel.toolTip = texts.model_details(entry.card) if entry is not None else ""
         self.ui.revealModelButton.enabled = entry is not None
         self.ui.removeModelButton.enabled = entry is not None and not entry.embedded
         self.changed.emit()

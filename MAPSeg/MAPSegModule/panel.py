@@ -51,6 +51,7 @@ class Panel:
             ui.deviceComboBox.addItem(text, device)
         for widget in (ui.sourceFolderLabel, ui.sourceFolderEdit, ui.sourceFolderButton):
             widget.setVisible(offers_centralised())
+        self._offer_wheels()
         self.models = ModelSection(ui)
         self.volumes = VolumeSection(ui)
         self.results = ResultSection(ui)
@@ -65,12 +66,16 @@ class Panel:
         ui.segmentButton.connect("clicked()", lambda: self._pressed(adapt=False))
         ui.adaptButton.connect("clicked()", lambda: self._pressed(adapt=True))
         ui.stopButton.connect("clicked()", self._stop)
-        ui.sourceFolderButton.connect("clicked()", self._choose_source_folder)
+        ui.sourceFolderButton.connect("clicked()", lambda: self._choose_folder(ui.sourceFolderEdit))
+        ui.wheelFolderButton.connect("clicked()", lambda: self._choose_folder(ui.wheelFolderEdit))
         ui.minutesSpinBox.connect("valueChanged(double)", self._options_changed)
         ui.deviceComboBox.connect("currentIndexChanged(int)", self._device_changed)
-        ui.sourceFolderEdit.connect("textChanged(QString)", self._options_changed)
+        for widget in (ui.sourceFolderEdit, ui.wheelFolderEdit):
+            widget.connect("textChanged(QString)", self._options_changed)
         for widget in (ui.uncertaintyCheckBox, ui.previewCheckBox):
             widget.connect("toggled(bool)", self._options_changed)
+        # A section that opens shows what was hidden while it was closed.
+        ui.optionsSection.connect("contentsCollapsed(bool)", self._offer_wheels)
         ui.optionsSection.connect("contentsCollapsed(bool)", self._options_changed)
         ui.resultSection.collapsed = True
         self.models.refresh(model)
@@ -129,12 +134,16 @@ class Panel:
         remember.remember(self.ui, self.models.entry.name if self.models.entry else "")
         self._update()
 
-    def _choose_source_folder(self) -> None:
-        folder = qt.QFileDialog.getExistingDirectory(
-            self.ui.runSection, _("Labelled source scans"), self.ui.sourceFolderEdit.text
-        )
+    def _choose_folder(self, edit) -> None:
+        folder = qt.QFileDialog.getExistingDirectory(self.ui.runSection, edit.toolTip, edit.text)
         if folder:
-            self.ui.sourceFolderEdit.text = folder
+            edit.text = folder
+
+    def _offer_wheels(self, *_collapsed: bool) -> None:
+        """Ask where packages come from as long as there are packages to install."""
+        self._lacking = bool(dependencies.missing())
+        for widget in (self.ui.wheelFolderLabel, self.ui.wheelFolderEdit, self.ui.wheelFolderButton):
+            widget.setVisible(self._lacking)
 
     def _device_changed(self, *_value) -> None:
         """Ask a thread which device it will be: asking starts a process, which takes seconds."""
@@ -184,6 +193,9 @@ class Panel:
             if not dependencies.ensure():
                 self._say(texts.WARNING, "!", _("Nothing was installed, so nothing can be segmented."))
                 return
+            if self._lacking:
+                self._offer_wheels()
+                self._device_changed()
         self.curves.clear()
         self.run = runs.Run(self.volumes.checked_nodes(), parameters)
         self.run.changed.connect(self._show_progress)
@@ -221,7 +233,7 @@ class Panel:
         uncertainty = slicer.mrmlScene.GetNodeByID(item.uncertainty_id) if item.uncertainty_id else None
         if uncertainty is not None:
             uncertainty.SetAttribute("MAPSeg.Uncertainty", item.volume_id)  # not a volume to segment
-        self.volumes.set_state(item)
+        self.volumes.set_state(item, explain=len(self.run.items) > 1)
         if item.state == runs.DONE and item.result:
             self.results.add(item, self.run)
         elif item.segmentation_id and not self._previewed:

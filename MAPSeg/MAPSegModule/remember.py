@@ -18,6 +18,7 @@ def recall(ui) -> str:
     ui.uncertaintyCheckBox.checked = value("Uncertainty", False, slicer.util.toBool)
     ui.previewCheckBox.checked = value("Preview", True, slicer.util.toBool)
     ui.sourceFolderEdit.text = value("SourceFolder", "", str)
+    ui.wheelFolderEdit.text = value("WheelFolder", "", str)
     ui.deviceComboBox.setCurrentIndex(max(0, ui.deviceComboBox.findData(value("Device", "auto", str))))
     ui.optionsSection.collapsed = value("OptionsCollapsed", True, slicer.util.toBool)
     return value("Model", "", str)
@@ -31,6 +32,7 @@ def remember(ui, model: str) -> None:
         ("Uncertainty", ui.uncertaintyCheckBox.checked),
         ("Preview", ui.previewCheckBox.checked),
         ("SourceFolder", ui.sourceFolderEdit.text),
+        ("WheelFolder", ui.wheelFolderEdit.text),
         ("Device", ui.deviceComboBox.itemData(ui.deviceComboBox.currentIndex)),
         ("OptionsCollapsed", ui.optionsSection.collapsed),
     ):

@@ -145,7 +145,7 @@ class ResultSection:
             cells = [qt.QTableWidgetItem(text) for text in ("", row["structure"], *_numbers(row))]
             color = colors.get(row["structure"])
             if color:
-                cells[_COLOR].setData(qt.Qt.DecorationRole, qt.QColor(*color))
+                cells[_COLOR].setIcon(_swatch(color))
             cells[_STRUCTURE].setToolTip(row["structure"])
             for cell in cells[_VOLUME:]:
                 cell.setTextAlignment(qt.Qt.AlignRight | qt.Qt.AlignVCenter)
@@ -250,9 +250,9 @@ class ResultSection:
 def _verdict(result: dict[str, Any]) -> str:
     reason = result.get("reason", "")
     if result.get("trusted"):
-        lines = [texts.marked(texts.GOOD, "✓", _("Plausible: {reason}").format(reason=reason))]
+        lines = [texts.marked(texts.GOOD, "✓", _("Plausible. {reason}").format(reason=reason))]
     else:
-        lines = [texts.marked(texts.WARNING, "!", _("Do not rely on it: {reason}").format(reason=reason))]
+        lines = [texts.marked(texts.WARNING, "!", _("Do not rely on it. {reason}").format(reason=reason))]
     if "chosen" in result:
         chosen = _("Adapted result kept.") if result["chosen"] == "adapted" else _("Source-only result kept.")
         lines.append(texts.marked(texts.BUSY, "⇄", f"{chosen} {result.get('gate', '')}"))
@@ -285,6 +285,16 @@ def _segment_colors(segmentation_id: str) -> dict[str, tuple[int, int, int]]:
     segments = node.GetSegmentation()
     found = (segments.GetNthSegment(index) for index in range(segments.GetNumberOfSegments()))
     return {each.GetName(): tuple(round(255 * part) for part in each.GetColor()) for each in found}
+
+
+def _swatch(color: tuple[int, int, int]):
+    """A square of a colour, framed: some structures are nearly white."""
+    pixmap = qt.QPixmap(14, 14)
+    pixmap.fill(qt.QColor(texts.QUIET))
+    painter = qt.QPainter(pixmap)
+    painter.fillRect(1, 1, 12, 12, qt.QColor(*color))
+    painter.end()
+    return qt.QIcon(pixmap)
 
 
 def _set_visible(segmentation_id: str, visible: bool) -> None:

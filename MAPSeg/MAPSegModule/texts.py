@@ -55,34 +55,41 @@ def modality(card: dict[str, Any]) -> str:
 
 
 def model_line(card: dict[str, Any]) -> str:
-    """What a model does, in one short line."""
+    """What a model does, in one short line: structures, modality, measured Dice, licence."""
     labels = card.get("labels", [])
     count = _("1 structure") if len(labels) == 1 else _("{n} structures").format(n=len(labels))
-    parts = [count, modality(card)]
     scores = [mean for _name, mean, _scans in measured(card)]
-    if scores:
-        parts.append(_("Dice {dice:.2f}").format(dice=sum(scores) / len(scores)))
-    return "  ·  ".join(parts)
+    dice = _("Dice {dice:.2f}").format(dice=sum(scores) / len(scores)) if scores else ""
+    return "  ·  ".join(filter(None, (count, modality(card), dice, card.get("license"))))
 
 
 def model_card(card: dict[str, Any]) -> str:
-    """Structures, training data, scores and licence of a model, as rich text of a few lines."""
-    names = [label["name"] for label in card.get("labels", [])]
-    shown = ", ".join(names[:4]) + (_(" and {n} more").format(n=len(names) - 4) if len(names) > 4 else "")
-    provenance = card.get("provenance", {})
-    data = provenance.get("data") or provenance.get("adapted_from") or _("not stated")
-    if provenance.get("adapted_from"):
-        data = _("adapted from {model}").format(model=provenance["adapted_from"])
+    """What a model is for and where it comes from, in two or three lines of rich text."""
+    described = escape(card.get("description", "")).rstrip(".")
+    origin = _("Trained on: {data}").format(data=_origin(card))
+    return (f"{described}.<br>" if described else "") + escape(origin)
+
+
+def model_details(card: dict[str, Any]) -> str:
+    """All that a card says of structures, training data, scores and licence, as rich text."""
+    names = ", ".join(label["name"] for label in card.get("labels", []))
     rows = [
-        (_("Labels"), shown),
-        (_("Trained on"), str(data)),
+        (_("Structures"), names),
+        (_("Modality"), modality(card)),
+        (_("Trained on"), _origin(card)),
         (_("Measured Dice"), _told_dice(card)),
         (_("Licence"), card.get("license") or _("not stated")),
     ]
-    described = escape(card.get("description", ""))
-    lines = [described] if described else []
-    lines += [f"<b>{escape(name)}:</b> {escape(value)}" for name, value in rows]
-    return "<br>".join(lines)
+    return "<br>".join(f"<b>{escape(name)}:</b> {escape(value)}" for name, value in rows)
+
+
+def _origin(card: dict[str, Any]) -> str:
+    provenance = card.get("provenance", {})
+    if provenance.get("adapted_from"):
+        return _("{n} scans without labels, starting from {model}").format(
+            n=provenance.get("scans", "?"), model=provenance["adapted_from"]
+        )
+    return str(provenance.get("data") or _("not stated"))
 
 
 def searchable(name: str, card: dict[str, Any]) -> str:

@@ -16,6 +16,8 @@ from .preflight import Preflight, preflight
 from .signal import Signal
 
 _NAME, _SCAN, _STATE = range(3)
+_ROW = 24
+"""Height of a row, in pixels."""
 
 
 class VolumeSection(slicer.util.VTKObservationMixin):
@@ -40,7 +42,7 @@ class VolumeSection(slicer.util.VTKObservationMixin):
             header.setSectionResizeMode(column, qt.QHeaderView.ResizeToContents)
         header.setHighlightSections(False)
         table.verticalHeader().setVisible(False)
-        table.verticalHeader().setDefaultSectionSize(24)
+        table.verticalHeader().setDefaultSectionSize(_ROW)
         table.connect("cellChanged(int,int)", self._cell_changed)
         table.connect("currentCellChanged(int,int,int,int)", self._show_hint)
         # The scene tells of a node before it has a name and voxels: look when the application is idle again.
@@ -117,6 +119,9 @@ class VolumeSection(slicer.util.VTKObservationMixin):
         table = self.ui.volumeTable
         table.blockSignals(True)
         table.setRowCount(len(nodes))
+        table.setFixedHeight(
+            _ROW * min(6, max(2, len(nodes))) + table.horizontalHeader().sizeHint.height() + 4
+        )
         self._rows = [node.GetID() for node in nodes]
         for row, node in enumerate(nodes):
             name = qt.QTableWidgetItem(node.GetName())
@@ -134,8 +139,8 @@ class VolumeSection(slicer.util.VTKObservationMixin):
         self._next.start()
         self.changed.emit()
 
-    def set_state(self, item: runs.Item) -> None:
-        """Show how far a volume of a run is."""
+    def set_state(self, item: runs.Item, explain: bool = True) -> None:
+        """Show how far a volume of a run is; ``explain`` also says below the list why it failed, once selected."""
         marks = {
             runs.WAITING: ("…", "", _("waiting")),
             runs.RUNNING: ("●", texts.BUSY, _("running")),
@@ -146,7 +151,7 @@ class VolumeSection(slicer.util.VTKObservationMixin):
         mark, color, word = marks[item.state]
         if item.state == runs.DONE and item.result.get("trusted") is False:
             mark, color, word = "!", texts.WARNING, _("doubtful")
-        self._states[item.volume_id] = (f"{mark} {word}", color, item.message)
+        self._states[item.volume_id] = (f"{mark} {word}", color, item.message if explain else "")
         node = slicer.mrmlScene.GetNodeByID(item.volume_id)
         if node is not None and item.volume_id in self._rows:
             self.ui.volumeTable.blockSignals(True)

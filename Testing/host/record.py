@@ -23,7 +23,8 @@ version | slicer\.(app|modules) | slicer\.app\.layoutManager\(\)
   | Label | Frame | GroupBox | ProgressBar | ScrollArea | Splitter | StackedWidget | Dialog | MessageBox | FileDialog
   | InputDialog | AbstractItemView | ListWidget | ListWidgetItem | TableWidget | TableWidgetItem | TreeWidget
   | TreeWidgetItem | HeaderView | Menu | Action | ButtonGroup | VBoxLayout | HBoxLayout | FormLayout | GridLayout
-  | Color | Brush | Palette | Font | Icon | Pixmap | Size | Point | Rect | Style | Event | ModelIndex | KeySequence)
+  | Color | Brush | Palette | Font | Icon | Pixmap | Painter | Size | Point | Rect | Style | Event | ModelIndex
+  | KeySequence)
 | qt\.Qt"""
 """Names of the entries that a module of this kind may want."""
 

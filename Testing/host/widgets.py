@@ -229,16 +229,20 @@ class qMRMLPlotView(QWidget):
         area = QRectF(self.rect()).adjusted(38, 20, -10, -20)
         painter.setPen(QPen(Qt.darkGray, 1))
         painter.drawRect(area)
-        top = max([y for _, y in points] + [1.0]) * 1.05
+        low, high = min([y for _, y in points] + [0.0]), max([y for _, y in points] + [0.1])
+        low, high = low - 0.05 * (high - low), high + 0.05 * (high - low)
         right = max([x for x, _ in points] + [1.0])
-        painter.drawText(QRectF(0, area.top() - 8, 34, 16), Qt.AlignRight, f"{top:.1f}")
-        painter.drawText(QRectF(0, area.bottom() - 8, 34, 16), Qt.AlignRight, "0")
+        painter.drawText(QRectF(0, area.top() - 8, 34, 16), Qt.AlignRight, f"{high:.1f}")
+        painter.drawText(QRectF(0, area.bottom() - 8, 34, 16), Qt.AlignRight, f"{low:.1f}")
         painter.drawText(QRectF(area.right() - 60, area.bottom() + 2, 60, 16), Qt.AlignRight, f"{right:.0f}")
         left = area.left() + 4
         for name, color, each in series:
             painter.setPen(QPen(color, 2))
             where = [
-                QPointF(area.left() + x / right * area.width(), area.bottom() - y / top * area.height())
+                QPointF(
+                    area.left() + x / right * area.width(),
+                    area.bottom() - (y - low) / (high - low) * area.height(),
+                )
                 for x, y in each
             ]
             painter.drawPolyline(where)

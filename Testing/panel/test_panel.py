@@ -82,15 +82,15 @@ def test_models_are_found_by_what_they_label(screen):
 
 def test_the_card_tells_what_is_known(screen):
     screen.panel.models.refresh("brain-t1")
-    card = screen.ui.modelCardLabel.text
-    for word in ("SynthSeg", "Apache-2.0", "0.6", "left"):
-        assert word in card, word
+    assert "adult brain" in screen.ui.modelCardLabel.text and "SynthSeg" in screen.ui.modelCardLabel.text
+    for word in ("SynthSeg", "Apache-2.0", "oasis_t1, 8 scans", "left thalamus", "right amygdala"):
+        assert word in screen.ui.modelCardLabel.toolTip, word
     assert (
         "31 structures" in screen.ui.modelList.item(0).text() and "MR" in screen.ui.modelList.item(0).text()
     )
     assert not screen.ui.removeModelButton.enabled
     screen.panel.models.refresh("ball")
-    assert "none measured" in screen.ui.modelCardLabel.text and screen.ui.removeModelButton.enabled
+    assert "none measured" in screen.ui.modelCardLabel.toolTip and screen.ui.removeModelButton.enabled
 
 
 def test_a_model_is_imported_revealed_and_removed(screen, model, tmp_path):

@@ -39,7 +39,7 @@ class SliceView:
         self.blend.SetColorLevel(127.5)
         self.image = vtk.vtkActor2D()
         self.image.SetMapper(self.blend)
-        self.renderer.AddActor2D(self.image)
+        self.renderer.AddViewProp(self.image)
         factory = slicer.vtkMRMLSliceViewDisplayableManagerFactory.GetInstance()
         factory.SetMRMLApplicationLogic(slicer.app.applicationLogic())
         for name in MANAGERS:

@@ -105,7 +105,7 @@ def check_path(test, logic) -> None:
         run.clean()
 
         stages = set()
-        options = {"steps": 4, "check_every": 2, "preview_seconds": 0.001, **_FAST}
+        options = {"steps": 4, "check_every": 2, "preview_seconds": 0.001, "search": False, **_FAST}
         run = logic.adapt(volume, model=model, minutes=1, onProgress=lambda r: stages.add(r.stage), **options)
         test.assertIn("adapt", stages)
         test.assertIn(run.results[0]["chosen"], ("source", "adapted"))

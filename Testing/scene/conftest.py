@@ -18,6 +18,8 @@ from end_to_end.conftest import data, model, trained  # noqa: E402, F401  (fixtu
 
 from Testing.host import scene as host  # noqa: E402
 
+host.offer_module_base_classes()
+
 FAST = {"threads": 1, "precision": "fp32"}
 """Options of a worker in these tests."""
 
@@ -26,7 +28,6 @@ FAST = {"threads": 1, "precision": "fp32"}
 def scene():
     """A new scene, as an application that has just started has it."""
     made = host.install()
-    host.offer_module_base_classes()
     yield made
     made.Clear(True)
 

@@ -23,7 +23,7 @@ def start(scene, model):
     started = []
 
     def begin(nodes, **choices):
-        options = FAST | choices.pop("options", {})
+        options = FAST | ({"search": False} if choices.get("adapt") else {}) | choices.pop("options", {})
         parameters = Parameters(**{"model": str(model), "device": "cpu", "options": options} | choices)
         started.append(runs.Run(nodes, parameters))
         started[-1].start()

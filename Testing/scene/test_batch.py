@@ -1,0 +1,200 @@
+"""The headless script, as the application runs it."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from MAPSegModule.cases import find_cases
+from MAPSegModule.models import InputError
+from MAPSegModule.selftest import make_ball
+
+from Testing.host import batch as host
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def inputs(tmp_path) -> Path:
+    """A NIfTI scan, an NRRD scan of the same stem in a folder, a file that is no scan, and two DICOM series."""
+    folder = tmp_path / "in"
+    (folder / "second").mkdir(parents=True)
+    scans = [make_ball(radius, seed)[0] for seed, radius in enumerate((6, 7, 8, 7))]
+    affine = np.array([[-2, 0, 0, 9], [0, 0, 2, -30], [0, -2, 0, 40], [0, 0, 0, 1.0]])  # left-handed
+    nib.save(nib.Nifti1Image(scans[0].transpose(2, 1, 0), affine), folder / "head.nii.gz")
+    image = sitk.GetImageFromArray(scans[1])
+    image.SetSpacing((2, 2, 2))
+    sitk.WriteImage(image, str(folder / "second" / "head.nrrd"))
+    (folder / "bad.nii.gz").write_bytes(b"no scan")
+    for index in (2, 3):
+        write_series(folder / "dicom", scans[index], index)
+    return folder
+
+
+def write_series(folder: Path, array: np.ndarray, number: int) -> None:
+    folder.mkdir(exist_ok=True)
+    image = sitk.GetImageFromArray(np.clip(array, 0, None).astype(np.int16))
+    image.SetSpacing((2, 2, 2))
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    for k in range(image.GetDepth()):
+        piece = image[:, :, k]
+        tags = {"0008|0060": "MR", "0020|000e": f"1.2.3.{number}", "0020|000d": "1.2.3", "0020|0013": str(k)}
+        tags |= {
+            "0008|0018": f"1.2.3.{number}.{k}",
+            "0020|0032": f"0\\0\\{2 * k}",
+            "0008|0016": "1.2.840.10008.5.1.4.1.1.4",
+        }
+        tags["0020|0037"] = "1\\0\\0\\0\\1\\0"
+        for tag, value in tags.items():
+            piece.SetMetaData(tag, value)
+        writer.SetFileName(str(folder / f"IM{number}{k:03d}"))
+        writer.SetImageIO("GDCMImageIO")
+        writer.Execute(piece)
+
+
+@pytest.fixture
+def arguments(tmp_path, model):
+    options = tmp_path / "options.json"
+    options.write_text(json.dumps({"threads": 1, "precision": "fp32"}))
+    return [
+        "--model",
+        str(model),
+        "--device",
+        "cpu",
+        "--options",
+        str(options),
+        "--output",
+        str(tmp_path / "out"),
+    ]
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_cases_get_names_of_their_own(inputs, tmp_path):
+    found = {case.name: case for case in find_cases([inputs], tmp_path / "out")}
+    assert set(found) == {"bad", "head", "second_head", "dicom", "dicom_2"}
+    assert len(found["dicom"].files) == 32 and found["dicom_2"].source == inputs / "dicom"
+    twice = find_cases([inputs / "head.nii.gz", inputs / "second"], tmp_path / "out")
+    assert [case.name for case in twice] == ["head", "head_2"]
+    (inputs / "out").mkdir()
+    (inputs / "head.nii.gz").rename(inputs / "out" / "head_seg.nii.gz")
+    assert "head" not in {case.name for case in find_cases([inputs], inputs / "out")}
+    with pytest.raises(InputError, match="does not exist"):
+        find_cases([tmp_path / "absent"], tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no scans"):
+        find_cases([tmp_path / "empty"], tmp_path / "out")
+
+
+def test_files_and_dicom_in_segmentations_and_tables_out(inputs, tmp_path, arguments):
+    output = tmp_path / "out"
+    assert host.run_script([*arguments, "--input", str(inputs), "--uncertainty"]) == 2
+    done = ["dicom", "dicom_2", "head", "second_head"]
+    expected = [f"{name}.seg.nrrd" for name in done] + [f"{name}_seg.nii.gz" for name in done]
+    expected += ["head_uncertainty.nii.gz", "second_head_uncertainty.nrrd"]
+    expected += ["dicom_uncertainty.nii.gz", "dicom_2_uncertainty.nii.gz"]
+    expected += [f"cases/{name}.json" for name in [*done, "bad"]] + ["report.json", "volumes.csv"]
+    assert names(output) == sorted(expected)
+    report = json.loads((output / "report.json").read_text())
+    assert {one["case"]: one["state"] for one in report["scans"]} == {
+        **dict.fromkeys(done, "done"),
+        "bad": "failed",
+    }
+    rows = list(csv.DictReader((output / "volumes.csv").open()))
+    assert len(rows) == 8 and {row["scan"] for row in rows} == set(done) and float(rows[0]["volume_ml"]) > 0
+
+    # The label map lies on the scan's own voxels; the segmentation file says the same in space.
+    scan, labels = nib.load(inputs / "head.nii.gz"), nib.load(output / "head_seg.nii.gz")
+    assert scan.shape == labels.shape and np.array_equal(scan.affine, labels.affine)
+    truth = make_ball(6, 0)[1].transpose(2, 1, 0)
+    values = np.asarray(labels.dataobj)
+    assert 2 * np.sum((values == 2) & (truth == 2)) / (np.sum(values == 2) + np.sum(truth == 2)) > 0.8
+    other = sitk.ReadImage(str(output / "head.seg.nrrd"))
+    resampled = sitk.Resample(
+        other, sitk.ReadImage(str(output / "head_seg.nii.gz")), sitk.Transform(), sitk.sitkNearestNeighbor
+    )
+    assert np.array_equal(sitk.GetArrayFromImage(resampled), values.transpose(2, 1, 0))
+    assert other.GetMetaData("Segment0_Name") == "structure 1"
+
+
+def test_a_batch_continues_where_it_was(inputs, tmp_path, arguments, capfd):
+    output = tmp_path / "out"
+    two = ["--input", str(inputs / "head.nii.gz"), str(inputs / "second")]
+    assert host.run_script([*arguments, *two]) == 0
+    before = {name: (output / name).stat().st_mtime_ns for name in names(output) if "seg" in name}
+    (output / "head_2.seg.nrrd").unlink()
+    capfd.readouterr()
+    assert host.run_script([*arguments, *two]) == 0
+    assert "2 scans, 1 of them done before." in capfd.readouterr().out
+    after = {name: (output / name).stat().st_mtime_ns for name in before}
+    assert {name for name in before if before[name] != after[name]} == {
+        "head_2.seg.nrrd",
+        "head_2_seg.nii.gz",
+    }
+    os.utime(inputs / "head.nii.gz")
+    assert host.run_script([*arguments, *two]) == 0
+    assert "2 scans, 1 of them done before." in capfd.readouterr().out
+    assert host.run_script([*arguments, *two, "--uncertainty"]) == 0
+    assert "2 scans, 0 of them done before." in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_adapting_in_a_batch(inputs, tmp_path, arguments, together):
+    options = json.loads((tmp_path / "options.json").read_text()) | {"steps": 2, "check_every": 2, "search": False}
+    (tmp_path / "options.json").write_text(json.dumps(options))
+    two = ["--input", str(inputs / "head.nii.gz"), str(inputs / "second"), "--minutes", "0.5"]
+    flag = "--together" if together else "--adapt"
+    assert host.run_script([*arguments, *two, flag]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert {one["chosen"] for one in report["scans"]} <= {"source", "adapted"}
+    assert [one["state"] for one in report["scans"]] == ["done", "done"]
+    assert len([name for name in names(tmp_path / "out") if name.endswith(".seg.nrrd")]) == 2
+
+
+def test_bad_input_is_told_with_its_exit_code(tmp_path, arguments, inputs, capfd):
+    assert host.run_script([*arguments, "--input", str(tmp_path / "absent")]) == 2
+    assert "does not exist" in capfd.readouterr().err
+    assert (
+        host.run_script(["--model", "brian-t1", "--input", str(inputs), "--output", str(tmp_path / "out")])
+        == 2
+    )
+    assert "Unknown model brian-t1" in capfd.readouterr().err
+    assert host.run_script([*arguments, "--input", str(inputs / "bad.nii.gz")]) == 2
+    assert "bad" in capfd.readouterr().err
+    assert host.run_script(["--nonsense"]) == 2
+
+
+def test_an_interrupted_batch_leaves_no_process_and_nothing_half_written(inputs, tmp_path, arguments):
+    code = (
+        f"import sys; sys.path[:0] = [{str(ROOT)!r}]\n"
+        "from Testing.host import batch\n"
+        f"sys.exit(batch.run_script({[*arguments, '--input', str(inputs), '--adapt', '--minutes', '5']!r}))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        for line in process.stdout:
+            if "adapt" in line:
+                break
+        children = [
+            int(p) for p in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        ]
+        assert children
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 4
+    finally:
+        process.kill()
+    time.sleep(0.2)
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
+    left = [name for name in names(tmp_path / "out") if not name.startswith("cases/")]
+    assert not any(name.startswith((".mapseg-work", ".partial")) for name in left)

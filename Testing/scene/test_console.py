@@ -1,0 +1,106 @@
+"""``MAPSegLogic`` as scripts use it, and the module's own self-tests on the stand-in application."""
+
+import importlib
+import sys
+import time
+
+import numpy as np
+import pytest
+import slicer
+
+from .conftest import FAST, add_ball, voxels_of
+
+
+@pytest.fixture
+def module(scene):
+    return importlib.import_module("MAPSeg")
+
+
+def test_segmenting_blocks_and_returns_nodes_and_results(module, model):
+    volume, stages = add_ball(), []
+    run = module.MAPSegLogic().segment(
+        volume, model=str(model), onProgress=lambda run: stages.append(run.stage), device="cpu", **FAST
+    )
+    [node], [result] = run.segmentations, run.results
+    assert set(np.unique(voxels_of(node, volume))) == {0, 1, 2}
+    assert {"trusted", "reason", "structures"} <= set(result) and stages[-1] == "done"
+    assert [row["structure"] for row in result["structures"]] == ["structure 1", "structure 2"]
+    run.clean()
+
+
+def test_callbacks_follow_a_run_behind_the_window(module, model, monkeypatch):
+    """With the timer of ``qt``, which fires only while the event loop runs."""
+    timers = []
+
+    class Timer:
+        def __init__(self):
+            self.on = False
+            timers.append(self)
+
+        def setInterval(self, milliseconds):
+            assert milliseconds == 50
+
+        def connect(self, signal, receiver):
+            assert signal == "timeout()"
+            self.fire = receiver
+
+        def start(self):
+            self.on = True
+
+        def stop(self):
+            self.on = False
+
+    monkeypatch.setitem(sys.modules, "qt", type(sys)("qt"))
+    sys.modules["qt"].QTimer = Timer
+    finished = []
+    run = module.MAPSegLogic().adapt(
+        [add_ball()],
+        model=str(model),
+        wait=False,
+        onFinished=finished.append,
+        minutes=1,
+        device="cpu",
+        **FAST | {"steps": 2, "check_every": 2, "search": False},
+    )
+    assert run.running and timers[0].on and not finished
+    limit = time.monotonic() + 60
+    while timers[0].on:
+        timers[0].fire()
+        time.sleep(0.02)
+        assert time.monotonic() < limit
+    assert finished == [run] and run.exit_code == 0 and len(run.segmentations) == 1
+    run.clean()
+
+
+def test_what_cannot_be_done_is_raised(module, model, monkeypatch):
+    from MAPSegModule import dependencies
+    from MAPSegModule.models import InputError
+
+    logic = module.MAPSegLogic()
+    flat = slicer.util.addVolumeFromArray(np.ones((9, 9, 9), np.float32))
+    with pytest.raises(RuntimeError, match="constant|single value|same value|no contrast|alike"):
+        logic.segment(flat, model=str(model), device="cpu", **FAST)
+    with pytest.raises(InputError, match="Unknown model"):
+        logic.segment(flat, model="brian-t1")
+    with pytest.raises(InputError, match="no volume"):
+        logic.segment([], model=str(model))
+    monkeypatch.setattr(dependencies, "missing", lambda: ["torch>=2.6"])
+    with pytest.raises(RuntimeError, match="installDependencies"):
+        logic.segment(flat, model=str(model))
+
+
+def test_the_modules_self_tests_pass(module):
+    module.MAPSegTest().runTest()
+
+
+def test_the_module_registers_its_sample(module, monkeypatch):
+    registered = []
+    logic = type(
+        "SampleDataLogic", (), {"registerCustomSampleDataSource": lambda **told: registered.append(told)}
+    )
+    monkeypatch.setitem(sys.modules, "SampleData", type(sys)("SampleData"))
+    sys.modules["SampleData"].SampleDataLogic = logic
+    module.MAPSeg(type("Parent", (), {})())
+    slicer.app.startupCompleted()
+    [told] = registered
+    assert told["category"] == "MAPSeg" and told["checksums"].removeprefix("SHA256:") in told["uris"]

@@ -1,0 +1,137 @@
+"""Installing what the worker needs: with consent, from the internet or from a folder, and never over Slicer's own."""
+
+import sys
+import types
+from importlib import metadata
+
+import pytest
+import slicer
+from MAPSegModule import dependencies
+
+
+@pytest.fixture
+def installed(scene, monkeypatch):
+    """Versions as if installed; every installation is recorded and takes effect."""
+    versions = {"numpy": "2.1.0", "scipy": "1.14.0", "SimpleITK": "2.4.0"}
+    calls = []
+
+    def version(name):
+        if name not in versions:
+            raise metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    def install(name, requirements, constraints):
+        calls.append((name, requirements, open(constraints).read().split()))
+        versions.update({each.split(">=")[0]: "99.0" for each in requirements})
+
+    packaging = types.ModuleType("slicer.packaging")
+    packaging.pip_ensure = lambda wanted, constraints, requester: install(requester, wanted, constraints)
+    torch = types.ModuleType("PyTorchUtils")
+
+    class PyTorchUtilsLogic:
+        def installTorch(self, askConfirmation, torchVersionRequirement):
+            assert askConfirmation
+            calls.append(("PyTorch", torchVersionRequirement))
+            versions["torch"] = "2.8.0+cu126"
+            return torch
+
+    torch.PyTorchUtilsLogic = PyTorchUtilsLogic
+    monkeypatch.setattr(dependencies.metadata, "version", version)
+    monkeypatch.setitem(sys.modules, "slicer.packaging", packaging)
+    monkeypatch.setattr(slicer, "packaging", packaging, raising=False)
+    monkeypatch.setitem(sys.modules, "PyTorchUtils", torch)
+    monkeypatch.setattr(slicer.util, "settingsValue", lambda key, default: default)
+    monkeypatch.setattr(
+        slicer.util,
+        "pip_install",
+        lambda args: install("wheels", args[5:], args[4]) or calls.append(args[:4]),
+        raising=False,
+    )
+    return types.SimpleNamespace(versions=versions, calls=calls, packaging=packaging, torch=torch)
+
+
+KEPT = ["numpy==2.1.0", "scipy==1.14.0", "SimpleITK==2.4.0"]
+
+
+def test_everything_is_installed_through_slicers_own_ways(installed):
+    names = [each.split(">=")[0] for each in dependencies.missing()]
+    assert names == ["torch", "nibabel", "pydantic", "safetensors"]
+    assert dependencies.ensure()
+    assert installed.calls == [("PyTorch", ">=2.6"), ("MAPSeg", dependencies.requirements(), KEPT)]
+    assert dependencies.missing() == []
+    installed.calls.clear()
+    assert dependencies.ensure() and installed.calls == []
+
+
+def test_only_what_is_missing_or_too_old_is_installed(installed):
+    installed.versions |= {
+        "torch": "2.6.0+cpu",
+        "nibabel": "5.1.9",
+        "pydantic": "2.11.7",
+        "safetensors": "0.4.3",
+    }
+    assert dependencies.missing() == ["nibabel>=5.2"]
+    assert dependencies.ensure() and installed.calls == [("MAPSeg", ["nibabel>=5.2"], KEPT)]
+
+
+def test_declining_installs_nothing(installed, monkeypatch):
+    monkeypatch.setattr(installed.torch.PyTorchUtilsLogic, "installTorch", lambda self, **_: None)
+    assert dependencies.ensure() is False and installed.calls == []
+    installed.versions["torch"] = "2.7"
+
+    def decline(*_, **__):
+        raise RuntimeError("User declined package installation")
+
+    monkeypatch.setattr(installed.packaging, "pip_ensure", decline)
+    assert dependencies.ensure() is False
+
+
+def test_failures_are_raised(installed, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no route to host")
+
+    installed.versions["torch"] = "2.7"
+    monkeypatch.setattr(installed.packaging, "pip_ensure", fail)
+    with pytest.raises(RuntimeError, match="no route"):
+        dependencies.ensure()
+    monkeypatch.setattr(installed.packaging, "pip_ensure", lambda *_, **__: None)
+    with pytest.raises(RuntimeError, match="still missing: nibabel"):
+        dependencies.ensure()
+    del installed.versions["torch"]
+    monkeypatch.setitem(sys.modules, "PyTorchUtils", None)
+    with pytest.raises(RuntimeError, match="PyTorch extension"):
+        dependencies.ensure()
+
+
+def test_a_site_without_internet_installs_from_a_folder(installed, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(slicer.util, "confirmOkCancelDisplay", lambda text: asked.append(text) or False)
+    assert dependencies.ensure(str(tmp_path)) is False and installed.calls == [] and str(tmp_path) in asked[0]
+    monkeypatch.setattr(slicer.util, "confirmOkCancelDisplay", lambda text: True)
+    assert dependencies.ensure(str(tmp_path))
+    (name, wanted, kept), options = installed.calls
+    assert name == "wheels" and wanted == [dependencies.TORCH, *dependencies.requirements()] and kept == KEPT
+    assert options == ["--no-index", "--find-links", str(tmp_path), "--constraint"]
+    installed.versions.pop("torch")
+    with pytest.raises(RuntimeError, match="does not exist"):
+        dependencies.ensure(str(tmp_path / "absent"))
+
+
+def test_the_device_is_tried_in_a_process_of_its_own(scene):
+    dependencies.describe_device.cache_clear()
+    told = dependencies.describe_device("auto")
+    assert "CPU, " in told or "tried and working" in told
+    assert dependencies.describe_device("cpu").endswith("threads, as chosen.")
+
+
+def test_a_gpu_that_fails_its_trial_is_not_used(scene, monkeypatch):
+    broken = dependencies._TRY_DEVICES.replace("torch.cuda.is_available()", "True")
+    broken = broken.replace("torch.cuda.get_device_name()", "'Some GPU'")
+    monkeypatch.setattr(dependencies, "_TRY_DEVICES", broken)
+    dependencies.describe_device.cache_clear()
+    told = dependencies.describe_device("auto")
+    assert told.startswith("CPU, ") and ("CUDA" in told or "cuda" in told.lower())
+    monkeypatch.setattr(dependencies, "_TRY_DEVICES", "raise SystemExit(1)")
+    dependencies.describe_device.cache_clear()
+    assert "does not start" in dependencies.describe_device("auto")
+    dependencies.describe_device.cache_clear()

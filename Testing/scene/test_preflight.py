@@ -1,0 +1,86 @@
+"""A look at volumes before anything is run."""
+
+import time
+
+import numpy as np
+import pytest
+import slicer
+from MAPSegModule.models import ModelEntry, find_entry
+from MAPSegModule.preflight import preflight
+
+from .conftest import add_ball, add_volume, oblique
+
+
+@pytest.fixture
+def entry(scene):
+    return find_entry("brain-t1")
+
+
+def test_what_is_told_of_a_volume(entry):
+    told = preflight(add_ball(affine=oblique((1, 1, 2))), entry)
+    assert told.spacing == pytest.approx((1, 1, 2)) and told.size_mm == pytest.approx((34, 38, 64))
+    assert told.modality == "mr" and told.problem == ""
+    assert 0.5 < told.memory_gb < 4 and 1 < told.seconds < 120
+    assert "1 × 1 × 2 mm" in told.summary and "looks like MR" in told.summary
+
+
+def test_larger_volumes_cost_more_and_are_looked_at_in_no_time(entry):
+    small = preflight(add_ball(), entry)
+    large = add_volume(np.random.default_rng(0).gamma(2, 50, (256, 256, 256)).astype(np.float32))
+    began = time.perf_counter()
+    told = preflight(large, entry)
+    assert time.perf_counter() - began < 2  # a hang, not a speed
+    assert told.memory_gb > small.memory_gb and told.seconds > small.seconds
+
+
+@pytest.mark.parametrize(
+    ("array", "told"),
+    [
+        (np.full((5, 5, 5), 3.0), "alike"),
+        (np.where(np.eye(5) > 0, np.nan, 1)[None].repeat(5, 0), "no numbers"),
+        (np.ones((1, 5, 5)), "picture"),
+    ],
+)
+def test_volumes_that_cannot_be_segmented(entry, array, told):
+    assert told in preflight(add_volume(array.astype(np.float32)), entry).problem
+
+
+def test_nodes_that_are_no_scans(entry):
+    empty = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode")
+    assert "no voxels" in preflight(empty, entry).problem
+    labels = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode")
+    slicer.util.updateVolumeFromArray(labels, np.ones((5, 5, 5), np.uint8))
+    assert "label map" in preflight(labels, entry).problem
+    colours = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLVectorVolumeNode")
+    slicer.util.updateVolumeFromArray(colours, np.ones((5, 5, 5, 3), np.uint8))
+    assert "colour" in preflight(colours, entry).problem
+
+
+def test_another_modality_is_foreign(entry, rng):
+    tissue = np.full((40, 40, 40), -1000, np.int16)
+    tissue[10:30, 10:30, 10:30] = rng.integers(-100, 400, (20, 20, 20))
+    told = preflight(add_volume(tissue), entry)
+    assert told.modality == "ct" and told.foreign is True and "expects MR" in told.summary
+
+
+def test_dicom_knows_the_modality_better(entry, scene):
+    node = add_ball()
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
+    item = hierarchy.CreateItem(hierarchy.GetSceneItemID(), node)
+    hierarchy.SetItemAttribute(item, "DICOM.Modality", "CT")
+    assert preflight(node, entry).modality == "ct"
+
+
+def test_intensities_unlike_the_sources_are_foreign(scene, entry):
+    """The ball is dim with a bright core: half of it at half of the brightest."""
+    quantiles = [0.05, 0.25, 0.5, 0.75, 0.95]
+
+    def with_mean(mean):
+        profile = {"quantiles": quantiles, "mean": mean, "deviation": [0.05] * 5}
+        return ModelEntry("x", entry.path, entry.card | {"priors": {"intensity": profile}}, True)
+
+    ball = add_ball()
+    assert preflight(ball, with_mean([0.4, 0.45, 0.48, 0.5, 0.9])).foreign is None
+    assert preflight(ball, with_mean([0.4, 0.8, 0.85, 0.9, 0.95])).foreign is True
+    without = ModelEntry("x", entry.path, entry.card | {"priors": {}}, True)
+    assert preflight(ball, without).foreign is None

@@ -1,5 +1,6 @@
 """Installing what the worker needs: with consent, from the internet or from a folder, and never over Slicer's own."""
 
+from pathlib import Path
 import sys
 import types
 from importlib import metadata
@@ -21,7 +22,7 @@ def installed(scene, monkeypatch):
         return versions[name]
 
     def install(name, requirements, constraints):
-        calls.append((name, requirements, open(constraints).read().split()))
+        calls.append((name, requirements, Path(constraints).read_text().split()))
         versions.update({each.split(">=")[0]: "99.0" for each in requirements})
 
     packaging = types.ModuleType("slicer.packaging")

@@ -50,7 +50,9 @@ def load_labels(labels: Labels | str | Path, volumeNode, card: dict[str, Any], n
         "vtkMRMLSegmentationNode", name or f"{volumeNode.GetName()} MAPSeg"
     )
     node.CreateDefaultDisplayNodes()
-    place_beside(node, volumeNode)  # before the geometry, which Slicer takes relative to the node's own transform
+    place_beside(
+        node, volumeNode
+    )  # before the geometry, which Slicer takes relative to the node's own transform
     node.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
     node.GetSegmentation().SetSourceRepresentationName(_labelmap())
     replace_labels(node, labels, volumeNode, card)

@@ -18,7 +18,7 @@ from .run import Run
 from .scene import export_segmentation
 
 _SHAPE = (32, 38, 34)
-_FAST = {"device": "cpu", "threads": 2, "precision": "fp32"}
+_FAST = {"device": "cpu", "threads": 1, "precision": "fp32"}
 
 
 def make_ball(radius: float = 7.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

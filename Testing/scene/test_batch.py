@@ -151,7 +151,11 @@ def test_a_batch_continues_where_it_was(inputs, tmp_path, arguments, capfd):
 
 @pytest.mark.parametrize("together", [False, True])
 def test_adapting_in_a_batch(inputs, tmp_path, arguments, together):
-    options = json.loads((tmp_path / "options.json").read_text()) | {"steps": 2, "check_every": 2, "search": False}
+    options = json.loads((tmp_path / "options.json").read_text()) | {
+        "steps": 2,
+        "check_every": 2,
+        "search": False,
+    }
     (tmp_path / "options.json").write_text(json.dumps(options))
     two = ["--input", str(inputs / "head.nii.gz"), str(inputs / "second"), "--minutes", "0.5"]
     flag = "--together" if together else "--adapt"

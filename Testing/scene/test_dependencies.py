@@ -1,9 +1,9 @@
 """Installing what the worker needs: with consent, from the internet or from a folder, and never over Slicer's own."""
 
-from pathlib import Path
 import sys
 import types
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 import slicer

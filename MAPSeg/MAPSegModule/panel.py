@@ -244,7 +244,7 @@ class Panel:
 
     def _show_progress(self) -> None:
         ui, run = self.ui, self.run
-        busy = not run.steps
+        busy = run.steps <= 1 and not run.step
         ui.progressBar.setRange(0, 0 if busy else run.steps)
         ui.progressBar.setValue(0 if busy else run.step)
         ui.progressBar.setTextVisible(not busy)
@@ -326,15 +326,15 @@ class Panel:
 
 
 def _stage(run: runs.Run) -> str:
-    steps = f" {run.step} / {run.steps}" if run.steps else ""
+    steps = f" {run.step} / {run.steps}"
     words = {
         "export": _("Handing over the volumes"),
         "start": _("Starting"),
-        "read": _("Reading the volumes"),
+        "read": _("Looking at the volumes"),
         "adapt": _("Adapting, step"),
-        "segment": _("Segmenting"),
+        "segment": _("Segmenting and judging"),
         "load": _("Loading the results"),
     }
     if run.stage == "adapt":
-        return words["adapt"] + steps if run.step else _("Looking at the volumes")
+        return words["adapt"] + steps if run.step else words["read"] + "…"
     return words.get(run.stage, run.stage) + ("…" if run.stage in words else "")

@@ -233,7 +233,7 @@ class VolumeSection(slicer.util.VTKObservationMixin):
         else:
             text = escape(flight.summary)
             if flight.foreign:
-                advice = _("Foreign to the model's source: adapting is advised.")
+                advice = _("Adapting to it is advised.")
                 text += "<br>" + texts.marked(texts.WARNING, "!", advice)
         self.ui.volumeHintLabel.text = text
         self.ui.volumeHintLabel.setVisible(bool(text))

@@ -61,7 +61,9 @@ class Stage:
 
     def until(self, condition, seconds: float = 900) -> None:
         limit = time.monotonic() + seconds
-        while not condition() and time.monotonic() < limit:
+        while not condition():
+            if time.monotonic() > limit:
+                raise TimeoutError(self.panel.ui.statusLabel.text)
             self.pause(0.1)
 
     def picture(self, name: str) -> None:
@@ -115,8 +117,9 @@ def main() -> None:
     ui.optionsSection.collapsed = True
     stage.check("Head, other contrast")
     ui.uncertaintyCheckBox.checked = True
+    ui.minutesSpinBox.value = 5
     ui.adaptButton.click()
-    stage.until(lambda: len(stage.panel.run.eta_history) > 12)
+    stage.until(lambda: len(stage.panel.run.eta_history) > 12 or not stage.panel.running)
     stage.picture("running")
     ui.stopButton.click()
     stage.until(lambda: not stage.panel.running)

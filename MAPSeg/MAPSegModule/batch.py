@@ -205,7 +205,7 @@ class Batch:
     def _report(self, case: Case, content: dict[str, Any]) -> None:
         about = {
             "case": case.name,
-            "source": str(case.source),
+            "file": str(case.source),
             "stamp": case.stamp(),
             "settings": self.settings,
         }

@@ -22,7 +22,7 @@ from slicer.i18n import tr as _
 
 from .job import worker_environment
 
-TORCH = "torch>=2.6"
+TORCH = "torch>=2.9"
 REQUIREMENTS = Path(__file__).parents[1] / "Resources" / "requirements.txt"
 WHEELS_SETTING = "MAPSeg/WheelFolder"
 """Application setting: a folder of wheel files, for sites without internet."""

@@ -37,7 +37,7 @@ def draw_results(output: Path) -> list[Path]:
     """A picture of every finished case whose scan is a file."""
     made = []
     for found in json.loads((output / "report.json").read_text(encoding="utf-8"))["scans"]:
-        source = Path(found["source"])
+        source = Path(found["file"])
         if found["state"] != "done" or not source.is_file():
             continue
         scene.install()

@@ -163,6 +163,12 @@ def test_adapting_in_a_batch(inputs, tmp_path, arguments, together):
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert {one["chosen"] for one in report["scans"]} <= {"source", "adapted"}
     assert [one["state"] for one in report["scans"]] == ["done", "done"]
+    assert {one["file"] for one in report["scans"]} == {
+        str(inputs / "head.nii.gz"),
+        str(inputs / "second" / "head.nrrd"),
+    }
+    assert {"measures", "trusted"} <= set(report["scans"][0]["source"])
+    assert len(host.draw_results(tmp_path / "out")) == 2
     assert len([name for name in names(tmp_path / "out") if name.endswith(".seg.nrrd")]) == 2
 
 

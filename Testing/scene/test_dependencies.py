@@ -33,7 +33,7 @@ def installed(scene, monkeypatch):
         def installTorch(self, askConfirmation, torchVersionRequirement):
             assert askConfirmation
             calls.append(("PyTorch", torchVersionRequirement))
-            versions["torch"] = "2.8.0+cu126"
+            versions["torch"] = "2.9.1+cu126"
             return torch
 
     torch.PyTorchUtilsLogic = PyTorchUtilsLogic
@@ -58,7 +58,7 @@ def test_everything_is_installed_through_slicers_own_ways(installed):
     names = [each.split(">=")[0] for each in dependencies.missing()]
     assert names == ["torch", "nibabel", "pydantic", "safetensors"]
     assert dependencies.ensure()
-    assert installed.calls == [("PyTorch", ">=2.6"), ("MAPSeg", dependencies.requirements(), KEPT)]
+    assert installed.calls == [("PyTorch", ">=2.9"), ("MAPSeg", dependencies.requirements(), KEPT)]
     assert dependencies.missing() == []
     installed.calls.clear()
     assert dependencies.ensure() and installed.calls == []
@@ -66,7 +66,7 @@ def test_everything_is_installed_through_slicers_own_ways(installed):
 
 def test_only_what_is_missing_or_too_old_is_installed(installed):
     installed.versions |= {
-        "torch": "2.6.0+cpu",
+        "torch": "2.9.0+cpu",
         "nibabel": "5.1.9",
         "pydantic": "2.11.7",
         "safetensors": "0.4.3",
@@ -78,7 +78,7 @@ def test_only_what_is_missing_or_too_old_is_installed(installed):
 def test_declining_installs_nothing(installed, monkeypatch):
     monkeypatch.setattr(installed.torch.PyTorchUtilsLogic, "installTorch", lambda self, **_: None)
     assert dependencies.ensure() is False and installed.calls == []
-    installed.versions["torch"] = "2.7"
+    installed.versions["torch"] = "2.10"
 
     def decline(*_, **__):
         raise RuntimeError("User declined package installation")
@@ -91,7 +91,7 @@ def test_failures_are_raised(installed, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("no route to host")
 
-    installed.versions["torch"] = "2.7"
+    installed.versions["torch"] = "2.10"
     monkeypatch.setattr(installed.packaging, "pip_ensure", fail)
     with pytest.raises(RuntimeError, match="no route"):
         dependencies.ensure()
@@ -131,7 +131,7 @@ def test_a_gpu_that_fails_its_trial_is_not_used(scene, monkeypatch):
     monkeypatch.setattr(dependencies, "_TRY_DEVICES", broken)
     dependencies.describe_device.cache_clear()
     told = dependencies.describe_device("auto")
-    assert told.startswith("CPU, ") and ("CUDA" in told or "cuda" in told.lower())
+    assert told.startswith("CPU, ") and ("cuda" in told.lower() or "nvidia" in told.lower())
     monkeypatch.setattr(dependencies, "_TRY_DEVICES", "raise SystemExit(1)")
     dependencies.describe_device.cache_clear()
     assert "does not start" in dependencies.describe_device("auto")

@@ -141,5 +141,7 @@ def test_requirements_are_the_packages_own():
     lines = (MODULE / "Resources" / "requirements.txt").read_text().splitlines()
     asked = {line for line in lines if line and line[0] != "#"}
     assert asked <= wanted
+    torch = re.search(r'TORCH = "(.*)"', (MODULE / "MAPSegModule" / "dependencies.py").read_text())[1]
+    assert torch in wanted
     left = {re.match(r"[\w-]+", line)[0].lower() for line in wanted - asked}
     assert left == {"numpy", "scipy", "simpleitk", "torch", "rich", "typer"}

@@ -1,0 +1,59 @@
+"""The models that the module offers."""
+
+import json
+import shutil
+import struct
+
+import pytest
+from MAPSegModule import models
+from MAPSegModule.models import InputError
+
+
+def changed(model, target, change):
+    """A copy of a model file with another card."""
+    data = model.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    card = json.loads(header["__metadata__"]["mapseg"])
+    change(card)
+    header["__metadata__"]["mapseg"] = json.dumps(card)
+    new = json.dumps(header).encode()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(struct.pack("<Q", len(new)) + new + data[8 + length :])
+    return target
+
+
+def test_embedded_models_come_with_their_cards():
+    [entry] = [one for one in models.list_entries() if one.name == "brain-t1"]
+    assert entry.embedded and entry.card["license"] == "Apache-2.0" and len(entry.card["labels"]) == 31
+    with pytest.raises(InputError, match="comes with MAPSeg"):
+        models.remove(entry)
+    assert entry.path.is_file()
+
+
+def test_models_are_added_and_removed(model):
+    entry = models.add_model(model, "mine")
+    assert not entry.embedded and models.find_entry("mine") == entry and entry in models.list_entries()
+    assert models.find_entry(model).path == model
+    for taken in ("mine", "brain-t1"):
+        with pytest.raises(InputError, match="already"):
+            models.add_model(model, taken)
+    models.remove(entry)
+    assert not entry.path.exists()
+    with pytest.raises(InputError, match=r"Unknown model mine; known: brain-t1"):
+        models.find_entry("mine")
+
+
+def test_files_that_cannot_segment_are_not_offered(model):
+    folder = models.user_folder()
+    changed(model, folder / "encoder.safetensors", lambda card: card.update(kind="encoder", labels=[]))
+    changed(model, folder / "damaged.safetensors", lambda card: card.pop("labels"))
+    changed(model, folder / "newer.safetensors", lambda card: card.update(format_version=99))
+    (folder / "text.safetensors").write_text("no model")
+    shutil.copyfile(model, folder / "good.safetensors")
+    assert [one.name for one in models.list_entries() if not one.embedded] == ["good"]
+    for name, told in (("encoder", "cannot segment"), ("damaged", "damaged"), ("newer", "format 99")):
+        with pytest.raises(InputError, match=told):
+            models.find_entry(folder / f"{name}.safetensors")
+        with pytest.raises(InputError, match=told):
+            models.add_model(folder / f"{name}.safetensors", "other")

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import qt
 import slicer
 from slicer.i18n import tr as _
@@ -131,7 +132,7 @@ class ResultSection:
         self.ui.overlayCheckBox.enabled = bool(item.uncertainty_id)
         self.ui.saveModelButton.enabled = run.has_model
         (self.ui.adaptedButton if item.shown == "adapted" else self.ui.sourceButton).checked = True
-        self.ui.verdictLabel.text = _verdict(result)
+        self.ui.verdictLabel.text = _verdict(item)
         self.ui.show3DButton.setSegmentationNode(slicer.mrmlScene.GetNodeByID(item.segmentation_id))
         self._fill_table(item)
         self._show_nodes(item, [other for other, _run in self._results.values() if other is not item])
@@ -202,7 +203,7 @@ class ResultSection:
         writer = csv.writer(text)
         writer.writerow(["volume", "result", "trusted", "structure", "volume_ml", "confidence"])
         for item, _run in self._results.values():
-            told = [item.name, item.shown, item.result.get("trusted", "")]
+            told = [item.name, item.shown, _trusted(item)]
             for row in _structures(item):
                 writer.writerow([*told, row["structure"], row["volume_ml"], row.get("confidence", "")])
         return text.getvalue()
@@ -247,24 +248,53 @@ class ResultSection:
         return path or ""
 
 
-def _verdict(result: dict[str, Any]) -> str:
-    reason = result.get("reason", "")
-    if result.get("trusted"):
+def _verdict(item: runs.Item) -> str:
+    """Rich text on the result shown; the gate's reasons are those of the one that it kept."""
+    result = item.result
+    chosen = result.get("chosen", item.shown)
+    discarded = _("This is the result that was not kept.")
+    reason = result.get("reason", "") if item.shown == chosen else discarded
+    if _trusted(item):
         lines = [texts.marked(texts.GOOD, "✓", _("Plausible. {reason}").format(reason=reason))]
     else:
         lines = [texts.marked(texts.WARNING, "!", _("Do not rely on it. {reason}").format(reason=reason))]
     if "chosen" in result:
-        chosen = _("Adapted result kept.") if result["chosen"] == "adapted" else _("Source-only result kept.")
-        lines.append(texts.marked(texts.BUSY, "⇄", f"{chosen} {result.get('gate', '')}"))
+        kept = _("Adapted result kept.") if chosen == "adapted" else _("Source-only result kept.")
+        lines.append(texts.marked(texts.BUSY, "⇄", f"{kept} {result.get('gate', '')}"))
     return "<br>".join(lines)
 
 
-def _structures(item: runs.Item) -> list[dict[str, Any]]:
-    """The rows of the result shown; the report holds those of both sides of an adaptation."""
+def _trusted(item: runs.Item) -> bool:
     side = item.result.get(item.shown)
-    if isinstance(side, dict) and "structures" in side:
-        return side["structures"]
-    return item.result.get("structures", [])
+    return bool((side if isinstance(side, dict) else item.result).get("trusted"))
+
+
+def _structures(item: runs.Item) -> list[dict[str, Any]]:
+    """The rows of the result shown. The report holds those of the one kept; the other's volumes are counted."""
+    rows = item.result.get("structures", [])
+    if item.shown == item.result.get("chosen", item.shown):
+        return rows
+    volumes = _volumes_ml(item)
+    return [{"structure": row["structure"], "volume_ml": volumes.get(row["structure"], 0.0)} for row in rows]
+
+
+def _volumes_ml(item: runs.Item) -> dict[str, float]:
+    """Volumes of the segments in the scene, by name."""
+    node, volume = map(slicer.mrmlScene.GetNodeByID, (item.segmentation_id, item.volume_id))
+    if node is None or volume is None:
+        return {}
+    voxel = float(np.prod(volume.GetSpacing())) / 1000
+    segments, counts, found = node.GetSegmentation(), {}, {}
+    for identifier in segments.GetSegmentIDs():
+        segment = segments.GetSegment(identifier)
+        image = segment.GetRepresentation("Binary labelmap")
+        if image not in counts:  # segments share one
+            array = slicer.util.arrayFromSegmentInternalBinaryLabelmap(node, identifier)
+            counts[image] = np.bincount(array.ravel())
+        value = segment.GetLabelValue()
+        known = counts[image]
+        found[segment.GetName()] = voxel * float(known[value]) if value < len(known) else 0.0
+    return found
 
 
 def _numbers(row: dict[str, Any]) -> tuple[str, str]:

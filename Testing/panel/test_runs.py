@@ -78,6 +78,13 @@ def test_adapting_shows_previews_and_curves_and_keeps_the_best(screen, home):
     assert getattr(screen.ui, f"{item.shown}Button").checked
     screen.click(f"{other}Button")
     assert item.shown == other and slicer.mrmlScene.GetNodeByID(item.segmentation_id) is node
+    # The table is of what is shown, not of what was kept.
+    from MAPSegModule import images
+
+    assert "not kept" in screen.ui.verdictLabel.text and screen.rows()[0][2] == "–"
+    labels = images.read_labels(item.result[other]["output"])
+    counts = [np.count_nonzero(labels.array == value) * 8 / 1000 for value in (1, 2)]
+    assert [float(row[1]) for row in screen.rows()] == pytest.approx(counts, abs=0.06)
 
     assert screen.ui.overlayCheckBox.enabled
     screen.click("overlayCheckBox")

@@ -81,6 +81,9 @@ def execute(load_job, emit, stopped: Callable[[], bool] = lambda: False) -> int:
             return 2 if result["failed"] else 0
         except (KeyboardInterrupt, Cancelled):
             error: MAPSegError = Cancelled("Cancelled.")
+            # CPython notes an interrupt inside a library's exec() of a text as unhandled, and would end the process
+            # by SIGINT instead of our exit code; the next exec() of a text clears the note.
+            exec("")
         except MAPSegError as failure:
             error = failure
         except MemoryError:

@@ -153,7 +153,7 @@ def test_ctrl_c_cancels_and_leaves_nothing_half_written(model, data, tmp_path):
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 4
+    assert process.returncode == 4, errors
     assert errors.strip() == "Cancelled"
     assert not (tmp_path / "out").exists()
 

@@ -86,7 +86,7 @@ def _card(job: TrainJob, training: Sequence[Case], report: Report) -> ModelCard:
         architecture=start.architecture if start else ARCHITECTURES[job.preset or "small"],
         preprocessing=start.preprocessing if start else job.preprocessing or Preprocessing(),
         labels=labels,
-        provenance=_provenance(job, training),
+        provenance=_provenance(job, training, start),
         priors={"volumes": volume_priors(labels, volumes)},
         license=job.license,
     )
@@ -173,14 +173,14 @@ def volume_priors(labels: Sequence[Label], volumes: Sequence[dict[int, float]]) 
     return priors
 
 
-def _provenance(job: TrainJob, cases: Sequence[Case]) -> dict[str, Any]:
+def _provenance(job: TrainJob, cases: Sequence[Case], start: ModelCard | None) -> dict[str, Any]:
     folder = check_path(job.from_labels or job.images).name
     return {
         "data": folder,
         "cases": len(cases),
         "held_out": job.holdout,
         "images": f"synthesised, contrast {job.contrast}" if job.from_labels else "acquired",
-        "started_from": job.init,
+        "started_from": {"name": start.name, **start.provenance} if start else None,
         "steps": job.options.steps,
         "seed": job.options.seed,
         "options": job.options.model_dump(mode="json"),

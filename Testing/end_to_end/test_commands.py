@@ -249,7 +249,9 @@ def test_training_starts_from_a_model_and_keeps_cases_back(model, data, tmp_path
         "train", *arguments, "--holdout", 1, "--steps", 2, "--options", options, "-o", tmp_path / "t", *CPU
     )
     card = load_card(tmp_path / "t" / "next.safetensors")
-    assert card.provenance["started_from"] == str(model) and card.provenance["held_out"] == 1
+    first = load_card(model)
+    assert card.provenance["started_from"] == {"name": first.name, **first.provenance}
+    assert card.provenance["held_out"] == 1
     assert "validation_dice" in (tmp_path / "t" / "metrics.jsonl").read_text()
     arguments[-1] = "nobody"
     assert "Unknown model nobody" in refused("train", *arguments, "-o", tmp_path / "u", *CPU)
@@ -299,7 +301,7 @@ def test_training_starts_from_an_encoder_with_its_own_structures(encoder, data, 
     model, card = load_model(tmp_path / "t" / "next.safetensors")
     assert [label.name for label in card.labels] == ["rind", "core"]
     assert card.architecture == load_card(start, encoder=True).architecture
-    assert card.preprocessing.spacing == (2, 2, 2) and card.provenance["started_from"] == str(start)
+    assert card.preprocessing.spacing == (2, 2, 2) and card.provenance["started_from"]["name"] == "seen"
     learnt = load_file(start)
     for name, tensor in model.encoder.state_dict().items():
         assert np.array_equal(tensor, learnt[f"encoder.{name}"])

@@ -201,8 +201,6 @@ def class_probabilities(
     columns = list(itertools.product(starts[1], starts[2]))
     padded = [max(n, window) for n in image.shape]
     weight = gaussian_window(window).to(device)
-    background = torch.zeros(model.classes, 1, 1, 1, device=device)
-    background[0] = 1e-15  # for places that no window holds; far below the weight of a window's corner
     twin = mirrored_classes(model.labels) if options.mirror else None
     small = resize_whole(image, model.architecture.global_size).to(device)
     with precision_context(device, options.precision):
@@ -212,8 +210,7 @@ def class_probabilities(
     buffer = torch.zeros(model.classes, window, *padded[1:], device=device)
     for i, row in enumerate(rows):
         x = starts[0][i]
-        for first in range(0, len(row), batch):
-            corners = row[first : first + batch]
+        for corners in _shared_out(row, batch):
             patches = torch.stack([crop(image, corner, window) for corner in corners])[:, None].to(device)
             low = (torch.tensor(corners) / shape).to(device)
             high = ((torch.tensor(corners) + window) / shape).to(device)
@@ -223,20 +220,26 @@ def class_probabilities(
                     None if twin is None else _logits(model, patches.flip(2), whole[1:], *_flip(low, high))
                 )
             for k, (_, y, z) in enumerate(corners):
-                probability = logits[k].float().softmax(0)
+                probability = logits[k].softmax(0)
                 if mirrored is not None:
-                    probability = (probability + mirrored[k].float().softmax(0).flip(1)[twin]) / 2
+                    probability = (probability + mirrored[k].softmax(0).flip(1)[twin]) / 2
                 buffer[:, :, y : y + window, z : z + window].addcmul_(probability, weight)
             done += len(corners)
             if progress:
                 progress(done, total)
         finished = min(window, starts[0][i + 1] - x if i + 1 < len(starts[0]) else image.shape[0] - x)
-        slab = buffer[:, :finished, : image.shape[1], : image.shape[2]] + background
-        yield x, slab / slab.sum(0)
-        if finished < window:
+        slab = buffer[:, :finished, : image.shape[1], : image.shape[2]]
+        slab[0] += 1e-15  # for places that no window holds; far below the weight of a window's corner
+        yield x, slab.div_(slab.sum(0))
+        if i + 1 < len(rows):
             buffer = torch.cat([buffer[:, finished:], torch.zeros_like(buffer[:, :finished])], 1)
-        else:
-            buffer.zero_()
+
+
+def _shared_out(row: list, batch: int) -> list[list]:
+    """The row in as few batches as that takes, of nearly equal length: a window alone takes longer."""
+    pieces = -(-len(row) // batch)
+    edges = [i * len(row) // pieces for i in range(pieces + 1)] if pieces else []
+    return [row[a:b] for a, b in itertools.pairwise(edges)]
 
 
 def _logits(model: Segmenter, patches: Tensor, whole: Tensor, low: Tensor, high: Tensor) -> Tensor:

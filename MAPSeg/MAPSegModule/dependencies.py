@@ -72,7 +72,7 @@ def ensure(wheels: str = "") -> bool:
     wheels = wheels or str(slicer.util.settingsValue(WHEELS_SETTING, ""))
     installed = _from_wheels(wanted, wheels) if wheels else _from_internet(wanted)
     importlib.invalidate_caches()
-    describe_device.cache_clear()
+    try_devices.cache_clear()
     if installed and missing():
         raise RuntimeError(
             _("These packages are still missing: {names}. Restart Slicer and try again.").format(
@@ -82,21 +82,14 @@ def ensure(wheels: str = "") -> bool:
     return installed
 
 
-@cache
-def describe_device(device: str = "auto") -> str:
-    """Which device will be used and why, in one sentence. The first call starts a process, which takes seconds."""
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", _TRY_DEVICES],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            env=worker_environment(),
-            check=False,
-            **({"creationflags": subprocess.CREATE_NO_WINDOW} if os.name == "nt" else {}),
-        )
-        told = json.loads(done.stdout.strip().splitlines()[-1])
-    except (OSError, ValueError, IndexError, subprocess.TimeoutExpired):
+def describe_device(device: str = "auto", environment: dict[str, str] | None = None) -> str:
+    """Which device will be used and why, in one sentence. The first call starts a process, which takes seconds.
+
+    Args:
+        environment: a :func:`worker_environment`; threads, which may not ask Slicer for it, have to give one.
+    """
+    told = try_devices(frozenset((environment or worker_environment()).items()))
+    if told is None:
         return _("PyTorch does not start here; reinstall it with the PyTorch extension.")
     cpu = _("CPU, {threads} threads").format(threads=told["threads"])
     if device == "cpu":
@@ -105,6 +98,24 @@ def describe_device(device: str = "auto") -> str:
         return _("{gpu}, tried and working.").format(gpu=told["gpu"])
     reason = told["why"] or _("a trial on {gpu} failed").format(gpu=told["gpu"])
     return _("{cpu}: {reason}.").format(cpu=cpu, reason=reason)
+
+
+@cache
+def try_devices(environment: frozenset[tuple[str, str]]) -> dict | None:
+    """What a process in that environment found when it tried PyTorch's devices; None when PyTorch did not start."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _TRY_DEVICES],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env=dict(environment),
+            check=False,
+            **({"creationflags": subprocess.CREATE_NO_WINDOW} if os.name == "nt" else {}),
+        )
+        return json.loads(done.stdout.strip().splitlines()[-1])
+    except (OSError, ValueError, IndexError, subprocess.TimeoutExpired):
+        return None
 
 
 def _met(requirement: str) -> bool:

@@ -11,6 +11,7 @@ from slicer.i18n import tr as _
 
 from . import dependencies, remember, texts
 from . import run as runs
+from .job import worker_environment
 from .model_section import ModelSection
 from .models import InputError
 from .parameters import Parameters, offers_centralised
@@ -149,10 +150,11 @@ class Panel:
         """Ask a thread which device it will be: asking starts a process, which takes seconds."""
         device = self.ui.deviceComboBox.itemData(self.ui.deviceComboBox.currentIndex)
         self._device_line = ""
+        environment = worker_environment()
 
         def ask() -> None:
             try:
-                line = "" if dependencies.missing() else dependencies.describe_device(device)
+                line = "" if dependencies.missing() else dependencies.describe_device(device, environment)
             except Exception as error:
                 line = str(error)
             self._device_line = (device, line)

@@ -119,7 +119,7 @@ def test_a_site_without_internet_installs_from_a_folder(installed, monkeypatch, 
 
 
 def test_the_device_is_tried_in_a_process_of_its_own(scene):
-    dependencies.describe_device.cache_clear()
+    dependencies.try_devices.cache_clear()
     told = dependencies.describe_device("auto")
     assert "CPU, " in told or "tried and working" in told
     assert dependencies.describe_device("cpu").endswith("threads, as chosen.")
@@ -129,10 +129,10 @@ def test_a_gpu_that_fails_its_trial_is_not_used(scene, monkeypatch):
     broken = dependencies._TRY_DEVICES.replace("torch.cuda.is_available()", "True")
     broken = broken.replace("torch.cuda.get_device_name()", "'Some GPU'")
     monkeypatch.setattr(dependencies, "_TRY_DEVICES", broken)
-    dependencies.describe_device.cache_clear()
+    dependencies.try_devices.cache_clear()
     told = dependencies.describe_device("auto")
     assert told.startswith("CPU, ") and ("cuda" in told.lower() or "nvidia" in told.lower())
     monkeypatch.setattr(dependencies, "_TRY_DEVICES", "raise SystemExit(1)")
-    dependencies.describe_device.cache_clear()
+    dependencies.try_devices.cache_clear()
     assert "does not start" in dependencies.describe_device("auto")
-    dependencies.describe_device.cache_clear()
+    dependencies.try_devices.cache_clear()

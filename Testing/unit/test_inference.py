@@ -161,7 +161,7 @@ def test_the_batch_changes_nothing(batch):
 def test_the_whole_scan_is_encoded_once_and_windows_in_batches():
     model, scan = Thresholds(), scan_of((40, 30, 30))
     predict_classes(model, scan.image, FP32)
-    assert model.batches[0] == 1 and max(model.batches) == 4
+    assert model.batches[0] == 1 and 1 < max(model.batches) <= 4
     starts = [len(window_starts(n, 16, 0.5)) for n in scan.image.shape]
     assert sum(model.batches) - 1 <= starts[0] * starts[1] * starts[2]
 

@@ -44,6 +44,8 @@ PLACE = (0.52, 0.55, 0.45)
 """Centre of the patch that is shown, as shares of the foreground box: the deep nuclei, more of one side."""
 STEPS = 40
 INK, FAINT, FRAME, LINE = "#e8ebee", "#9aa3ad", "#ff9d5c", "#6cb2ff"
+VEIL = (38, 50, 64)
+"""Colour of hidden cubes, which are zero to the network."""
 DPI = 150
 
 
@@ -61,12 +63,12 @@ def cut(model: Segmenter, image: Tensor) -> PatchBatch:
     return PatchBatch(patch, whole, (corner / size)[None], ((corner + a.patch) / size)[None])
 
 
-def masked(batch: PatchBatch, options: AdaptationOptions) -> tuple[Tensor, Tensor]:
-    """The patch and the whole with most of their cubes hidden, as training hides them."""
+def masks(batch: PatchBatch, options: AdaptationOptions) -> tuple[Tensor, Tensor]:
+    """Where voxels of the patch and of the whole stay, as training draws it."""
     generator = torch.Generator().manual_seed(options.seed)
     cubes = options.mask_cube, options.mask_cube // 2
     patch, whole = (
-        image * cube_mask(tuple(image.shape), cube, options.mask_ratio, generator)
+        cube_mask(tuple(image.shape), cube, options.mask_ratio, generator)
         for image, cube in zip((batch.patches, batch.whole), cubes, strict=True)
     )
     return patch, whole
@@ -85,8 +87,12 @@ def views() -> Figure:
     """A patch and the whole scan, plain and masked."""
     model, _, scan = scan_and_model()
     batch, options = cut(model, scan.image), AdaptationOptions()
-    patch, whole = masked(batch, options)
-    share, p, g = f"{options.mask_ratio:.0%}", model.architecture.patch, model.architecture.global_size
+    keep, keep_whole = masks(batch, options)
+    share, p, g = (
+        f"{100 * options.mask_ratio:.0f} %",
+        model.architecture.patch,
+        model.architecture.global_size,
+    )
     figure, cells = canvas(1, 4)
     titles = (
         f"the whole, made {g}³",
@@ -95,14 +101,16 @@ def views() -> Figure:
         f"{share} of its {options.mask_cube}³ cubes hidden",
     )
     planes = middle_of_patch(batch)
-    for cell, image, plane, title in zip(
-        cells[0],
-        (batch.whole, whole, batch.patches, patch),
-        (planes[1], planes[1], planes[0], planes[0]),
-        titles,
-        strict=True,
-    ):
+    shown = (
+        (batch.whole, None, planes[1]),
+        (batch.whole, keep_whole, planes[1]),
+        (batch.patches, None, planes[0]),
+        (batch.patches, keep, planes[0]),
+    )
+    for cell, (image, kept, plane), title in zip(cells[0], shown, titles, strict=True):
         grey(cell, image[0, 0], plane, title)
+        if kept is not None:
+            veil(cell, kept[0, 0], plane)
     frame(cells[0][0], batch, g)
     edge(cells[0][2])
     return figure
@@ -147,7 +155,8 @@ def step() -> Figure:
         network.eval().curve.values.copy_(found)
     batch = cut(model, scan.image).to(loop.device)
     labelled, eta = pseudo_label(loop, batch, options.confidence)
-    patch, whole = (image.to(loop.device) for image in masked(batch, options))
+    keep, keep_whole = (kept.to(loop.device) for kept in masks(batch, options))
+    patch, whole = batch.patches * keep, batch.whole * keep_whole
     local, features = loop.model.encode(patch, whole)
     under = sample_global(features, batch.low, batch.high, local.shape[2:])
     answer = loop.model.decode(local, under, patch).argmax(1)
@@ -156,21 +165,21 @@ def step() -> Figure:
     figure, cells = canvas(2, 4, left=0.32)
     plane, whole_plane = middle_of_patch(batch)
     rows = (
-        ("patch", batch.patches, labelled.target, patch, answer, plane),
-        ("whole", batch.whole, labelled.whole_target, whole, whole_answer, whole_plane),
+        ("patch", batch.patches, labelled.target, keep, answer, plane),
+        ("whole", batch.whole, labelled.whole_target, keep_whole, whole_answer, whole_plane),
     )
     titles = (
         "the teacher sees",
-        f"its labels (η = {eta['total']:.2f} in the patch)",
+        f"its labels, η = {eta['total']:.2f}",
         "the student sees",
         "its answer, before the step",
     )
-    for row, (name, seen, given, hidden, reached, at) in enumerate(rows):
-        for column, (image, labels) in enumerate(
-            ((seen, None), (seen, given), (hidden, None), (hidden, reached))
-        ):
+    for row, (name, seen, given, kept, reached, at) in enumerate(rows):
+        for column, labels in enumerate((None, given, None, reached)):
             cell = cells[row][column]
-            grey(cell, image[0, 0], at, titles[column] if row == 0 else "")
+            grey(cell, seen[0, 0], at, titles[column] if row == 0 else "", white=0.7)
+            if column > 1:
+                veil(cell, kept[0, 0], at)
             if labels is not None:
                 overlay(cell, labels[0], at, card)
         cells[row][0].text(
@@ -214,10 +223,15 @@ def draw_record(
     steps = [row["step"] for row in told]
     place = [row["step"] for row in checks]
     plots = (
-        ("Loss", "of the student on the teacher's labels: trained on", steps, [r["loss"] for r in told]),
-        ("η", "share of voxels the teacher is sure of: trained on", steps, [r["eta"] for r in told]),
-        ("Agreement", "with the mirrored scan's result: decides", place, [r["agreement"] for r in checks]),
-        ("Dice", "with the result on the T1: nobody knows it", *zip(*dice, strict=True)),
+        ("Loss", "of the student, on the teacher's labels", steps, [r["loss"] for r in told]),
+        ("η", "share of voxels that the teacher is sure of", steps, [r["eta"] for r in told]),
+        (
+            "Agreement",
+            "with the mirrored scan's result; this decides",
+            place,
+            [r["agreement"] for r in checks],
+        ),
+        ("Dice", "with the result on the T1; unknown to the method", *zip(*dice, strict=True)),
     )
     for index, (title, about, x, y) in enumerate(plots):
         cell = figure.add_axes((0.07 + 0.5 * (index % 2), 0.59 - 0.5 * (index // 2), 0.41, 0.27))
@@ -284,11 +298,19 @@ def middle_of_patch(batch: PatchBatch) -> tuple[int, int]:
     return patch // 2, int((low + high) / 2 * whole)
 
 
-def grey(cell: Axes, image: Tensor, plane: int, title: str) -> None:
+def grey(cell: Axes, image: Tensor, plane: int, title: str, white: float = 1.0) -> None:
     """An axial plane of (X, Y, Z) in [0, 1]."""
     shown = as_seen(image[:, :, plane].float().cpu().numpy(), "axial")
-    cell.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    cell.imshow(shown, cmap="gray", vmin=0, vmax=white, interpolation="nearest")
     cell.set_title(title, color=INK, fontsize=9.5, loc="left", pad=5)
+
+
+def veil(cell: Axes, keep: Tensor, plane: int) -> None:
+    """Paint over what is hidden, given where voxels stay (X, Y, Z)."""
+    hidden = ~as_seen(keep[:, :, plane].cpu().numpy(), "axial")
+    colour = np.zeros((*hidden.shape, 4), np.uint8)
+    colour[hidden] = (*VEIL, 255)
+    cell.imshow(colour, interpolation="nearest")
 
 
 def overlay(cell: Axes, classes: Tensor, plane: int, card: ModelCard) -> None:

@@ -219,29 +219,24 @@ def draw_record(
     told: Sequence[dict], checks: Sequence[dict], dice: Sequence[tuple[int, float]], best_step: int
 ) -> Figure:
     """The four plots of :func:`adaptation`."""
-    figure = Figure((8.2, 5.2), dpi=DPI, facecolor="black")
+    figure = Figure((8.2, 4.5), dpi=DPI, facecolor="black")
     steps = [row["step"] for row in told]
     place = [row["step"] for row in checks]
     plots = (
         ("Loss", "of the student, on the teacher's labels", steps, [r["loss"] for r in told]),
         ("η", "share of voxels that the teacher is sure of", steps, [r["eta"] for r in told]),
-        (
-            "Agreement",
-            "with the mirrored scan's result; this decides",
-            place,
-            [r["agreement"] for r in checks],
-        ),
+        ("Score", "agreement when mirrored, less odd volumes; decides", place, [r["score"] for r in checks]),
         ("Dice", "with the result on the T1; unknown to the method", *zip(*dice, strict=True)),
     )
     for index, (title, about, x, y) in enumerate(plots):
-        cell = figure.add_axes((0.07 + 0.5 * (index % 2), 0.59 - 0.5 * (index // 2), 0.41, 0.27))
+        cell = figure.add_axes((0.07 + 0.5 * (index % 2), 0.58 - 0.49 * (index // 2), 0.41, 0.29))
         cell.set_facecolor("black")
         if index < 2:
             cell.plot(x, y, color=LINE, linewidth=0.9, alpha=0.45)
             cell.plot(x, smooth(y), color=LINE, linewidth=2)
         else:
             cell.plot(x, y, color=LINE, linewidth=2, marker=".", markersize=7)
-            cell.set_ylim(-0.03, 1.0)
+            cell.set_ylim(-0.35 if index == 2 else -0.03, 1.0)
             cell.axvline(best_step, color=FRAME, linewidth=1.2, linestyle="--")
             cell.text(best_step - 0.6, 0.1, "kept", color=FRAME, fontsize=9, ha="right")
             cell.text(1, 0.4, "the curve is found", color=FAINT, fontsize=9)

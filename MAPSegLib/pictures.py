@@ -99,10 +99,10 @@ def overlay(panels: Sequence[Panel], table: Sequence[Label], path: str | Path) -
         for (name, (across, *_, edges)), cell in zip(_PLANES.items(), column, strict=True):
             where: list[Any] = [*box]
             where[across] = cuts[across]
-            grey, drawn = (_as_seen(a[tuple(where)], name) for a in (image, values))
+            grey, drawn = (as_seen(a[tuple(where)], name) for a in (image, values))
             extent = (0, sizes[name][0], 0, sizes[name][1])
             cell.imshow(grey, cmap="gray", vmin=low, vmax=high, extent=extent, interpolation="bilinear")
-            cell.imshow(_tint(drawn, table), extent=extent, interpolation="nearest")
+            cell.imshow(tint(drawn, table), extent=extent, interpolation="nearest")
             for side, (x, align) in zip(edges, ((0.01, "left"), (0.99, "right")), strict=True):
                 cell.text(
                     x, 0.5, side, transform=cell.transAxes, color=_INK, fontsize=9, ha=align, va="center"
@@ -192,7 +192,7 @@ def reconstructions(rows: Sequence[Reconstruction], path: str | Path) -> Path:
             x = left + c * (size + gap) + (c // 3) * gap
             cell = figure.add_axes((x / width, y / height, size / width, size / height), facecolor="black")
             cell.axis("off")
-            cell.imshow(_as_seen(image[tuple(where)], plane), cmap="gray", vmin=0, vmax=1)
+            cell.imshow(as_seen(image[tuple(where)], plane), cmap="gray", vmin=0, vmax=1)
             if r == 0:
                 figure.text(
                     (x + size / 2) / width, 1 - 0.08 / height, f"{plane}\n{kind}" if c % 3 == 1 else f"\n{kind}",
@@ -253,7 +253,7 @@ def _cuts(labels: np.ndarray, table: Sequence[Label]) -> list[int]:
     return cuts
 
 
-def _as_seen(cut: np.ndarray, plane: str) -> np.ndarray:
+def as_seen(cut: np.ndarray, plane: str) -> np.ndarray:
     """A canonical plane as rows from top to bottom; the patient's right on the left, and anterior on the right."""
     return (cut if plane == "sagittal" else cut[::-1]).T[::-1]
 
@@ -269,7 +269,7 @@ def _window(image: np.ndarray) -> tuple[float, float]:
 # --- colours ----------------------------------------------------------------------------------------------------
 
 
-def _tint(values: np.ndarray, table: Sequence[Label]) -> np.ndarray:
+def tint(values: np.ndarray, table: Sequence[Label]) -> np.ndarray:
     """RGBA of a plane of labels: areas see-through, outlines opaque."""
     rgba = np.zeros((*values.shape, 4), np.uint8)
     for label in table:

@@ -1,0 +1,100 @@
+"""The method's page: what it says of options is so, and what it links is there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from MAPSegLib import config
+from MAPSegLib.config import ARCHITECTURES, EMA_SCHEDULES, RECIPES
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "Docs" / "method.md"
+TEXT = PAGE.read_text(encoding="utf-8")
+COMMANDS = {
+    "PretrainingOptions": "pretrain",
+    "TrainingOptions": "train",
+    "AdaptationOptions": "adapt",
+    "CentralisedOptions": "adapt",
+}
+
+
+def table(name: str) -> list[list[str]]:
+    """Cells of a table between its marks, without backticks; the heading is the first row."""
+    (body,) = re.findall(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", TEXT, re.S)
+    rows = [[cell.strip().replace("`", "") for cell in line.split("|")[1:-1]] for line in body.splitlines()]
+    return [rows[0], *rows[2:]]
+
+
+def flags(command: str) -> set[str]:
+    from typer.main import get_command
+
+    from MAPSegLib.cli import app
+
+    return {option for parameter in get_command(app).commands[command].params for option in parameter.opts}
+
+
+def default(name: str, field: str) -> str:
+    value = getattr(config, name).model_fields[field].default
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+@pytest.mark.parametrize("row", table("options")[2:], ids=lambda row: f"{row[0]} {row[2]}")
+def test_options_have_the_defaults_that_the_page_states(row):
+    classes = table("options")[0][4:]
+    assert set(classes) == set(COMMANDS)
+    _, _, field, flag, *cells = row
+    told = 0
+    for name, cell in zip(classes, cells, strict=True):
+        if cell == "–":
+            assert field not in getattr(config, name).model_fields, name
+        elif cell:
+            assert cell == default(name, field), name
+            assert not flag or flag in flags(COMMANDS[name]), name
+            told += 1
+    assert told
+
+
+def test_sizes_are_those_of_the_presets():
+    (_, _, *presets), *rows = table("sizes")
+    assert set(presets) == set(ARCHITECTURES)
+    for _, field, *cells in rows:
+        assert cells == [str(getattr(ARCHITECTURES[preset], field)) for preset in presets], field
+
+
+def test_other_options_have_the_defaults_that_the_page_states():
+    for _, option, value, flag in table("others")[1:]:
+        assert value == default(*option.split(".")), option
+        if flag:
+            wanted, rest = flag.split(" of ")
+            assert all(wanted in flags(command) for command in re.findall(r"mapseg (\w+)", rest))
+
+
+def test_schedules_and_recipes_are_those_that_the_page_states():
+    assert [(until, share) for until, share in EMA_SCHEDULES["small"][:2]] == [(1000, 0.99), (3000, 0.999)]
+    assert EMA_SCHEDULES["large"][0] == (1000, 0.999)
+    assert EMA_SCHEDULES["small"][-1][1] == EMA_SCHEDULES["large"][-1][1] == 0.9999
+    for name, recipe in RECIPES.items():
+        (row,) = re.findall(rf"^\| `{name}`.*$", TEXT, re.M)[:1]
+        assert row.endswith(
+            "| " + " | ".join(f"{views.plain:g}, {views.masked:g}" for views in recipe) + " |"
+        )
+
+
+def test_links_lead_somewhere():
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", TEXT)
+    assert all((PAGE.parent / link).is_file() for link in links)
+    assert "Docs/method.md" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_picture_is_shown_and_small():
+    shown = set(re.findall(r"figures/([\w-]+\.png)", TEXT))
+    pictures = list((PAGE.parent / "figures").glob("*.png"))
+    assert shown == {path.name for path in pictures}
+    assert all(path.stat().st_size < 200_000 for path in pictures)
+
+
+def test_the_command_of_the_pictures_draws_all_of_them():
+    source = (PAGE.parent / "figures.py").read_text(encoding="utf-8")
+    drawn = re.search(r"^PICTURES.*?^}", source, re.M | re.S).group()
+    assert set(re.findall(r"figures/([\w-]+)\.png", TEXT)) == set(re.findall(r'"([\w-]+)": ', drawn))

@@ -79,7 +79,9 @@ def machine() -> str:
 def running_command() -> str:
     """The command being run, as it can be run again elsewhere: of absolute paths, the last part."""
     spec = sys.modules["__main__"].__spec__
-    start = ["python", "-m", spec.name] if spec else ["python", Path(sys.argv[0]).name]
+    start = (
+        ["python", "-m", spec.name.removesuffix(".__main__")] if spec else ["python", Path(sys.argv[0]).name]
+    )
     words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
     return shlex.join([*start, *words])
 

@@ -147,6 +147,27 @@ def gamma(image: Tensor, log_gamma: float) -> Tensor:
     return image.clamp(0, 1) ** math.exp(log_gamma)
 
 
+def random_curve(image: Tensor, generator: Generator, knots: int = 6) -> Tensor:
+    """Intensities in [0, 1] through a random curve that may rise and fall, as in another sequence; 0 stays 0."""
+    heights = torch.rand(knots, generator=generator)
+    heights = (heights - heights.min()) / (heights.max() - heights.min())
+    place = image.clamp(0, 1) * (knots - 1)
+    below = place.long().clamp(max=knots - 2)
+    return (image > 0) * torch.lerp(heights[below], heights[below + 1], place - below)
+
+
+def recolour(image: Tensor, generator: Generator) -> Tensor:
+    """Another contrast in half of the draws; a blur, and noise, in a third each. (X, Y, Z) in [0, 1]."""
+    if uniform(0, 1, generator) < 1 / 2:
+        image = random_curve(image, generator)
+    if uniform(0, 1, generator) < 1 / 3:
+        image = blur(image, (uniform(0.3, 1.2, generator),) * 3)
+    if uniform(0, 1, generator) < 1 / 3:
+        noise = torch.randn(image.shape, generator=generator)
+        image = (image + (image > 0) * uniform(0, 0.1, generator) * noise).clamp(0, 1)
+    return image
+
+
 def percentile(values: Tensor, share: float) -> Tensor:
     """The value that ``share`` of (N,) do not exceed, of every so many of them where there are many."""
     step = max(1, values.numel() // 100_000)

@@ -119,6 +119,10 @@ class TrainingOptions(Options):
     balance: float = Field(
         0.0, ge=0, le=1, description="class balance of cross-entropy; fades out by 60 % of steps"
     )
+    augmentation: Literal["standard", "strong"] = Field(
+        "standard",
+        description="strong: other contrasts and blurs as well, so that shapes count, not intensities",
+    )
     reuse: int = Field(1, ge=1, le=16, description="steps on each drawn scan")
     ema_half_life: int = Field(200, ge=1, description="half-life of the averaged weights, steps")
     validate_every: int = Field(250, ge=1, description="steps between validations")

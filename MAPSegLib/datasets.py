@@ -150,6 +150,17 @@ def deform_and_relight(
     return aug.gamma(image, 0.3 * float(torch.randn((), generator=generator))), target
 
 
+@dataclass
+class Recoloured:
+    """A source's scans with their intensities changed strongly (:func:`~MAPSegLib.augmentation.recolour`)."""
+
+    scans: Source
+
+    def draw(self, generator: Generator) -> tuple[Tensor, Tensor]:
+        image, target = self.scans.draw(generator)
+        return aug.recolour(image, generator), target
+
+
 class ScanSource:
     """Labelled scans from files, prepared once, then changed at random at every draw.
 

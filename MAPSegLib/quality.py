@@ -112,6 +112,11 @@ def measure(
     return measures | {"score": measures["agreement"] - PLAUSIBILITY_WEIGHT * (deviation or 0.0)}
 
 
+def better_supported(before: dict[str, float], after: dict[str, float], margin: float) -> bool:
+    """Whether the gate keeps an adapted result: its score must exceed the source model's by the margin."""
+    return after["score"] >= before["score"] + margin
+
+
 def judge(measures: dict[str, float], priors: dict) -> Assessment:
     """The verdict on measures, against what the model reached on its own domain (``priors["trust"]``)."""
     floor = priors.get("trust", {}).get("agreement", 0.6)

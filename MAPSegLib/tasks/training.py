@@ -36,6 +36,7 @@ def train(job: TrainJob, report: Report) -> dict[str, Any]:
     """Train a model, or continue a training that was killed. See :class:`~MAPSegLib.jobs.TrainJob`."""
     import torch
 
+    from ..datasets import Recoloured
     from ..training.source import train as run
 
     folder = check_path(job.output)
@@ -55,7 +56,8 @@ def train(job: TrainJob, report: Report) -> dict[str, Any]:
             if resumed:
                 report("log", message="Continuing a training that was interrupted.")
             torch.manual_seed(job.options.seed)
-            model = run(_start(job, card), source, job.options, folder, report, validation)
+            shown = Recoloured(source) if job.options.augmentation == "strong" else source
+            model = run(_start(job, card), shown, job.options, folder, report, validation)
             card = with_trust(model, card, source, job.options)
             save_model(final, model.state_dict(), card, job.overwrite)
     return {"files": [str(final), str(folder / resume.RECORD)], "model": str(final), "failed": []}

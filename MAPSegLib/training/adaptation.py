@@ -25,7 +25,7 @@ from ..errors import Stopped
 from ..inference import Segmentation, segment_scan
 from ..networks.segmenter import Segmenter
 from ..preprocessing import Scan, prepare, restore
-from ..quality import Assessment, assess_scan
+from ..quality import Assessment, assess_scan, better_supported
 from ..volumes import Volume
 from .contrast import search_curve
 from .loop import Clock, Loop, Record
@@ -236,10 +236,11 @@ def _gate(
         segmentation = segment_scan(model, card.labels, scan, inference, uncertainty=uncertainty)
         assessment, _ = assess_scan(model, card, scan, inference, segmentation.classes)
         sides.append((segmentation, assessment))
-    before, after = (assessment.measures["score"] for _, assessment in sides)
+    measured = [assessment.measures for _, assessment in sides]
+    before, after = (measures["score"] for measures in measured)
     if not options.gate:
         chosen, reason = "adapted", "The gate is off."
-    elif after >= before + options.gate_margin:
+    elif better_supported(*measured, options.gate_margin):
         chosen, reason = "adapted", f"Adaptation is better supported (score {before:.3f} to {after:.3f})."
     else:
         chosen, reason = "source", f"Adaptation is not better supported (score {before:.3f} to {after:.3f})."

@@ -132,3 +132,20 @@ def test_every_draw_comes_from_the_generator():
     assert draws[0][0] == draws[1][0] and all(
         torch.equal(a, b) for a, b in zip(draws[0][1:], draws[1][1:], strict=True)
     )
+
+
+def test_a_random_curve_maps_grey_to_grey_and_leaves_the_background():
+    x = image(6, 6, 6)
+    x[0] = 0
+    y = aug.random_curve(x, generator(1))
+    assert not y[0].any() and y.min() >= 0 and y.max() <= 1
+    line = aug.random_curve(torch.linspace(0.01, 1, 500), generator(1))
+    assert (line.diff() > 0).any() and (line.diff() < 0).any()
+    assert line.diff().abs().max() < 0.02  # without jumps
+
+
+def test_recoloured_scans_keep_their_range_and_repeat_with_the_generator():
+    draws = [aug.recolour(image(), generator(seed)) for seed in range(12)]
+    assert all(float(d.min()) >= 0 and float(d.max()) <= 1 for d in draws)
+    assert any(not torch.equal(d, image()) for d in draws)
+    assert torch.equal(draws[3], aug.recolour(image(), generator(3)))

@@ -9,6 +9,7 @@ from head_phantom import CLASS_OF, LABELS, head
 from MAPSegLib.config import Preprocessing
 from MAPSegLib.datasets import (
     PatchBatch,
+    Recoloured,
     ScanSource,
     SyntheticSource,
     crop,
@@ -221,3 +222,14 @@ def test_labels_of_another_grid_are_refused(pair, tmp_path):
 
 
 # --- folders ------------------------------------------------------------------------------------------------------
+
+
+def test_recoloured_scans_keep_their_labels():
+    class Scans:
+        def draw(self, generator):
+            return image(8, 9, 7), (image(8, 9, 7) * 3).long()
+
+    g = generator()
+    draws = [Recoloured(Scans()).draw(g) for _ in range(8)]
+    assert all(torch.equal(target, Scans().draw(g)[1]) for _, target in draws)
+    assert any(not torch.equal(shown, image(8, 9, 7)) for shown, _ in draws)

@@ -1,0 +1,241 @@
+"""One method with one seed: its trainings in worker processes, then its results on the test scans.
+
+Everything lies under a folder of its own and is found there again: a finished training is not repeated, a killed
+one continues from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from MAPSegLib import api
+from MAPSegLib.config import AdaptationOptions, Preprocessing
+from MAPSegLib.errors import InputError, MAPSegError
+from MAPSegLib.models import ModelCard, save_model
+from MAPSegLib.networks.segmenter import Segmenter
+from MAPSegLib.quality import better_supported
+from MAPSegLib.reports import plain, read_json, write_json
+from MAPSegLib.tasks.scans import ADAPTED_MODEL
+
+from .tasks import ADAPTING, Size, Task, adaptation_options, training_options
+
+Scores = list[dict[str, Any]]
+"""An entry per test scan: ``scan``, ``label_free`` (the gate's score), and ``dice`` and ``hd95`` (mm) by structure."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A task at one size, in a folder, with a seed."""
+
+    task: Task
+    size: Size
+    material: Path
+    """Prepared scans (see :mod:`.data`)."""
+    folder: Path
+    seed: int
+
+    def place(self, name: str) -> Path:
+        return self.folder / f"{name}-{self.seed}"
+
+
+def run_cell(bench: Bench, method: str) -> dict[str, Any]:
+    """Train, segment the test scans and score them; or what an earlier run found.
+
+    Raises:
+        InputError: the earlier run had other options.
+    """
+    file = bench.place(method) / "cell.json"
+    settings = plain(
+        {
+            "size": bench.size.model_dump(mode="json"),
+            "training": training_options(bench.size, bench.size.start, bench.seed),
+            "adaptation": adaptation_options(bench.size, method, bench.seed) if method in ADAPTING else None,
+        }
+    )
+    if file.exists():
+        cell = read_json(file, "a result")
+        if cell["settings"] != settings:
+            raise InputError(f"{file} was made with other options.", "Choose another folder (--work).")
+        return cell
+    run = _adapting if method in ADAPTING else _supervised
+    cell = plain({"method": method, "seed": bench.seed, "settings": settings, **run(bench, method)})
+    write_json(file, cell)
+    return cell
+
+
+def _supervised(bench: Bench, method: str) -> dict[str, Any]:
+    size = bench.size
+    if method == "source-only":
+        costs = [_train(bench, "start", size.start), _train(bench, method, size.own, init="start")]
+    else:
+        part = "target" if method == "target-supervised" else "source"
+        strong = method == "source-strong"
+        costs = [_train(bench, method, size.start + size.own, part, strong=strong)]
+    model = bench.place(method) / "model.safetensors"
+    return _sum(costs) | {"results": {"final": _score(bench, model, bench.place(method) / "test")}}
+
+
+def _adapting(bench: Bench, method: str) -> dict[str, Any]:
+    """Adapt to the target scans; then the gate chooses, per test scan and without its labels, as it does there."""
+    costs = [_train(bench, "start", bench.size.start)]
+    folder, start = bench.place(method), bench.place("start") / "model.safetensors"
+    job: dict[str, Any] = {
+        "task": "adapt",
+        "model": start,
+        "scans": [bench.material / "target" / "images"],
+        "output": folder,
+        "save_model": True,
+        "options": adaptation_options(bench.size, method, bench.seed),
+    }
+    if method != "test-time":
+        place = bench.material / "source"
+        job |= (
+            {"source_from_labels": place / "labels"}
+            if bench.task.synthetic
+            else {"source": place / "images", "source_labels": place / "labels"}
+        )
+    costs.append(_run(folder, job, folder / "adaptation" / "checkpoint.pt"))
+    before = _score(bench, start, folder / "test-start")
+    after = _score(bench, folder / ADAPTED_MODEL, folder / "test-adapted")
+    margin = AdaptationOptions().gate_margin
+    chosen = [
+        "adapted" if better_supported(*({"score": s["label_free"]} for s in pair), margin) else "start"
+        for pair in zip(before, after, strict=True)
+    ]
+    gated = [b if c == "start" else a for b, a, c in zip(before, after, chosen, strict=True)]
+    best = read_json(folder / "report.json", "a report")["adaptation"]["best_step"]
+    results = {"final": gated, "adapted": after, "start": before}
+    return _sum(costs) | {"results": results, "chosen": chosen, "best_step": best}
+
+
+def _train(
+    bench: Bench,
+    name: str,
+    steps: int,
+    part: str = "source",
+    init: str | None = None,
+    strong: bool = False,
+) -> dict[str, Any]:
+    """A supervised training from fresh weights, or from the model of another; gives what it cost."""
+    folder, place = bench.place(name), bench.material / part
+    drawn = bench.task.synthetic and part == "source"
+    job = {
+        "task": "train",
+        "output": folder,
+        "name": "model",
+        "init": str(bench.place(init) / "model.safetensors" if init else _fresh(bench)),
+        "options": training_options(bench.size, steps, bench.seed, strong),
+    }
+    job |= (
+        {"from_labels": place / "labels"}
+        if drawn
+        else {"images": place / "images", "labels": place / "labels"}
+    )
+    return _run(folder, job, folder / "checkpoint.pt")
+
+
+def _fresh(bench: Bench) -> Path:
+    """A model file with random weights, which every training of a seed starts from."""
+    path = bench.place("fresh") / "model.safetensors"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(bench.seed)
+        model = Segmenter(bench.size.architecture, bench.task.labels)
+        card = ModelCard(
+            name="fresh",
+            architecture=model.architecture,
+            preprocessing=Preprocessing(spacing=bench.task.spacing),
+            labels=model.labels,
+        )
+        save_model(path, model.state_dict(), card)
+    return path
+
+
+def _run(folder: Path, job: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
+    """Run a job in a worker process, unless it is done: seconds, peak resident GB, and whether it was continued.
+
+    Raises:
+        MAPSegError: the job failed; the worker's log lies beside its results.
+    """
+    done = folder / "cost.json"
+    if done.exists():
+        return read_json(done, "a cost")
+    continued = checkpoint.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    job |= {"overwrite": True}
+    file = write_json(folder / "request.json", job, overwrite=True)
+    command = [sys.executable, "-m", "MAPSegLib.worker", "--attached", str(file)]
+    started, told, failure = time.monotonic(), 0.0, None
+    with (folder / "log.txt").open("a") as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+        )
+        try:
+            for line in process.stdout:
+                event = json.loads(line)
+                if event["event"] == "error":
+                    failure = event
+                if event["event"] == "progress" and time.monotonic() - told > 30:
+                    told = time.monotonic()
+                    print(f"  {folder.name}: {event['stage']} {event['step']}/{event['steps']}", flush=True)
+        finally:  # an attached worker whose input ends keeps its checkpoint and ends, too
+            process.stdin.close()
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise MAPSegError(
+            failure["message"] if failure else f"A training ended early; see {folder / 'log.txt'}."
+        )
+    cost = {"seconds": time.monotonic() - started, "peak_gb": usage.ru_maxrss / 2**20, "continued": continued}
+    write_json(done, cost)
+    return cost
+
+
+def _sum(costs: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "seconds": sum(cost["seconds"] for cost in costs),
+        "peak_gb": max(cost["peak_gb"] for cost in costs),
+        "continued": any(cost["continued"] for cost in costs),
+    }
+
+
+def _score(bench: Bench, model: Path, folder: Path) -> Scores:
+    """Segment the test scans with a model, and score the structures of the task."""
+    test = bench.material / "test"
+    segmented = api.segment(model, test / "images", folder, overwrite=True)
+    rows = api.evaluate(folder, test / "labels", folder / "scores", overwrite=True)["scans"]
+    by_scan: dict[str, dict[int, dict]] = defaultdict(dict)
+    for row in rows:
+        by_scan[row["scan"]][row["value"]] = row
+    return [
+        {
+            "scan": Path(entry["file"]).name,
+            "label_free": entry["measures"]["score"],
+            **_by_structure(bench.task, by_scan[Path(entry["output"]).name]),
+        }
+        for entry in segmented["scans"]
+    ]
+
+
+def _by_structure(task: Task, rows: dict[int, dict]) -> dict[str, dict[str, float]]:
+    """Means over the values of each structure; absent where the reference has none of it."""
+    scores: dict[str, dict[str, float]] = {"dice": {}, "hd95": {}}
+    for name, values in task.structures.items():
+        found = [rows[value] for value in values if value in rows]
+        for key, column in (("dice", "dice"), ("hd95", "hd95_mm")):
+            known = [row[column] for row in found if row[column] is not None]
+            if found:
+                scores[key][name] = float(np.mean(known)) if known else math.nan
+    return scores

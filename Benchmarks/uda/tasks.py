@@ -1,0 +1,165 @@
+"""What is measured: tasks, their sizes, and every option that a training is given.
+
+A method takes ``start + own`` steps in all. The adapting ones spend the first on the source, on a model that they
+share, and the others on adapting it; source-only continues on the source; the two others are one training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from MAPSegLib.config import ARCHITECTURES, Architecture, Label, Options
+from MAPSegLib.synthesis import brain_labels
+
+from .. import oasis
+from . import data
+
+METHODS = ("source-only", "source-strong", "test-time", "paper", "v2", "target-supervised")
+ADAPTING = ("test-time", "paper", "v2")
+
+
+class Size(Options):
+    """A preset of a task."""
+
+    architecture: Architecture
+    start: int
+    """Steps before the methods part."""
+    own: int
+    """Steps after."""
+    patches: int
+    """A step, of each domain."""
+    checks: int = 4
+    """Label-free ones during an adaptation."""
+    cases: int | None = None
+    """At most this many in each part; all when absent."""
+
+
+def training_options(size: Size, steps: int, seed: int, strong: bool = False) -> dict[str, Any]:
+    """Of every supervised training: short ones from scratch, hence Muon, high rates and a quick average."""
+    return {
+        "steps": steps,
+        "patches": size.patches,
+        "learning_rate": 2e-3,
+        "muon_rate": 0.02,
+        "warmup": min(50, steps // 4),
+        "ema_half_life": 40,
+        "balance": 0.5,
+        "foreground_share": 0.75,
+        "reuse": 2,
+        "augmentation": "strong" if strong else "standard",
+        "checkpoint_every": 50,
+        "seed": seed,
+    }
+
+
+def adaptation_options(size: Size, method: str, seed: int) -> dict[str, Any]:
+    """Of every adaptation: ended by its steps, not by a clock.
+
+    The published teachers are made for thousands of steps and would hardly move here, so all take the default of
+    test-time adaptation, and all the same learning rate.
+    """
+    options = {
+        "steps": size.own,
+        "minutes": 1000.0,
+        "patches": size.patches,
+        "learning_rate": 2e-4,
+        "ema_decay": 0.98,
+        "check_every": max(1, size.own // size.checks),
+        "patience": size.checks,
+        "preview_seconds": 0.0,
+        "seed": seed,
+    }
+    return options if method == "test-time" else options | {"preset": method, "warmup": 0}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A source domain, a target domain and the structures that are scored."""
+
+    title: str
+    spacing: tuple[float, float, float]
+    """Working grid, mm."""
+    labels: tuple[Label, ...]
+    structures: dict[str, tuple[int, ...]]
+    """Label values that make up a line of the table."""
+    write: Callable[[Path, Path, int | None], None]
+    """Called as ``write(data folder, folder to fill, cases in each part)``."""
+    sizes: dict[str, Size]
+    synthetic: bool = False
+    """Whether source images are drawn anew from label maps."""
+
+
+def _labels(names: dict[int, str]) -> tuple[Label, ...]:
+    return tuple(Label(value=value, name=name) for value, name in names.items())
+
+
+def _single(names: dict[int, str]) -> dict[str, tuple[int, ...]]:
+    return {name: (value,) for value, name in names.items()}
+
+
+HEART = {200: "myocardium", 500: "left ventricle", 600: "right ventricle"}
+HIPPOCAMPUS = {1: "anterior", 2: "posterior"}
+
+LEAN = Architecture(
+    width=32,
+    depth=3,
+    head_width=32,
+    up_channels=16,
+    detail=8,
+    dilations=(2, 4, 8),
+    patch=64,
+    global_size=64,
+)
+"""A seventh of the size of ``small``: what two cores train in minutes."""
+CROP = LEAN.model_copy(
+    update={"up_channels": 8, "dilations": (1, 2, 4), "patch": 32, "global_size": 32},
+)
+SMALL = ARCHITECTURES["small"]
+
+TASKS: dict[str, Task] = {
+    "cardiac": Task(
+        title="heart MR, bSSFP (patients 1–25) to LGE (1–25 unlabelled; test 26–35)",
+        # Slices are 5 mm (LGE) to 8-13 mm (bSSFP) apart, 75-145 mm in all. At 1.5 mm in the plane a wall has 5 voxels
+        # and 64 voxels span the ventricles. Through the plane 1.5 mm as well: the stack then fills a patch (at 5 mm
+        # three quarters of it would be padding), and cubes that are masked, kernels and turns mean the same along
+        # every axis. What lies between slices is interpolated, in labels too, and results return to the slices.
+        spacing=(1.5, 1.5, 1.5),
+        labels=_labels(HEART),
+        structures=_single(HEART),
+        write=data.write_cardiac,
+        sizes={
+            "cpu": Size(architecture=LEAN, start=500, own=160, patches=2),
+            "gpu": Size(architecture=SMALL, start=4000, own=2000, patches=4, checks=10),
+            "smoke": Size(architecture=CROP, start=12, own=4, patches=1, checks=1, cases=2),
+        },
+    ),
+    "brain-contrast": Task(
+        title="brains synthesised, T1-like (anatomies 1–10) to T2-like (11–16 unlabelled; test 17–20)",
+        # 2 mm: a patch of 64 voxels then holds most of a brain, and a whole head takes few windows.
+        spacing=(2.0, 2.0, 2.0),
+        labels=brain_labels(),
+        structures=oasis.SEVEN,
+        write=data.write_brain,
+        sizes={
+            "cpu": Size(architecture=LEAN, start=600, own=160, patches=2),
+            "gpu": Size(architecture=SMALL, start=4000, own=2000, patches=4, checks=10),
+            "smoke": Size(architecture=CROP, start=12, own=4, patches=1, checks=1, cases=2),
+        },
+        synthetic=True,
+    ),
+    "hippocampus": Task(
+        title=f"hippocampus, T1 (16 cases) to the curve {data.CURVE} (12 unlabelled; test 12)",
+        spacing=(1.0, 1.0, 1.0),
+        labels=_labels(HIPPOCAMPUS),
+        structures=_single(HIPPOCAMPUS),
+        write=data.write_hippocampus,
+        sizes={
+            "cpu": Size(architecture=CROP, start=300, own=100, patches=4),
+            "gpu": Size(architecture=SMALL, start=2000, own=1000, patches=4, checks=10),
+            "smoke": Size(architecture=CROP, start=12, own=4, patches=1, checks=1, cases=2),
+        },
+    ),
+}

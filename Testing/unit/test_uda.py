@@ -1,0 +1,174 @@
+"""The benchmark of domain adaptation: its splits, its tables, what it does not do twice, and all of it in small."""
+
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from MAPSegLib.errors import InputError
+from MAPSegLib.volumes import Volume
+
+sys.path.append(str(Path(__file__).parents[2]))  # the benchmarks are no part of the installed package
+
+from Benchmarks.uda import __main__ as uda  # noqa: E402
+from Benchmarks.uda import data, methods, report, tasks  # noqa: E402
+
+
+def scores(*dice, distance=2.0):
+    """Of as many scans, each with two structures of one Dice."""
+    return [
+        {"scan": f"{i}.nii.gz", "dice": dict.fromkeys("ab", d), "hd95": {"a": distance, "b": None}}
+        for i, d in enumerate(dice)
+    ]
+
+
+def cell(method, seed, final, start=None, adapted=None, chosen=()):
+    results = {"final": scores(*final)}
+    if start:
+        results |= {"start": scores(*start), "adapted": scores(*adapted)}
+    costs = {"seconds": 60.0 + seed, "peak_gb": 1.5, "continued": seed == 2}
+    return {"method": method, "seed": seed, "results": results, "chosen": list(chosen), **costs}
+
+
+CELLS = [
+    *(cell("source-only", seed, [0.40 + seed / 50, 0.50 + seed / 50]) for seed in (0, 1, 2)),
+    *(
+        cell(
+            "test-time", seed, [0.48, 0.60], start=[0.50, 0.40], adapted=[0.48, 0.60], chosen=["adapted"] * 2
+        )
+        for seed in (0, 1, 2)
+    ),
+    *(cell("target-supervised", seed, [0.80, 0.90]) for seed in (0, 1, 2)),
+]
+
+
+def test_the_main_table_tells_means_deviations_and_the_share_of_the_gap():
+    lines = {line[0]: line[1:] for line in report.main_table(CELLS)}
+    assert list(lines) == ["source-only", "test-time", "test-time, ungated", "target-supervised"]
+    assert lines["source-only"] == ["3", "47.0 ± 2.0", "2.0 ± 0.0", "0 %", "50 %", "60 s", "1.50 GB"]
+    assert lines["test-time"][1:4] == ["54.0 ± 0.0", "2.0 ± 0.0", "18 %"]
+    assert lines["target-supervised"][3] == "100 %"
+    assert all(len(line) == len(report.MAIN_HEADER) for line in report.main_table(CELLS))
+
+
+def test_the_gap_needs_both_bounds_and_an_order_between_them():
+    own = [c for c in CELLS if c["method"] == "test-time"]
+    assert report.gap_closed(own, own, "final") == "–"
+    bounds = [cell("source-only", 0, [0.9]), cell("target-supervised", 0, [0.8])]
+    assert report.gap_closed([*bounds, *own], own, "final") == "no gap"
+
+
+def test_one_seed_has_no_deviation_and_nothing_found_no_distance():
+    assert report.spread([12.34]) == "12.3" and report.spread([np.nan]) == "–"
+
+
+def test_the_gate_s_line_counts_harm_and_tells_the_worst():
+    (line,) = report.gate_table(CELLS)
+    assert line == [
+        *("test-time", "6", "6/6", "+9.0"),
+        *("3/6", "-2.0", "3/6", "-2.0"),  # one scan of two, with every seed
+        *("0/6", "+4.0"),
+    ]
+    assert len(line) == len(report.GATE_HEADER)
+    assert report.gate_table([c for c in CELLS if c["method"] != "source-only"])[0][-2:] == ["–", "–"]
+
+
+def test_structures_have_a_column_per_method():
+    header, lines = report.structure_table(CELLS, "ab")
+    assert header == ["structure", "source-only", "test-time", "target-supervised"]
+    assert [line[0] for line in lines] == ["a", "b"] and lines[0][2] == "54.0 ± 0.0 / 2.0 ± 0.0"
+    assert lines[1][2] == "54.0 ± 0.0 / –"
+
+
+def test_splits_are_those_of_the_data_s_description(tmp_path):
+    for name in ("cardiac_mscmr", "brain_labels"):
+        (tmp_path / name).mkdir()
+    cardiac = data.cardiac_split(tmp_path)
+    names = {part: [pair.image.name for pair in pairs] for part, pairs in cardiac.items()}
+    assert names["source"] == [f"patient{n:02d}_C0.nii.gz" for n in range(1, 26)]
+    assert names["target"] == [f"patient{n:02d}_LGE.nii.gz" for n in range(1, 26)]
+    assert names["test"] == [f"patient{n:02d}_LGE.nii.gz" for n in range(26, 36)]
+    assert cardiac["test"][0].label.name == "patient26_LGE_manual.nii.gz"
+    brain = {
+        part: [int(path.name[13:15]) for path in maps] for part, maps in data.brain_split(tmp_path).items()
+    }
+    assert brain == {
+        "source": list(range(1, 11)),
+        "target": list(range(11, 17)),
+        "test": list(range(17, 21)),
+    }
+
+
+def test_real_cases_are_there_and_in_one_part_each(data_folder):
+    for split in (data.cardiac_split(data_folder), data.hippocampus_split(data_folder)):
+        files = [file for pairs in split.values() for pair in pairs for file in (pair.image, pair.label)]
+        assert len(set(files)) == len(files) and all(file.is_file() for file in files)
+    assert [len(pairs) for pairs in data.hippocampus_split(data_folder).values()] == [16, 12, 12]
+    assert all(path.is_file() for maps in data.brain_split(data_folder).values() for path in maps)
+
+
+def test_slices_lie_along_the_last_axis_whatever_the_file_calls_it():
+    affine = np.array([[0, 0, 5.0, 3], [-0.7, 0, 0, 4], [0, 0.8, 0, 5], [0, 0, 0, 1]])
+    turned = data.upright(Volume(np.zeros((3, 4, 2), np.float32), affine))
+    assert np.allclose(turned.affine, np.diag([0.7, 0.8, 5.0, 1.0]))
+
+
+def test_every_size_divides_its_steps_into_checks_and_has_valid_options():
+    for task in tasks.TASKS.values():
+        for size in task.sizes.values():
+            for method in tasks.ADAPTING:
+                assert 1 <= tasks.adaptation_options(size, method, 0)["check_every"] <= size.own
+
+
+def write_phantoms(folder, count=6):
+    """Crops as those of the hippocampus: two structures of their own grey, in noise."""
+    for kind in ("images", "labels"):
+        (folder / "hippocampus" / kind).mkdir(parents=True)
+    for i in range(count):
+        g = np.random.default_rng(i)
+        labels = np.zeros((24, 28, 24), np.uint8)
+        labels[7:17, 4 + i : 14, 8:16], labels[7:17, 14:25, 8:16] = 1, 2
+        image = np.array([300.0, 600.0, 900.0])[labels] + g.normal(0, 30, labels.shape)
+        for kind, array in (("images", image.astype(np.float32)), ("labels", labels)):
+            nib.save(nib.Nifti1Image(array, np.eye(4)), folder / "hippocampus" / kind / f"case_{i}.nii.gz")
+
+
+def test_a_small_run_writes_its_tables_and_is_not_run_again(tmp_path, monkeypatch, capsys):
+    write_phantoms(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    words = ["hippocampus", "--data", str(tmp_path), "--work", str(tmp_path / "work"), "--preset", "smoke"]
+    words += ["--seeds", "0", "--methods", "source-strong", "paper"]
+    assert uda.main(words) == 0
+    text = (tmp_path / "work" / "hippocampus" / "smoke" / "RESULTS.md").read_text()
+    for name in ("uda hippocampus (smoke)", "source-strong", "paper, ungated", "anterior", "adapted kept"):
+        assert name in text
+
+    def refuse(*_, **__):
+        raise AssertionError("run again")
+
+    for name in ("_supervised", "_adapting", "_run"):
+        monkeypatch.setattr(methods, name, refuse)
+    assert uda.main(words) == 0
+    size = tasks.TASKS["hippocampus"].sizes["smoke"].model_copy(update={"own": 5})
+    folder = tmp_path / "work" / "hippocampus" / "smoke"
+    with pytest.raises(InputError, match="other options"):
+        methods.run_cell(
+            methods.Bench(tasks.TASKS["hippocampus"], size, folder / "scans", folder, 0), "paper"
+        )
+
+
+def test_a_training_that_is_done_is_not_run_again(tmp_path, monkeypatch):
+    cost = {"seconds": 3.0, "peak_gb": 1.0, "continued": False}
+    methods.write_json(tmp_path / "cost.json", cost)
+    monkeypatch.setattr(methods.subprocess, "Popen", lambda *_, **__: pytest.fail("run again"))
+    assert methods._run(tmp_path, {}, tmp_path / "checkpoint.pt") == cost
+
+
+@pytest.mark.parametrize("task", tasks.TASKS)
+def test_missing_data_are_told_in_a_sentence(task, tmp_path, capsys):
+    words = [task, "--data", str(tmp_path / "none"), "--work", str(tmp_path / "work")]
+    assert uda.main(words) == 2
+    told = capsys.readouterr().err
+    assert "does not exist" in told and len(told.splitlines()) == 1

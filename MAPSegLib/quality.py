@@ -1,8 +1,8 @@
 """What can be said of a result without a reference: agreement, plausibility, and the verdict built on them.
 
 Confidence and the loss follow the true Dice badly: adaptation trains on them. So results are judged under a
-transformation that training never sees (the mirrored scan, where the labels name their mirror images, a small
-turn elsewhere), and by whether the volumes are a body's.
+transformation that no loss asks agreement under (the mirrored scan, where the labels name their mirror images, a
+small turn elsewhere), and by whether the volumes are a body's. (The search for a first curve does maximise this.)
 """
 
 from __future__ import annotations

@@ -130,7 +130,11 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     results = arguments.work / "shift.jsonl"
-    rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    rows = (
+        [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
+        if results.exists()
+        else []
+    )
     done = {(row["scan"], row["change"], row["seed"]) for row in rows}
     model, card = load_model(resolve(arguments.model))
     for seed in arguments.seeds:
@@ -141,7 +145,7 @@ def main() -> None:
                 options = AdaptationOptions(seed=seed, minutes=arguments.minutes, preview_seconds=1e-6)
                 row = run_case(model, card, scan, name, seed, arguments.data, options)
                 rows.append(row)
-                with results.open("a") as file:
+                with results.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
                 print(
                     f"{scan} {name} seed {seed}: source {row['source']:.3f} adapted {row['adapted']:.3f} "

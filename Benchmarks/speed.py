@@ -202,7 +202,7 @@ def memory_line(model: str, data: Path | None, name: str) -> list[str]:
 
 def peak_gb() -> float:
     """Largest resident memory of this process so far (Linux), without what it inherited from its parent."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
 
 

@@ -68,7 +68,7 @@ def machine() -> str:
     cpu = platform.processor() or platform.machine()
     information = Path("/proc/cpuinfo")
     if information.exists():
-        found = re.search(r"^model name\s*: (.+)$", information.read_text(), re.MULTILINE)
+        found = re.search(r"^model name\s*: (.+)$", information.read_text(encoding="utf-8"), re.MULTILINE)
         cpu = found.group(1) if found else cpu
     text = f"{cpu}, {os.cpu_count()} cores"
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:

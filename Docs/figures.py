@@ -210,7 +210,7 @@ def adaptation() -> Figure:
     options = AdaptationOptions(steps=STEPS, minutes=60, check_every=5, patience=STEPS, preview_seconds=1e-9)
     with tempfile.TemporaryDirectory(prefix="mapseg-") as folder:
         adapted = adapt(model, card, [foreign], options, Path(folder), report, preview)
-        lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
+        lines = (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     checks = [json.loads(line) for line in lines]
     return draw_record(told, checks, dice, adapted.best_step)
 

@@ -31,14 +31,14 @@ EQUIVALENT = {136: 4, 137: 5, 163: 43, 164: 44, 25: 2, 57: 41}
 def brain_priors() -> list[dict]:
     """Intensity priors of the FreeSurfer codes (and 502-530, outside the brain), a dict per class."""
     path = Path(__file__).parent / "tables" / "brain_priors.json"
-    return json.loads(path.read_text())["classes"]
+    return json.loads(path.read_text(encoding="utf-8"))["classes"]
 
 
 @cache
 def brain_labels() -> tuple[Label, ...]:
     """The structures of the brain models, with FreeSurfer's codes, in class order."""
     path = Path(__file__).parent / "tables" / "brain_labels.json"
-    return tuple(Label(**row) for row in json.loads(path.read_text()))
+    return tuple(Label(**row) for row in json.loads(path.read_text(encoding="utf-8")))
 
 
 @cache

@@ -178,7 +178,7 @@ def _run(folder: Path, job: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
     file = write_json(folder / "request.json", job, overwrite=True)
     command = [sys.executable, "-m", "MAPSegLib.worker", "--attached", str(file)]
     started, told, failure = time.monotonic(), 0.0, None
-    with (folder / "log.txt").open("a") as log:
+    with (folder / "log.txt").open("a", encoding="utf-8") as log:
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
         )

@@ -171,16 +171,16 @@ class Record:
         self.path = path
         kept = []
         if path.exists() and step > 0:
-            for line in path.read_text().splitlines():
+            for line in path.read_text(encoding="utf-8").splitlines():
                 try:
                     if json.loads(line)["step"] <= step:
                         kept.append(line)
                 except (ValueError, KeyError):  # the line a killed process left half-written
                     continue
-        path.write_text("".join(line + "\n" for line in kept))
+        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     def add(self, step: int, **values) -> None:
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
 
 

@@ -62,7 +62,7 @@ def test_segment_then_evaluate(model, data, tmp_path):
         and doubt[labels_of(data / "labels" / "case1.nii.gz") == 1].any()
     )
 
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     entry = report["scans"][1]
     assert entry["trusted"] is True and entry["seconds"] > 0 and report["failed"] == []
     voxels = np.count_nonzero(labels_of(tmp_path / "out" / "case1_seg.nii.gz") == 2)
@@ -73,7 +73,7 @@ def test_segment_then_evaluate(model, data, tmp_path):
     text, _ = mapseg(
         "evaluate", tmp_path / "out", data / "labels", "-o", tmp_path / "scores", "--model", model
     )
-    scores = json.loads((tmp_path / "scores" / "metrics.json").read_text())
+    scores = json.loads((tmp_path / "scores" / "metrics.json").read_text(encoding="utf-8"))
     assert [row["scans"] for row in scores["summary"]] == [3, 3]
     assert all(row["dice"] > 0.7 for row in scores["summary"])
     assert files(tmp_path / "scores") == ["metrics.csv", "metrics.json"]
@@ -88,7 +88,7 @@ def test_evaluation_maps_the_codes_of_another_protocol(data, tmp_path):
     swapped = nib.Nifti1Image(np.array([0, 2, 1], np.uint8)[values], swapped.affine)
     nib.save(swapped, tmp_path / "swapped.nii.gz")
     mapseg("evaluate", tmp_path / "swapped.nii.gz", reference, "-o", tmp_path / "s", "--mapping", mapping)
-    scores = json.loads((tmp_path / "s" / "metrics.json").read_text())
+    scores = json.loads((tmp_path / "s" / "metrics.json").read_text(encoding="utf-8"))
     assert [row["dice"] for row in scores["summary"]] == [1, 1]
 
 
@@ -197,7 +197,7 @@ def test_adapt_beside_a_synthesised_source(anatomy, tmp_path):
     mapseg("synthesise", anatomy, "-o", tmp_path / "s", "--spacing", 4, "--contrast", "t2")
     arguments = [tmp_path / "m" / "made.safetensors", tmp_path / "s" / "images", "-o", tmp_path / "out"]
     mapseg("adapt", *arguments, "--source-from-labels", anatomy, "--steps", 2, "--warmup", 1, *CPU)
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     assert report["adaptation"]["steps"] == 2 and "target_masked" in str(report["adaptation"]["history"])
 
 
@@ -225,7 +225,10 @@ def test_no_gate_keeps_the_adapted_result(model, data, tmp_path):
     mapseg("adapt", model, scan, "-o", tmp_path / "x.nii.gz", "--steps", 1, "--no-gate", *CPU)
     names = ["x.nii.gz", "x_adapted.nii.gz", "x_report.json", "x_source.nii.gz", "x_volumes.csv"]
     assert files(tmp_path) == sorted([*names, "x_adaptation/metrics.jsonl"])
-    assert json.loads((tmp_path / "x_report.json").read_text())["scans"][0]["chosen"] == "adapted"
+    assert (
+        json.loads((tmp_path / "x_report.json").read_text(encoding="utf-8"))["scans"][0]["chosen"]
+        == "adapted"
+    )
 
 
 def test_the_card_tells_how_a_model_came_about(trained, data):
@@ -252,7 +255,7 @@ def test_training_starts_from_a_model_and_keeps_cases_back(model, data, tmp_path
     first = load_card(model)
     assert card.provenance["started_from"] == {"name": first.name, **first.provenance}
     assert card.provenance["held_out"] == 1
-    assert "validation_dice" in (tmp_path / "t" / "metrics.jsonl").read_text()
+    assert "validation_dice" in (tmp_path / "t" / "metrics.jsonl").read_text(encoding="utf-8")
     arguments[-1] = "nobody"
     assert "Unknown model nobody" in refused("train", *arguments, "-o", tmp_path / "u", *CPU)
 
@@ -472,7 +475,10 @@ def test_results_are_not_replaced_unasked(task, model, data, tmp_path):
     out.mkdir()
     (out / "case0_seg.nii.gz").write_text("precious")
     assert "already there" in refused(task, model, scan, "-o", out, *steps)
-    assert files(out) == ["case0_seg.nii.gz"] and (out / "case0_seg.nii.gz").read_text() == "precious"
+    assert (
+        files(out) == ["case0_seg.nii.gz"]
+        and (out / "case0_seg.nii.gz").read_text(encoding="utf-8") == "precious"
+    )
     mapseg(task, model, scan, "-o", out, "--overwrite", *steps, *CPU)
     assert labels_of(out / "case0_seg.nii.gz").max() == 2
 
@@ -494,7 +500,7 @@ def test_one_bad_scan_among_many(model, data, tmp_path):
         text, errors = mapseg(task, model, folder, "-o", out, *more, *CPU, code=2)
         assert "case2.nii.gz" in text and errors.endswith("1 failed: case1.nii.gz")
         assert "case1_seg.nii.gz" not in files(out) and "case2_seg.nii.gz" in files(out)
-        report = json.loads((out / "report.json").read_text())
+        report = json.loads((out / "report.json").read_text(encoding="utf-8"))
         assert len(report["scans"]) == 2 and report["failed"][0]["kind"] == "input"
         assert "case1.nii.gz" in report["failed"][0]["message"]
 

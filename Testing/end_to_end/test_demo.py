@@ -79,7 +79,7 @@ def test_progress_is_reported(run):
 
 def test_the_record_holds_what_was_found(run):
     folder, result, _, _ = run
-    record = json.loads((folder / demo.FILES["results"]).read_text())
+    record = json.loads((folder / demo.FILES["results"]).read_text(encoding="utf-8"))
     assert record["chosen"] in ("source", "adapted")
     assert record["tissue_dice"] == pytest.approx(result["tissue_dice"])
     assert [row["step"] for row in record["history"]] == [row["step"] for row in result["history"]]

@@ -31,7 +31,7 @@ version | slicer\.(app|modules) | slicer\.app\.layoutManager\(\)
 
 @cache
 def record() -> dict:
-    return json.loads(PATH.read_text())
+    return json.loads(PATH.read_text(encoding="utf-8"))
 
 
 def known(name: str) -> bool:
@@ -83,7 +83,7 @@ def parameters(module: str, function: str) -> frozenset[str] | None:
 
 def trim(full: Path) -> None:
     """Write the part of the full record that is kept here."""
-    content = json.loads(full.read_text())
+    content = json.loads(full.read_text(encoding="utf-8"))
     kept = {name: entry for name, entry in content.items() if re.fullmatch(_KEPT, name, re.VERBOSE)}
     lines = (f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in sorted(kept.items()))
     PATH.write_text("{\n" + ",\n".join(lines) + "\n}\n")

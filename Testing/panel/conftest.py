@@ -81,7 +81,7 @@ class Heartbeat:
     @staticmethod
     def _now():
         try:
-            waited = int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+            waited = int(Path("/proc/thread-self/schedstat").read_text(encoding="utf-8").split()[1]) / 1e9
         except (OSError, ValueError, IndexError):
             waited = 0.0
         return time.perf_counter(), waited
@@ -191,7 +191,7 @@ class Screen:
 def alive(pid) -> bool:
     """Whether a process runs; one that has ended and was not waited for does not."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
 

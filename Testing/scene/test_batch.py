@@ -106,7 +106,7 @@ def test_files_and_dicom_in_segmentations_and_tables_out(inputs, tmp_path, argum
     expected += ["dicom_uncertainty.nii.gz", "dicom_2_uncertainty.nii.gz"]
     expected += [f"cases/{name}.json" for name in [*done, "bad"]] + ["report.json", "volumes.csv"]
     assert names(output) == sorted(expected)
-    report = json.loads((output / "report.json").read_text())
+    report = json.loads((output / "report.json").read_text(encoding="utf-8"))
     assert {one["case"]: one["state"] for one in report["scans"]} == {
         **dict.fromkeys(done, "done"),
         "bad": "failed",
@@ -151,7 +151,7 @@ def test_a_batch_continues_where_it_was(inputs, tmp_path, arguments, capfd):
 
 @pytest.mark.parametrize("together", [False, True])
 def test_adapting_in_a_batch(inputs, tmp_path, arguments, together):
-    options = json.loads((tmp_path / "options.json").read_text()) | {
+    options = json.loads((tmp_path / "options.json").read_text(encoding="utf-8")) | {
         "steps": 2,
         "check_every": 2,
         "search": False,
@@ -160,7 +160,7 @@ def test_adapting_in_a_batch(inputs, tmp_path, arguments, together):
     two = ["--input", str(inputs / "head.nii.gz"), str(inputs / "second"), "--minutes", "0.5"]
     flag = "--together" if together else "--adapt"
     assert host.run_script([*arguments, *two, flag]) == 0
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     assert {one["chosen"] for one in report["scans"]} <= {"source", "adapted"}
     assert [one["state"] for one in report["scans"]] == ["done", "done"]
     assert {one["file"] for one in report["scans"]} == {
@@ -197,7 +197,10 @@ def test_an_interrupted_batch_leaves_no_process_and_nothing_half_written(inputs,
             if "adapt" in line:
                 break
         children = [
-            int(p) for p in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            int(p)
+            for p in Path(f"/proc/{process.pid}/task/{process.pid}/children")
+            .read_text(encoding="utf-8")
+            .split()
         ]
         assert children
         process.send_signal(signal.SIGINT)

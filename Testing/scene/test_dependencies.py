@@ -22,7 +22,7 @@ def installed(scene, monkeypatch):
         return versions[name]
 
     def install(name, requirements, constraints):
-        calls.append((name, requirements, Path(constraints).read_text().split()))
+        calls.append((name, requirements, Path(constraints).read_text(encoding="utf-8").split()))
         versions.update({each.split(">=")[0]: "99.0" for each in requirements})
 
     packaging = types.ModuleType("slicer.packaging")

@@ -47,7 +47,7 @@ def alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    return "Z" not in Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0]
 
 
 def in_group(group: int) -> list[int]:
@@ -56,7 +56,7 @@ def in_group(group: int) -> list[int]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                state, _, of = (entry / "stat").read_text().rsplit(")", 1)[1].split()[:3]
+                state, _, of = (entry / "stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[:3]
             except OSError:
                 continue
             if int(of) == group and state != "Z":

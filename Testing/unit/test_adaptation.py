@@ -87,7 +87,7 @@ def test_interrupted_adaptation_ends_as_if_it_had_not_been(tmp_path, search):
     assert same(straight.model, resumed.model)
     assert (straight.steps, straight.best_step) == (resumed.steps, resumed.best_step) and straight.steps == 6
     assert straight.history == resumed.history and len(straight.history) == 4 + search
-    records = [(tmp_path / f / "metrics.jsonl").read_text() for f in "ab"]
+    records = [(tmp_path / f / "metrics.jsonl").read_text(encoding="utf-8") for f in "ab"]
     assert records[0] == records[1]
     assert np.array_equal(straight.results[0].adapted.labels, resumed.results[0].adapted.labels)
     assert straight.results[0].reason == resumed.results[0].reason
@@ -301,7 +301,9 @@ def test_progress_and_record_tell_losses_and_eta(tmp_path):
     )
     assert all({"masked", "plain", "loss"} <= set(f["losses"]) for f in steps)
     assert any(fields["stage"] == "segment" for _, fields in events)
-    record = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    record = [
+        json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert [line["step"] for line in record] == [0, 2, 4]
     assert {"score", "agreement", "losses", "eta", "eta_per_class"} <= set(record[-1])
 

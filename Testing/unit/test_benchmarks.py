@@ -89,7 +89,7 @@ def test_a_section_is_replaced_in_place(tmp_path, capsys):
     path = tmp_path / "RESULTS.md"
     for name, value in (("one", "1"), ("two", "2"), ("one", "**3**")):
         tables.write_section(name, f"about {name}", ["a", "b|c"], [[value, "x"]], path, command="python -m x")
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     assert text.index("<!-- one -->") < text.index("<!-- two -->") and text.count("## one") == 1
     assert "| **3** | x |" in text and "| 1 | x |" not in text and "b\\|c" in text
     assert "`python -m x`" in text and tables.machine() in text

@@ -216,7 +216,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path, stop_at):
     torch.rand(5)
     resumed = run(tmp_path / "b", warmup=3)
     assert same(straight.model, resumed.model) and straight.history == resumed.history
-    records = [(tmp_path / f / "metrics.jsonl").read_text() for f in "ab"]
+    records = [(tmp_path / f / "metrics.jsonl").read_text(encoding="utf-8") for f in "ab"]
     assert records[0] == records[1]
 
 

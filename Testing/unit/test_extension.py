@@ -18,7 +18,7 @@ ALLOWED = {"slicer", "vtk", "qt", "ctk", "numpy", "SimpleITK", "MAPSegLib", "MAP
 
 
 def listed(cmake: Path, variable: str) -> set[str]:
-    text = re.sub(r"#.*", "", cmake.read_text())
+    text = re.sub(r"#.*", "", cmake.read_text(encoding="utf-8"))
     return set(re.search(rf"set\({variable}\s+(.*?)\)", text, re.S)[1].split())
 
 
@@ -51,10 +51,16 @@ def test_no_loose_script_lies_beside_the_module():
 
 
 def test_catalogue_entries_say_the_same():
-    entry = json.loads((ROOT / "MAPSeg.json").read_text())
-    lines = [line for line in (ROOT / "MAPSeg.s4ext").read_text().splitlines() if line and line[0] != "#"]
+    entry = json.loads((ROOT / "MAPSeg.json").read_text(encoding="utf-8"))
+    lines = [
+        line
+        for line in (ROOT / "MAPSeg.s4ext").read_text(encoding="utf-8").splitlines()
+        if line and line[0] != "#"
+    ]
     old = dict((line.split(" ", 1) + [""])[:2] for line in lines)
-    cmake = dict(re.findall(r'set\(EXTENSION_(\w+) "([^"]*)"\)', (ROOT / "CMakeLists.txt").read_text()))
+    cmake = dict(
+        re.findall(r'set\(EXTENSION_(\w+) "([^"]*)"\)', (ROOT / "CMakeLists.txt").read_text(encoding="utf-8"))
+    )
     assert entry["category"] == old["category"] == "Segmentation"
     assert entry["scm_url"] == old["scmurl"] and entry["scm_revision"] == old["scmrevision"]
     assert entry["build_dependencies"] == old["depends"].split() == cmake["DEPENDS"].split()
@@ -74,7 +80,7 @@ def test_catalogue_entries_say_the_same():
 
 
 def test_pictures_of_the_catalogue_exist():
-    text = (ROOT / "MAPSeg.s4ext").read_text()
+    text = (ROOT / "MAPSeg.s4ext").read_text(encoding="utf-8")
     for url in re.findall(r"https://raw\S+\.png", text):
         path = ROOT / url.split("/main/")[1]
         assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n", path
@@ -138,10 +144,12 @@ def test_requirements_are_the_packages_own():
     except metadata.PackageNotFoundError:
         pytest.skip("needs the package installed")
     wanted = {line.split(";")[0].strip() for line in declared if "extra" not in line}
-    lines = (MODULE / "Resources" / "requirements.txt").read_text().splitlines()
+    lines = (MODULE / "Resources" / "requirements.txt").read_text(encoding="utf-8").splitlines()
     asked = {line for line in lines if line and line[0] != "#"}
     assert asked <= wanted
-    torch = re.search(r'TORCH = "(.*)"', (MODULE / "MAPSegModule" / "dependencies.py").read_text())[1]
+    torch = re.search(
+        r'TORCH = "(.*)"', (MODULE / "MAPSegModule" / "dependencies.py").read_text(encoding="utf-8")
+    )[1]
     assert torch in wanted
     left = {re.match(r"[\w-]+", line)[0].lower() for line in wanted - asked}
     assert left == {"numpy", "scipy", "simpleitk", "torch", "rich", "typer"}

@@ -219,9 +219,12 @@ def test_reports_are_plain(tmp_path):
     import numpy as np
 
     rows = [{"name": "a,b", "dice": np.float32(0.5), "hd": math.nan}, {"name": "c", "dice": 1 / 3, "hd": 2}]
-    assert write_csv(tmp_path / "x.csv", rows).read_text() == 'name,dice,hd\n"a,b",0.5,\nc,0.333333,2\n'
+    assert (
+        write_csv(tmp_path / "x.csv", rows).read_text(encoding="utf-8")
+        == 'name,dice,hd\n"a,b",0.5,\nc,0.333333,2\n'
+    )
     write_json(tmp_path / "x.json", {"rows": rows, "path": tmp_path, 3: np.arange(2)})
-    content = json.loads((tmp_path / "x.json").read_text())
+    content = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
     assert content["rows"][0]["hd"] is None and content["3"] == [0, 1]
     with pytest.raises(InputError, match="already exists"):
         write_json(tmp_path / "x.json", {})

@@ -242,7 +242,7 @@ def test_the_rate_warms_up_and_falls_to_its_floor():
 
 
 def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def test_the_record_is_cut_back_to_the_checkpoint(tmp_path):
@@ -250,7 +250,7 @@ def test_the_record_is_cut_back_to_the_checkpoint(tmp_path):
     record = Record(path, 0)
     for step in (1, 2, 3, 4):
         record.add(step, loss=0.5 * step)
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         file.write('{"step": 5, "lo')  # killed while writing
     Record(path, 2).add(3, loss=9.0)
     assert lines(path) == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 1.0}, {"step": 3, "loss": 9.0}]
@@ -260,7 +260,7 @@ def test_a_fresh_run_starts_a_fresh_record(tmp_path):
     path = tmp_path / "metrics.jsonl"
     Record(path, 0).add(7, loss=1.0)
     Record(path, 0)
-    assert path.read_text() == ""
+    assert path.read_text(encoding="utf-8") == ""
 
 
 def test_the_time_left_follows_the_pace(monkeypatch):

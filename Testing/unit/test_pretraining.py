@@ -219,7 +219,7 @@ def test_interrupted_pretraining_ends_as_if_it_had_not_been(tmp_path, killed, re
     torch.rand(7)
     resumed = pretrain(autoencoder(seed=5), domains(), own, tmp_path / "b", ignore)
     assert same(straight, resumed)
-    records = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in "ab"]
+    records = [(tmp_path / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines() for name in "ab"]
     lines = [[{**json.loads(line), "seconds": 0} for line in part] for part in records]
     assert lines[0] == lines[1] and lines[0][-1]["step"] == 6
 

@@ -141,7 +141,7 @@ def test_a_small_run_writes_its_tables_and_is_not_run_again(tmp_path, monkeypatc
     words = ["hippocampus", "--data", str(tmp_path), "--work", str(tmp_path / "work"), "--preset", "smoke"]
     words += ["--seeds", "0", "--methods", "source-strong", "paper"]
     assert uda.main(words) == 0
-    text = (tmp_path / "work" / "hippocampus" / "smoke" / "RESULTS.md").read_text()
+    text = (tmp_path / "work" / "hippocampus" / "smoke" / "RESULTS.md").read_text(encoding="utf-8")
     for name in ("uda hippocampus (smoke)", "source-strong", "paper, ungated", "anterior", "adapted kept"):
         assert name in text
 

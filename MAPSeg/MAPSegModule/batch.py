@@ -10,9 +10,11 @@ import csv
 import json
 import os
 import shutil
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,7 +60,8 @@ def main(arguments: Sequence[str]) -> int:
     batch = None
     try:
         batch = Batch(chosen)
-        return batch.run()
+        with _signals(batch):
+            return batch.run()
     except InputError as error:
         print(f"Error: {error.message} {error.advice}".rstrip(), file=sys.stderr)
         return 2
@@ -73,11 +76,27 @@ def main(arguments: Sequence[str]) -> int:
             batch.clean()
 
 
+@contextmanager
+def _signals(batch: Batch) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM ask the batch to stop. An exception could be lost in a library's callback."""
+
+    def stop(*_signal) -> None:
+        batch.stopped = True
+
+    before = {which: signal.signal(which, stop) for which in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for which, handler in before.items():
+            signal.signal(which, handler)
+
+
 @dataclass
 class Batch:
-    """One batch over all cases."""
+    """One batch over all cases; ``stopped`` ends it at the next opportunity."""
 
     chosen: argparse.Namespace
+    stopped: bool = False
     codes: list[int] = field(default_factory=list)
     queue: Queue | None = None
 
@@ -150,6 +169,8 @@ class Batch:
         self.queue.start()
         told = ""
         while self.queue.running:
+            if self.stopped:
+                raise KeyboardInterrupt
             for event in self.queue.poll():
                 case = staged.get(event.get("scan", ""))
                 if event["event"] == "scan" and case:

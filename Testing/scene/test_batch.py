@@ -185,7 +185,8 @@ def test_bad_input_is_told_with_its_exit_code(tmp_path, arguments, inputs, capfd
     assert host.run_script(["--nonsense"]) == 2
 
 
-def test_an_interrupted_batch_leaves_no_process_and_nothing_half_written(inputs, tmp_path, arguments):
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_batch_leaves_no_process_and_nothing_half_written(inputs, tmp_path, arguments, how):
     code = (
         f"import sys; sys.path[:0] = [{str(ROOT)!r}]\n"
         "from Testing.host import batch\n"
@@ -203,7 +204,7 @@ def test_an_interrupted_batch_leaves_no_process_and_nothing_half_written(inputs,
             .split()
         ]
         assert children
-        process.send_signal(signal.SIGINT)
+        process.send_signal(how)
         assert process.wait(30) == 4
     finally:
         process.kill()

@@ -99,7 +99,7 @@ def adapt(
         typer.Option("--source-from-labels", help="Folder of label maps to synthesise source images from."),
     ] = None,
     source_contrast: Annotated[str, typer.Option("--source-contrast", help="t1, t2 or random.")] = "t1",
-    preset: Annotated[str | None, typer.Option(help="With a source: paper (default) or v2.")] = None,
+    preset: Annotated[str | None, typer.Option(help="With a source: paper (default), v2 or plus.")] = None,
     warmup: Annotated[
         int | None, typer.Option(help="With a source: first steps, on the source alone.")
     ] = None,

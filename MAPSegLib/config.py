@@ -202,7 +202,9 @@ class AdaptationOptions(AdaptationBase):
 class CentralisedOptions(AdaptationBase):
     """Adaptation with labelled source data at hand (section 3.4). The defaults are the paper's where it has any."""
 
-    preset: Literal["paper", "v2"] = Field("paper", description="which terms with which weights: see RECIPES")
+    preset: Literal["paper", "v2", "plus"] = Field(
+        "paper", description="which terms with which weights, and how scans are changed: see RECIPES"
+    )
     warmup: int = Field(
         1000, ge=0, description="the first steps, on the source alone; 0 if the model knows it well"
     )
@@ -230,17 +232,20 @@ class Views(NamedTuple):
 
 
 class Recipe(NamedTuple):
-    """Weights of both domains' views."""
+    """Weights of both domains' views, and what is done to the intensities in them."""
 
     source: Views
     target: Views
+    strong: bool = False
+    """Whether the source's scans, and the target as the student sees it, are shown in other contrasts as well."""
 
 
 RECIPES = {
     "paper": Recipe(source=Views(plain=0.5, masked=0.5), target=Views(plain=0.0, masked=1.0)),
     "v2": Recipe(source=Views(plain=0.0, masked=1.0), target=Views(plain=0.5, masked=0.5)),
+    "plus": Recipe(source=Views(plain=0.5, masked=0.5), target=Views(plain=0.5, masked=0.5), strong=True),
 }
-"""Centralised adaptation (section 3.4), as published and as the authors revised it.
+"""Centralised adaptation (section 3.4): as published, as the authors revised it, and ours.
 
 A domain's loss is the sum over its views v of
 

@@ -29,10 +29,11 @@ from MAPSegLib.quality import better_supported
 from MAPSegLib.reports import plain, read_json, write_json
 from MAPSegLib.tasks.scans import ADAPTED_MODEL
 
-from .tasks import ADAPTING, Size, Task, adaptation_options, training_options
+from .tasks import ADAPTING, STRONG, Size, Task, adaptation_options, training_options
 
 Scores = list[dict[str, Any]]
-"""An entry per test scan: ``scan``, ``label_free`` (the gate's score), and ``dice`` and ``hd95`` (mm) by structure."""
+"""An entry per test scan: ``scan``; ``dice`` and ``hd95`` (mm) by structure; and what is known without labels,
+``trusted`` and ``measures`` (the gate's ``score``, and ``confidence``, the mean over structures, among them)."""
 
 
 @dataclass(frozen=True)
@@ -81,16 +82,16 @@ def _supervised(bench: Bench, method: str) -> dict[str, Any]:
         costs = [_train(bench, "start", size.start), _train(bench, method, size.own, init="start")]
     else:
         part = "target" if method == "target-supervised" else "source"
-        strong = method == "source-strong"
-        costs = [_train(bench, method, size.start + size.own, part, strong=strong)]
+        costs = [_train(bench, method, size.start + size.own, part, strong=method in STRONG)]
     model = bench.place(method) / "model.safetensors"
     return _sum(costs) | {"results": {"final": _score(bench, model, bench.place(method) / "test")}}
 
 
 def _adapting(bench: Bench, method: str) -> dict[str, Any]:
     """Adapt to the target scans; then the gate chooses, per test scan and without its labels, as it does there."""
-    costs = [_train(bench, "start", bench.size.start)]
-    folder, start = bench.place(method), bench.place("start") / "model.safetensors"
+    name = "start-strong" if method in STRONG else "start"
+    costs = [_train(bench, name, bench.size.start, strong=method in STRONG)]
+    folder, start = bench.place(method), bench.place(name) / "model.safetensors"
     job: dict[str, Any] = {
         "task": "adapt",
         "model": start,
@@ -111,7 +112,7 @@ def _adapting(bench: Bench, method: str) -> dict[str, Any]:
     after = _score(bench, folder / ADAPTED_MODEL, folder / "test-adapted")
     margin = AdaptationOptions().gate_margin
     chosen = [
-        "adapted" if better_supported(*({"score": s["label_free"]} for s in pair), margin) else "start"
+        "adapted" if better_supported(*(scan["measures"] for scan in pair), margin) else "start"
         for pair in zip(before, after, strict=True)
     ]
     gated = [b if c == "start" else a for b, a, c in zip(before, after, chosen, strict=True)]
@@ -222,11 +223,18 @@ def _score(bench: Bench, model: Path, folder: Path) -> Scores:
     return [
         {
             "scan": Path(entry["file"]).name,
-            "label_free": entry["measures"]["score"],
+            "trusted": entry["trusted"],
+            "measures": entry["measures"] | {"confidence": _mean_confidence(entry["structures"])},
             **_by_structure(bench.task, by_scan[Path(entry["output"]).name]),
         }
         for entry in segmented["scans"]
     ]
+
+
+def _mean_confidence(structures: Scores) -> float:
+    """Over the structures that were found; NaN without any."""
+    known = [s["confidence"] for s in structures if s["confidence"] is not None]
+    return float(np.mean(known)) if known else math.nan
 
 
 def _by_structure(task: Task, rows: dict[int, dict]) -> dict[str, dict[str, float]]:

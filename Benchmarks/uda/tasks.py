@@ -1,7 +1,8 @@
 """What is measured: tasks, their sizes, and every option that a training is given.
 
 A method takes ``start + own`` steps in all. The adapting ones spend the first on the source, on a model that they
-share, and the others on adapting it; source-only continues on the source; the two others are one training.
+share (``plus`` has its own, strongly augmented), and the others on adapting it; source-only continues on the source;
+the two others are one training.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from MAPSegLib.synthesis import brain_labels
 from .. import oasis
 from . import data
 
-METHODS = ("source-only", "source-strong", "test-time", "paper", "v2", "target-supervised")
-ADAPTING = ("test-time", "paper", "v2")
+METHODS = ("source-only", "source-strong", "test-time", "paper", "v2", "plus", "target-supervised")
+ADAPTING = ("test-time", "paper", "v2", "plus")
+STRONG = ("source-strong", "plus")
+"""Those whose source training shows other contrasts as well: for ``plus`` that is part of the recipe."""
 
 
 class Size(Options):

@@ -20,7 +20,7 @@ from ..config import (
     CentralisedOptions,
     Views,
 )
-from ..datasets import PatchBatch, Source, cut_patches
+from ..datasets import PatchBatch, Recoloured, Source, cut_patches
 from ..losses import cosine_loss, segmentation_loss
 from ..networks.segmenter import Segmenter, sample_global
 from .loop import Loop
@@ -68,13 +68,23 @@ def with_curve(model: Segmenter, knots: int) -> Segmenter:
 
 
 def draw_batch(loop: Loop, scans: Source, options: AdaptationBase) -> PatchBatch:
-    """Patches of one scan drawn from ``scans``, on the device."""
+    """Patches of one scan drawn from ``scans``."""
     a = loop.model.architecture
     image, classes = scans.draw(loop.generator)
-    batch = cut_patches(
+    return cut_patches(
         image, options.patches, a.patch, a.global_size, loop.generator, classes, FOREGROUND_SHARE
     )
-    return batch.to(loop.device)
+
+
+def recoloured(batch: PatchBatch, generator: torch.Generator) -> PatchBatch:
+    """The batch in another contrast: one for its patches and the whole scan, as they are one image."""
+    seed = int(torch.randint(2**31, (), generator=generator))
+
+    def change(image: Tensor) -> Tensor:
+        return aug.recolour(image, torch.Generator().manual_seed(seed))
+
+    patches = torch.stack([change(patch[0])[None] for patch in batch.patches])
+    return replace(batch, patches=patches, whole=change(batch.whole[0, 0])[None, None])
 
 
 @dataclass
@@ -92,7 +102,7 @@ class SourceFree:
         return with_curve(model, self.options.curve_knots)
 
     def __call__(self, loop: Loop, target: Source) -> tuple[dict[str, Tensor], dict]:
-        return target_losses(loop, draw_batch(loop, target, self.options), self.options)
+        return target_losses(loop, draw_batch(loop, target, self.options).to(loop.device), self.options)
 
 
 @dataclass
@@ -109,20 +119,26 @@ class Centralised:
 
     def __post_init__(self) -> None:
         self.warmup, self.searches, self.rates = self.options.warmup, False, {}
+        self.recipe = RECIPES[self.options.preset]
+        if self.recipe.strong:
+            self.source = Recoloured(self.source)
 
     def student(self, model: Segmenter) -> Segmenter:
         return copy.deepcopy(model)
 
     def __call__(self, loop: Loop, target: Source) -> tuple[dict[str, Tensor], dict]:
-        recipe = RECIPES[self.options.preset]
+        recipe, options = self.recipe, self.options
         warming = loop.step < self.warmup
-        source = draw_batch(loop, self.source, self.options)
-        terms = domain_losses(loop, source, WARMUP if warming else recipe.source, self.options, "source")
+        source = draw_batch(loop, self.source, options).to(loop.device)
+        terms = domain_losses(loop, source, WARMUP if warming else recipe.source, options, "source")
         if warming:
             return terms, {}
-        moved = _Moved(target, torch.tensor(self.spacing))
-        batch, eta = pseudo_label(loop, draw_batch(loop, moved, self.options), self.options.confidence)
-        return terms | domain_losses(loop, batch, recipe.target, self.options, "target"), eta
+        drawn = draw_batch(loop, _Moved(target, torch.tensor(self.spacing)), options)
+        batch, eta = pseudo_label(loop, drawn.to(loop.device), options.confidence)
+        if recipe.strong:  # the teacher labelled the scan as it is
+            seen = recoloured(drawn, loop.generator).to(loop.device)
+            batch = replace(batch, patches=seen.patches, whole=seen.whole)
+        return terms | domain_losses(loop, batch, recipe.target, options, "target"), eta
 
 
 @dataclass

@@ -116,8 +116,11 @@ def one_step(preset, monkeypatch):
     views = [
         Literal(loop.model, source, source.patches, source.whole),
         Literal(loop.model, source, *hidden(source, replay)),
-        Literal(loop.model, target, target.patches, target.whole),
-        Literal(loop.model, target, *hidden(target, replay)),
+    ]
+    seen = terms.recoloured(target, replay) if preset == "plus" else target
+    views += [
+        Literal(loop.model, target, seen.patches, seen.whole),
+        Literal(loop.model, target, *hidden(seen, replay)),
     ]
     with torch.no_grad():
         teacher = Literal(loop.ema, target, target.patches, target.whole)
@@ -125,13 +128,19 @@ def one_step(preset, monkeypatch):
     return loop, computed, eta, views, (source.target, source.whole_target), labels
 
 
-@pytest.mark.parametrize("preset", ["paper", "v2"])
+@pytest.mark.parametrize("preset", ["paper", "v2", "plus"])
 def test_a_step_minimises_the_published_loss(monkeypatch, preset):
     loop, computed, eta, (s, sm, t, tm), (y, Y), (pseudo, Pseudo) = one_step(preset, monkeypatch)
     if preset == "paper":
         glc = GAMMA * (s.l_seg_whole(Y) + sm.l_seg_whole(Y)) + DELTA * (s.l_cos() + sm.l_cos())
         glc = glc + 2 * GAMMA * tm.l_seg_whole(Pseudo) + 2 * DELTA * tm.l_cos()
         expected = BETA * s.l_seg(y) + tm.l_seg(pseudo) + BETA * sm.l_seg(y) + glc
+    elif preset == "plus":  # the terms of both, on a target that the student sees in another contrast
+        glc = GAMMA * (s.l_seg_whole(Y) + sm.l_seg_whole(Y)) + DELTA * (s.l_cos() + sm.l_cos())
+        glc = (
+            glc + GAMMA * (t.l_seg_whole(Pseudo) + tm.l_seg_whole(Pseudo)) + DELTA * (t.l_cos() + tm.l_cos())
+        )
+        expected = BETA * (s.l_seg(y) + sm.l_seg(y) + t.l_seg(pseudo) + tm.l_seg(pseudo)) + glc
     else:
         glc = GAMMA * (t.l_seg_whole(Pseudo) + tm.l_seg_whole(Pseudo)) + DELTA * (t.l_cos() + tm.l_cos())
         glc = glc + 2 * GAMMA * sm.l_seg_whole(Y) + 2 * DELTA * sm.l_cos()
@@ -147,10 +156,29 @@ def test_a_step_minimises_the_published_loss(monkeypatch, preset):
 
 def test_the_presets_differ():
     totals = []
-    for preset in ("paper", "v2"):
+    for preset in ("paper", "v2", "plus"):
         with pytest.MonkeyPatch.context() as patch:
             totals.append(float(sum(one_step(preset, patch)[1].values()).detach()))
-    assert abs(totals[0] - totals[1]) > 1e-3
+    assert len({round(total, 3) for total in totals}) == 3
+
+
+def test_patches_and_the_whole_scan_are_recoloured_alike(monkeypatch):
+    monkeypatch.setattr(terms.aug, "recolour", terms.aug.random_curve)
+    image = torch.rand(20, 18, 22, generator=torch.Generator().manual_seed(0))
+    batch = cut_patches(image, 2, 16, 16, torch.Generator().manual_seed(1))
+    seen = terms.recoloured(batch, torch.Generator().manual_seed(2))
+    assert not torch.equal(seen.patches, batch.patches) and torch.equal(seen.low, batch.low)
+    known = dict(zip(batch.patches.flatten().tolist(), seen.patches.flatten().tolist(), strict=True))
+    monkeypatch.setattr(batch, "whole", batch.patches[:1, :, :16, :16, :16])
+    again = terms.recoloured(batch, torch.Generator().manual_seed(2)).whole.flatten().tolist()
+    assert again == [known[value] for value in batch.whole.flatten().tolist()]
+
+
+def test_with_plus_the_source_is_shown_in_other_contrasts():
+    plain, strong = (Centralised(options(preset=p), Blobs(), (1.0,) * 3).source for p in ("paper", "plus"))
+    pairs = [tuple(s.draw(torch.Generator().manual_seed(seed)) for s in (plain, strong)) for seed in range(8)]
+    assert all(torch.equal(a[1], b[1]) for a, b in pairs)
+    assert any(not torch.equal(a[0], b[0]) for a, b in pairs)
 
 
 # --- the warm-up and the teacher ------------------------------------------------------------------------------------

@@ -76,9 +76,9 @@ def test_schedules_and_recipes_are_those_that_the_page_states():
     assert EMA_SCHEDULES["small"][-1][1] == EMA_SCHEDULES["large"][-1][1] == 0.9999
     for name, recipe in RECIPES.items():
         (row,) = re.findall(rf"^\| `{name}`.*$", TEXT, re.M)[:1]
-        assert row.endswith(
-            "| " + " | ".join(f"{views.plain:g}, {views.masked:g}" for views in recipe) + " |"
-        )
+        weights = [f"{views.plain:g}, {views.masked:g}" for views in (recipe.source, recipe.target)]
+        contrasts = "source and student" if recipe.strong else "as they are"
+        assert row.endswith("| " + " | ".join([*weights, contrasts]) + " |")
 
 
 def test_links_lead_somewhere():

@@ -162,15 +162,15 @@ class AdaptationBase(Options):
 
     steps: int = Field(150, ge=1, description="at most this many steps")
     minutes: float = Field(2.5, gt=0, description="at most this long, per scan; segmenting comes after")
-    patches: int = Field(2, ge=1, le=32, description="local patches a step, of each domain")
+    patches: int = Field(1, ge=1, le=32, description="local patches a step, of each domain")
     mask_ratio: float = Field(0.7, gt=0, lt=1)
     mask_cube: int = Field(8, ge=1)
     global_weight: float = Field(0.05, ge=0, description="gamma: weight of the whole-scan segmentation term")
     cosine_weight: float = Field(0.025, ge=0, description="delta: weight of the local-global cosine term")
-    learning_rate: float = Field(2e-4, gt=0, lt=1)
+    learning_rate: float = Field(1e-3, gt=0, lt=1)
     weight_decay: float = Field(0.01, ge=0)
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | Literal["small", "large"] = Field(
-        0.98, description="share of the teacher that a step leaves, or the name of a published schedule"
+        0.9, description="share of the teacher that a step leaves, or the name of a published schedule"
     )
     confidence: float = Field(0.9, gt=0, lt=1, description="tau of eta, the quality of a pseudo-label")
     check_every: int = Field(10, ge=1, description="steps between label-free checks")

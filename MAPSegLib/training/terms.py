@@ -201,12 +201,12 @@ def target_losses(
     batch, eta = pseudo_label(loop, batch, options.confidence)
     masked = len(batch.patches)
     plain = -(-masked // 2) if options.plain_weight else 0
-    views = show(loop, batch, plain, masked, options)
+    views = show(loop, batch, plain, masked, options, masked_whole_only=True)
     terms = {"masked": segmentation_loss(views.logits[plain:], batch.target)}
     if plain:
         terms["plain"] = options.plain_weight * segmentation_loss(views.logits[:plain], batch.target[:plain])
     if views.whole_logits is not None:
-        whole = segmentation_loss(views.whole_logits[-1:], batch.whole_target)
+        whole = segmentation_loss(views.whole_logits, batch.whole_target)
         terms["global"] = 2 * options.global_weight * whole
     if options.cosine_weight:
         alike = cosine_loss(views.local_features[plain:], views.global_features[plain:])

@@ -28,7 +28,9 @@ class Views:
     whole_logits: Tensor | None
 
 
-def show(loop: Loop, batch: PatchBatch, plain: int, masked: int, options) -> Views:
+def show(
+    loop: Loop, batch: PatchBatch, plain: int, masked: int, options, masked_whole_only: bool = False
+) -> Views:
     """Forward the first ``plain`` patches as they are, and the last ``masked`` ones with most of their cubes hidden.
 
     A masked patch meets the features of the masked whole, with cubes half as wide (section 3.1). All goes through
@@ -36,6 +38,7 @@ def show(loop: Loop, batch: PatchBatch, plain: int, masked: int, options) -> Vie
 
     Args:
         options: mask ratio, mask cube and weight of the whole-scan term are read from it.
+        masked_whole_only: do not decode the plain whole, which costs as much as a patch.
     """
     patches, wholes = [], []
     if plain:
@@ -53,7 +56,10 @@ def show(loop: Loop, batch: PatchBatch, plain: int, masked: int, options) -> Vie
         counts = torch.tensor([n for n in (plain, masked) if n], device=whole.device)
         under = sample_global(whole.repeat_interleave(counts, 0), low, high, local_features.shape[2:])
         logits = loop.model.decode(local_features, under, shown)
-        whole_logits = loop.model.decode(whole, whole, shown_wholes) if options.global_weight else None
+        whole_logits = None
+        if options.global_weight:
+            told = slice(-1 if masked_whole_only else 0, None)
+            whole_logits = loop.model.decode(whole[told], whole[told], shown_wholes[told])
     return Views(logits, local_features, under, whole_logits)
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from .. import claims
+from ..claims import HARM
 from .tasks import ADAPTING, METHODS
 
 Cells = Sequence[dict[str, Any]]
-HARM = 1.0
-"""Dice points (%) below which an adaptation counts as having done harm."""
 
 MAIN_HEADER = ["method", "seeds", "Dice", "HD95 (mm)", "gap closed", "not found", "training", "peak memory"]
 GATE_HEADER = [
@@ -136,11 +136,36 @@ def gate_table(cells: Cells) -> list[list[str]]:
     return table
 
 
+def claims_table(cells: Cells) -> list[list[str]]:
+    """What the label-free measures, the gate and the verdict are worth, over all results on the test scans."""
+    results: dict[tuple, claims.Result] = {}
+    choices = []
+    for _, own, result in lines(cells):
+        for cell in own:
+            found = cell["results"]
+            for name in ("start", "adapted") if "start" in found else ("final",):
+                for scan in found[name]:
+                    # methods that share a start are told of it once
+                    key = (cell["seed"], scan["scan"], _mean_dice(scan), scan["measures"]["score"])
+                    results[key] = claims.Result(_mean_dice(scan), scan["measures"], scan["trusted"])
+            if result == "adapted":
+                for kept, before, after in zip(cell["chosen"], found["start"], found["adapted"], strict=True):
+                    pair = (_mean_dice(after), _mean_dice(before))
+                    choices.append(pair if kept == "adapted" else pair[::-1])
+    supervised = [c for c in cells if c["method"] == "target-supervised"]
+    whole = float(np.mean(seed_means(supervised, "final", "dice"))) / 100 if supervised else None
+    return claims.table(list(results.values()), choices, whole)
+
+
+def _mean_dice(scan: dict) -> float:
+    return float(np.nanmean(values([scan], "dice")))
+
+
 def _differences(pairs: Iterable[tuple[list[dict], list[dict]]]) -> np.ndarray:
     """Dice points of each scan's mean over structures, the first of a pair minus the second."""
     return np.array(
         [
-            100 * (np.nanmean(values([one], "dice")) - np.nanmean(values([other], "dice")))
+            100 * (_mean_dice(one) - _mean_dice(other))
             for ours, theirs in pairs
             for one, other in zip(ours, theirs, strict=True)
         ]

@@ -255,7 +255,7 @@ def test_a_source_decides_which_options_an_adaptation_has():
     start = {"task": "adapt", "model": "m", "scans": ["s"], "output": "out"}
     alone = build_job(start | {"options": {"curve_knots": 0}}).options
     beside = build_job(start | {"source": "s", "options": {"warmup": 5}}).options
-    assert type(alone) is AdaptationOptions and alone.ema_decay == 0.98 and alone.steps == 150
+    assert type(alone) is AdaptationOptions and alone.ema_decay == 0.9 and alone.steps == 150
     assert type(beside) is CentralisedOptions and (beside.warmup, beside.preset) == (5, "paper")
     assert beside.ema_decay == "small" and beside.learning_rate == 1e-4
     assert type(build_job(start | {"source_from_labels": "l"}).options) is CentralisedOptions

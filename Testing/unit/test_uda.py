@@ -12,6 +12,7 @@ from MAPSegLib.volumes import Volume
 
 sys.path.append(str(Path(__file__).parents[2]))  # the benchmarks are no part of the installed package
 
+from Benchmarks import claims  # noqa: E402
 from Benchmarks.uda import __main__ as uda  # noqa: E402
 from Benchmarks.uda import data, methods, report, tasks  # noqa: E402
 
@@ -19,7 +20,13 @@ from Benchmarks.uda import data, methods, report, tasks  # noqa: E402
 def scores(*dice, distance=2.0):
     """Of as many scans, each with two structures of one Dice."""
     return [
-        {"scan": f"{i}.nii.gz", "dice": dict.fromkeys("ab", d), "hd95": {"a": distance, "b": None}}
+        {
+            "scan": f"{i}.nii.gz",
+            "dice": dict.fromkeys("ab", d),
+            "hd95": {"a": distance, "b": None},
+            "measures": {"score": d - 0.1, "confidence": 1 - d},
+            "trusted": d > 0.45,
+        }
         for i, d in enumerate(dice)
     ]
 
@@ -73,6 +80,19 @@ def test_the_gate_s_line_counts_harm_and_tells_the_worst():
     ]
     assert len(line) == len(report.GATE_HEADER)
     assert report.gate_table([c for c in CELLS if c["method"] != "source-only"])[0][-2:] == ["–", "–"]
+
+
+def test_claims_are_held_against_the_dice():
+    found = {claim: (cases, value) for claim, cases, value in report.claims_table(CELLS)}
+    # By seed two of source-only and two of target-supervised, two starts and two adapted.
+    assert found["score follows Dice (Spearman)"] == ("24", "1.00")
+    assert found["confidence follows Dice (Spearman)"] == ("24", "-1.00")
+    assert found["gate: kept result at most 1 point below the other"] == ("6", "3/6")
+    assert found["verdict: collapsed, called untrusted"] == ("5", "5/5")
+    assert found["verdict: others, called untrusted"] == ("19", "1/19")
+    assert claims.table([claims.Result(0.5, {"eta": None})], [], None) == [
+        ["eta follows Dice (Spearman)", "0", "–"]
+    ]
 
 
 def test_structures_have_a_column_per_method():

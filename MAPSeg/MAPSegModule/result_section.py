@@ -9,7 +9,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import qt
 import slicer
 from slicer.i18n import tr as _
@@ -139,7 +138,7 @@ class ResultSection:
         self._overlay()
 
     def _fill_table(self, item: runs.Item) -> None:
-        table, rows = self.ui.resultTable, _structures(item)
+        table, rows = self.ui.resultTable, _shown(item).get("structures", [])
         colors = _segment_colors(item.segmentation_id)
         table.setRowCount(len(rows))
         for index, row in enumerate(rows):
@@ -186,7 +185,7 @@ class ResultSection:
     def copy_table(self) -> None:
         """Put the table into the clipboard, in the form that spreadsheets take."""
         if self.item is not None:
-            rows = [(row["structure"], *_numbers(row)) for row in _structures(self.item)]
+            rows = [(row["structure"], *_numbers(row)) for row in _shown(self.item).get("structures", [])]
             lines = [(_("Structure"), _("Volume, ml"), _("Confidence")), *rows]
             slicer.app.clipboard().setText("\n".join("\t".join(line) for line in lines) + "\n")
             slicer.util.showStatusMessage(_("Table copied."), 3000)
@@ -203,8 +202,8 @@ class ResultSection:
         writer = csv.writer(text)
         writer.writerow(["volume", "result", "trusted", "structure", "volume_ml", "confidence"])
         for item, _run in self._results.values():
-            told = [item.name, item.shown, _trusted(item)]
-            for row in _structures(item):
+            told = [item.name, item.shown, bool(_shown(item).get("trusted"))]
+            for row in _shown(item).get("structures", []):
                 writer.writerow([*told, row["structure"], row["volume_ml"], row.get("confidence", "")])
         return text.getvalue()
 
@@ -249,52 +248,25 @@ class ResultSection:
 
 
 def _verdict(item: runs.Item) -> str:
-    """Rich text on the result shown; the gate's reasons are those of the one that it kept."""
-    result = item.result
-    chosen = result.get("chosen", item.shown)
-    discarded = _("This is the result that was not kept.")
-    reason = result.get("reason", "") if item.shown == chosen else discarded
-    if _trusted(item):
+    """Rich text on the result shown, and on which of two the gate kept."""
+    result, shown = item.result, _shown(item)
+    reason = shown.get("reason", "")
+    if item.shown != result.get("chosen", item.shown):
+        reason = _("This is the result that was not kept. {reason}").format(reason=reason)
+    if shown.get("trusted"):
         lines = [texts.marked(texts.GOOD, "✓", _("Plausible. {reason}").format(reason=reason))]
     else:
         lines = [texts.marked(texts.WARNING, "!", _("Do not rely on it. {reason}").format(reason=reason))]
     if "chosen" in result:
-        kept = _("Adapted result kept.") if chosen == "adapted" else _("Source-only result kept.")
+        kept = _("Adapted result kept.") if result["chosen"] == "adapted" else _("Source-only result kept.")
         lines.append(texts.marked(texts.BUSY, "⇄", f"{kept} {result.get('gate', '')}"))
     return "<br>".join(lines)
 
 
-def _trusted(item: runs.Item) -> bool:
+def _shown(item: runs.Item) -> dict[str, Any]:
+    """What the report says of the result shown: of an adaptation it tells both."""
     side = item.result.get(item.shown)
-    return bool((side if isinstance(side, dict) else item.result).get("trusted"))
-
-
-def _structures(item: runs.Item) -> list[dict[str, Any]]:
-    """The rows of the result shown. The report holds those of the one kept; the other's volumes are counted."""
-    rows = item.result.get("structures", [])
-    if item.shown == item.result.get("chosen", item.shown):
-        return rows
-    volumes = _volumes_ml(item)
-    return [{"structure": row["structure"], "volume_ml": volumes.get(row["structure"], 0.0)} for row in rows]
-
-
-def _volumes_ml(item: runs.Item) -> dict[str, float]:
-    """Volumes of the segments in the scene, by name."""
-    node, volume = map(slicer.mrmlScene.GetNodeByID, (item.segmentation_id, item.volume_id))
-    if node is None or volume is None:
-        return {}
-    voxel = float(np.prod(volume.GetSpacing())) / 1000
-    segments, counts, found = node.GetSegmentation(), {}, {}
-    for identifier in segments.GetSegmentIDs():
-        segment = segments.GetSegment(identifier)
-        image = segment.GetRepresentation("Binary labelmap")
-        if image not in counts:  # segments share one
-            array = slicer.util.arrayFromSegmentInternalBinaryLabelmap(node, identifier)
-            counts[image] = np.bincount(array.ravel())
-        value = segment.GetLabelValue()
-        known = counts[image]
-        found[segment.GetName()] = voxel * float(known[value]) if value < len(known) else 0.0
-    return found
+    return side if isinstance(side, dict) else item.result
 
 
 def _numbers(row: dict[str, Any]) -> tuple[str, str]:

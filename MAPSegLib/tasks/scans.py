@@ -107,15 +107,21 @@ class _Findings:
     def entry(
         self, scan: Path, output: str, segmentation: Segmentation, verdict: Assessment
     ) -> dict[str, Any]:
-        names = {label.value: label.name for label in self.card.labels}
         return {
             "file": str(scan),
+            **self.side(output, segmentation, verdict),
+            "notes": segmentation.notes,
+            "seconds": round(segmentation.seconds, 2),
+        }
+
+    def side(self, output: str, segmentation: Segmentation, verdict: Assessment) -> dict[str, Any]:
+        """What is said of each of an adaptation's two results, and of the one result without."""
+        names = {label.value: label.name for label in self.card.labels}
+        return {
             "output": output,
             "trusted": verdict.trusted,
             "reason": verdict.reason,
             "measures": verdict.measures,
-            "notes": segmentation.notes,
-            "seconds": round(segmentation.seconds, 2),
             "structures": [
                 {
                     "value": value,
@@ -300,7 +306,7 @@ def _write_adapted(findings: _Findings, scan: Path, volume: Volume, result: Scan
         ("adapted", result.adapted, result.assessment_adapted),
     ):
         file = findings.volume(findings.outputs.volume(scan, f"seg_{name}"), side.labels, volume)
-        entry[name] = {"output": file, "measures": verdict.measures, "trusted": verdict.trusted}
+        entry[name] = findings.side(file, side, verdict)
     return entry
 
 

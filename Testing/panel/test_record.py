@@ -64,7 +64,8 @@ def test_what_is_on_record_is_let_through(tmp_path):
 def test_a_form_with_a_wrong_property_is_noticed(tmp_path):
     path = tmp_path / "form.ui"
     path.write_text(
-        FORM.read_text(encoding="utf-8").replace('name="placeholderText"', 'name="placeHolder"', 1)
+        FORM.read_text(encoding="utf-8").replace('name="placeholderText"', 'name="placeHolder"', 1),
+        encoding="utf-8",
     )
     assert uses.form_faults(path) == ["form.ui: ctk.ctkSearchBox modelSearch has no placeHolder"]
 

@@ -81,7 +81,9 @@ def test_adapting_shows_previews_and_curves_and_keeps_the_best(screen, home):
     # The table is of what is shown, not of what was kept.
     from MAPSegModule import images
 
-    assert "not kept" in screen.ui.verdictLabel.text and screen.rows()[0][2] == "–"
+    side = item.result[other]
+    assert "not kept" in screen.ui.verdictLabel.text and side["reason"] in screen.ui.verdictLabel.text
+    assert [row[2] for row in screen.rows()] == [f"{s['confidence']:.0%}" for s in side["structures"]]
     labels = images.read_labels(item.result[other]["output"])
     counts = [np.count_nonzero(labels.array == value) * 8 / 1000 for value in (1, 2)]
     assert [float(row[1]) for row in screen.rows()] == pytest.approx(counts, abs=0.06)

@@ -167,7 +167,7 @@ def test_adapting_in_a_batch(inputs, tmp_path, arguments, together):
         str(inputs / "head.nii.gz"),
         str(inputs / "second" / "head.nrrd"),
     }
-    assert {"measures", "trusted"} <= set(report["scans"][0]["source"])
+    assert {"measures", "trusted", "reason", "structures"} <= set(report["scans"][0]["source"])
     assert len(host.draw_results(tmp_path / "out")) == 2
     assert len([name for name in names(tmp_path / "out") if name.endswith(".seg.nrrd")]) == 2
 

@@ -80,20 +80,31 @@ def brain_split(data: Path) -> dict[str, list[Path]]:
     return {part: [folder / f"training_seg_{n:02d}.nii.gz" for n in numbers[part]] for part in PARTS}
 
 
-def upright(volume: Volume) -> Volume:
+def upright(volume: Volume, in_plane: float | None = None) -> Volume:
     """The same voxels with their axes called right, anterior and superior.
 
     The heart's short axis lies between the body's axes, so that slices are stacked along right in some files and
     along anterior in others; in the order of the file they always lie along the last axis, and look alike.
+
+    Args:
+        in_plane: spacing of the first two axes, mm, where the file's is wrong.
     """
-    return Volume(volume.array, np.diag([*volume.spacing, 1.0]))
+    spacing = volume.spacing if in_plane is None else (in_plane, in_plane, volume.spacing[2])
+    return Volume(volume.array, np.diag([*spacing, 1.0]))
+
+
+BSSFP_IN_PLANE = 0.74
+"""mm. These copies of the bSSFP scans were resampled to the pixels of the LGE scans, but say 1.2 mm, as before: left
+ventricles would hold 400 ml. With the LGE scans' 0.74 mm the same patients' hearts have the same size in both."""
 
 
 def write_cardiac(data: Path, folder: Path, limit: int | None) -> None:
     """Scans on upright grids."""
     for part, pairs in cardiac_split(data).items():
+        in_plane = BSSFP_IN_PLANE if part == "source" else None
         for pair in pairs[:limit]:
-            _write(folder / part, pair.name, upright(read_image(pair.image)), read_labels(pair.label))
+            image = upright(read_image(pair.image), in_plane)
+            _write(folder / part, pair.name, image, read_labels(pair.label))
 
 
 def write_hippocampus(data: Path, folder: Path, limit: int | None) -> None:

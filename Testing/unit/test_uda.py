@@ -133,6 +133,21 @@ def test_slices_lie_along_the_last_axis_whatever_the_file_calls_it():
     affine = np.array([[0, 0, 5.0, 3], [-0.7, 0, 0, 4], [0, 0.8, 0, 5], [0, 0, 0, 1]])
     turned = data.upright(Volume(np.zeros((3, 4, 2), np.float32), affine))
     assert np.allclose(turned.affine, np.diag([0.7, 0.8, 5.0, 1.0]))
+    told = data.upright(Volume(np.zeros((3, 4, 2), np.float32), affine), 0.6)
+    assert np.allclose(told.affine, np.diag([0.6, 0.6, 5.0, 1.0]))
+
+
+def test_hearts_have_one_size_in_both_sequences(data_folder):
+    """Of the labelled structures together, per patient: bSSFP as the task takes it, and LGE."""
+    split, ratios = data.cardiac_split(data_folder), []
+    for source, target in zip(split["source"], split["target"], strict=True):
+        sizes = []
+        for pair, in_plane in ((source, data.BSSFP_IN_PLANE), (target, None)):
+            labels = data.upright(data.read_labels(pair.label), in_plane)
+            area = (labels.array > 0).sum((0, 1)).max() * np.prod(labels.spacing[:2])  # of the widest slice
+            sizes.append(area)
+        ratios.append(sizes[0] / sizes[1])
+    assert 0.85 < np.median(ratios) < 1.2
 
 
 def test_every_size_divides_its_steps_into_checks_and_has_valid_options():

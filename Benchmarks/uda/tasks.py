@@ -106,21 +106,15 @@ def _single(names: dict[int, str]) -> dict[str, tuple[int, ...]]:
 HEART = {200: "myocardium", 500: "left ventricle", 600: "right ventricle"}
 HIPPOCAMPUS = {1: "anterior", 2: "posterior"}
 
-LEAN = Architecture(
-    width=32,
-    depth=3,
-    head_width=32,
-    up_channels=16,
-    detail=8,
-    dilations=(2, 4, 8),
-    patch=64,
-    global_size=64,
-)
+SMALL = ARCHITECTURES["small"]
+LEAN = SMALL.model_copy(update={"width": 32, "head_width": 32})
 """A seventh of the size of ``small``: what two cores train in minutes."""
 CROP = LEAN.model_copy(
     update={"up_channels": 8, "dilations": (1, 2, 4), "patch": 32, "global_size": 32},
 )
-SMALL = ARCHITECTURES["small"]
+
+GPU = Size(architecture=SMALL, start=4000, own=2000, patches=4, checks=10)
+SMOKE = Size(architecture=CROP, start=12, own=4, patches=1, checks=1, cases=2)
 
 TASKS: dict[str, Task] = {
     "cardiac": Task(
@@ -135,8 +129,8 @@ TASKS: dict[str, Task] = {
         write=data.write_cardiac,
         sizes={
             "cpu": Size(architecture=LEAN, start=500, own=160, patches=2),
-            "gpu": Size(architecture=SMALL, start=4000, own=2000, patches=4, checks=10),
-            "smoke": Size(architecture=CROP, start=12, own=4, patches=1, checks=1, cases=2),
+            "gpu": GPU,
+            "smoke": SMOKE,
         },
     ),
     "brain-contrast": Task(
@@ -148,8 +142,8 @@ TASKS: dict[str, Task] = {
         write=data.write_brain,
         sizes={
             "cpu": Size(architecture=LEAN, start=600, own=160, patches=2),
-            "gpu": Size(architecture=SMALL, start=4000, own=2000, patches=4, checks=10),
-            "smoke": Size(architecture=CROP, start=12, own=4, patches=1, checks=1, cases=2),
+            "gpu": GPU,
+            "smoke": SMOKE,
         },
         synthetic=True,
     ),
@@ -161,8 +155,8 @@ TASKS: dict[str, Task] = {
         write=data.write_hippocampus,
         sizes={
             "cpu": Size(architecture=CROP, start=300, own=100, patches=4),
-            "gpu": Size(architecture=SMALL, start=2000, own=1000, patches=4, checks=10),
-            "smoke": Size(architecture=CROP, start=12, own=4, patches=1, checks=1, cases=2),
+            "gpu": GPU.model_copy(update={"start": 2000, "own": 1000}),
+            "smoke": SMOKE,
         },
     ),
 }

@@ -41,7 +41,7 @@ OptionsFile = Annotated[
 LabelTable = Annotated[
     str | None, typer.Option("--label-table", help="JSON file of structures, or `brain` for FreeSurfer's.")
 ]
-Contrast = Annotated[str, typer.Option(help="t1, t2 or random.")]
+Contrast = Annotated[str, typer.Option(help="t1, t2, random or mixed.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -98,7 +98,9 @@ def adapt(
         Path | None,
         typer.Option("--source-from-labels", help="Folder of label maps to synthesise source images from."),
     ] = None,
-    source_contrast: Annotated[str, typer.Option("--source-contrast", help="t1, t2 or random.")] = "t1",
+    source_contrast: Annotated[
+        str, typer.Option("--source-contrast", help="t1, t2, random or mixed.")
+    ] = "t1",
     preset: Annotated[str | None, typer.Option(help="With a source: paper (default), v2 or plus.")] = None,
     warmup: Annotated[
         int | None, typer.Option(help="With a source: first steps, on the source alone.")

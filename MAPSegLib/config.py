@@ -11,6 +11,9 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+Contrast = Literal["t1", "t2", "random", "mixed"]
+"""Of images synthesised from label maps; see :mod:`MAPSegLib.synthesis`."""
+
 
 class Options(BaseModel):
     """Base of all options: unknown names are errors, values do not change once validated."""

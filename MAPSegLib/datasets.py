@@ -14,10 +14,10 @@ from torch import Generator, Tensor
 
 from . import augmentation as aug
 from .augmentation import uniform
-from .config import Label, Preprocessing
+from .config import Contrast, Label, Preprocessing
 from .errors import InputError
 from .preprocessing import labels_to_working, prepare
-from .synthesis import Anatomy, Contrast, brain_priors, synthesise
+from .synthesis import Anatomy, brain_priors, synthesise
 from .volumes import check_same_grid, read_image, read_labels
 
 

@@ -33,6 +33,7 @@ from .config import (
     AdaptationBase,
     AdaptationOptions,
     CentralisedOptions,
+    Contrast,
     InferenceOptions,
     Options,
     Preprocessing,
@@ -52,7 +53,6 @@ Scans = Annotated[
     tuple[Path, ...], Field(min_length=1, description="scans, DICOM series folders, or folders of scans")
 ]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]*$", max_length=100)]
-Contrast = Literal["t1", "t2", "random"]
 Preset = Literal["tiny", "small", "paper"]
 
 

@@ -1,8 +1,8 @@
 """Images from label maps: training material for a model, and material for tests and the demo.
 
 Every structure gets a mean and a deviation drawn from priors of its contrast (``t1``, ``t2``) or at random
-(``random``); then come deformation, resolution, bias field, gamma and noise, as in Billot et al., SynthSeg
-(Medical Image Analysis 2023).
+(``random``; of ``mixed``, half of the scans, while the others are T1-like or T2-like); then come deformation,
+resolution, bias field, gamma and noise, as in Billot et al., SynthSeg (Medical Image Analysis 2023).
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from torch import Generator, Tensor
 
 from . import augmentation as aug
 from .augmentation import uniform
-from .config import Label
+from .config import Contrast, Label
 
-Contrast = Literal["t1", "t2", "random"]
 OUTSIDE_BRAIN = frozenset((0, 24, *range(500, 600)))
 """Codes of ``brain_labels`` that brain extraction removes; CSF (24) stays where it touches the brain."""
 EQUIVALENT = {136: 4, 137: 5, 163: 43, 164: 44, 25: 2, 57: 41}
@@ -80,7 +79,10 @@ class Anatomy:
 
 
 def draw_intensities(
-    values: tuple[int, ...], contrast: Contrast, generator: Generator, spread: float = 1.0
+    values: tuple[int, ...],
+    contrast: Literal["t1", "t2", "random"],
+    generator: Generator,
+    spread: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Mean and deviation of every code, on a scale where 255 is bright.
 
@@ -128,6 +130,8 @@ def synthesise(
     Returns:
         image, float32 (X, Y, Z) in [0, 1], cropped to its foreground box; class indices, int64, same shape.
     """
+    if contrast == "mixed":
+        contrast = ("t1", "t2", "random", "random")[int(torch.randint(4, (), generator=generator))]
     extract = uniform(0, 1, generator) < extracted
     codes = anatomy.codes
     outside = torch.tensor([v in OUTSIDE_BRAIN for v in anatomy.values])

@@ -19,7 +19,7 @@ def subject():
     return anatomy()
 
 
-@pytest.mark.parametrize("contrast", ["t1", "t2", "random"])
+@pytest.mark.parametrize("contrast", ["t1", "t2", "random", "mixed"])
 def test_a_seed_draws_the_same_scan_again(subject, contrast):
     torch.manual_seed(1)
     image, target = synthesise(subject, OUT, generator(4), contrast)

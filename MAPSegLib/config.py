@@ -160,11 +160,9 @@ class PretrainingOptions(Options):
     threads: int | None = Field(None, ge=1)
 
 
-class AdaptationBase(Options):
-    """What every adaptation to unlabelled target scans can be told."""
+class StepOptions(Options):
+    """What a step of any adaptation reads: its views, its loss, its optimiser and its teacher."""
 
-    steps: int = Field(150, ge=1, description="at most this many steps")
-    minutes: float = Field(2.5, gt=0, description="at most this long, per scan; segmenting comes after")
     patches: int = Field(1, ge=1, le=32, description="local patches a step, of each domain")
     mask_ratio: float = Field(0.7, gt=0, lt=1)
     mask_cube: int = Field(8, ge=1)
@@ -176,6 +174,17 @@ class AdaptationBase(Options):
         0.9, description="share of the teacher that a step leaves, or the name of a published schedule"
     )
     confidence: float = Field(0.9, gt=0, lt=1, description="tau of eta, the quality of a pseudo-label")
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    threads: int | None = Field(None, ge=1)
+
+
+class AdaptationBase(StepOptions):
+    """What every adaptation to unlabelled target scans can be told."""
+
+    steps: int = Field(150, ge=1, description="at most this many steps")
+    minutes: float = Field(2.5, gt=0, description="at most this long, per scan; segmenting comes after")
     check_every: int = Field(10, ge=1, description="steps between label-free checks")
     preview_seconds: float = Field(20.0, ge=0, description="seconds between previews; 0 makes none")
     patience: int = Field(5, ge=1, description="checks without a gain before an early stop")
@@ -185,10 +194,6 @@ class AdaptationBase(Options):
     gate_margin: float = Field(
         0.03, ge=0, description="gain in the label-free score that a curve, and adaptation, must show"
     )
-    seed: int = 0
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    threads: int | None = Field(None, ge=1)
 
 
 class AdaptationOptions(AdaptationBase):

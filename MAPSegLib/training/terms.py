@@ -15,9 +15,10 @@ from ..config import (
     EMA_SCHEDULES,
     RECIPES,
     WARMUP,
-    AdaptationBase,
     AdaptationOptions,
     CentralisedOptions,
+    Recipe,
+    StepOptions,
     Views,
 )
 from ..datasets import PatchBatch, Recoloured, Source, cut_patches
@@ -67,7 +68,7 @@ def with_curve(model: Segmenter, knots: int) -> Segmenter:
     return new
 
 
-def draw_batch(loop: Loop, scans: Source, options: AdaptationBase) -> PatchBatch:
+def draw_batch(loop: Loop, scans: Source, options: StepOptions) -> PatchBatch:
     """Patches of one scan drawn from ``scans``."""
     a = loop.model.architecture
     image, classes = scans.draw(loop.generator)
@@ -106,6 +107,43 @@ class SourceFree:
 
 
 @dataclass
+class SourceTerms:
+    """The labelled source's part of adaptation (section 3.4)."""
+
+    options: StepOptions
+    source: Source
+    recipe: Recipe
+
+    def __post_init__(self) -> None:
+        if self.recipe.strong:
+            self.source = Recoloured(self.source)
+
+    def __call__(self, loop: Loop, views: Views | None = None) -> dict[str, Tensor]:
+        """The terms of one step, with the recipe's weights of the views where no others are given."""
+        batch = draw_batch(loop, self.source, self.options).to(loop.device)
+        return domain_losses(loop, batch, views or self.recipe.source, self.options, "source")
+
+
+@dataclass
+class TargetTerms:
+    """The unlabelled target's part of adaptation beside a source (section 3.4)."""
+
+    options: StepOptions
+    recipe: Recipe
+    spacing: tuple[float, float, float]
+    """Of the working grid, mm."""
+
+    def __call__(self, loop: Loop, target: Source) -> tuple[dict[str, Tensor], dict]:
+        """The terms of one step, and eta of the teacher's labels."""
+        drawn = draw_batch(loop, _Moved(target, torch.tensor(self.spacing)), self.options)
+        batch, eta = pseudo_label(loop, drawn.to(loop.device), self.options.confidence)
+        if self.recipe.strong:  # the teacher labelled the scan as it is
+            seen = recoloured(drawn, loop.generator).to(loop.device)
+            batch = replace(batch, patches=seen.patches, whole=seen.whole)
+        return domain_losses(loop, batch, self.recipe.target, self.options, "target"), eta
+
+
+@dataclass
 class Centralised:
     """Adaptation beside a labelled source (section 3.4): a warm-up on the source alone, then both domains.
 
@@ -119,26 +157,19 @@ class Centralised:
 
     def __post_init__(self) -> None:
         self.warmup, self.searches, self.rates = self.options.warmup, False, {}
-        self.recipe = RECIPES[self.options.preset]
-        if self.recipe.strong:
-            self.source = Recoloured(self.source)
+        recipe = RECIPES[self.options.preset]
+        self.of_source = SourceTerms(self.options, self.source, recipe)
+        self.of_target = TargetTerms(self.options, recipe, self.spacing)
 
     def student(self, model: Segmenter) -> Segmenter:
         return copy.deepcopy(model)
 
     def __call__(self, loop: Loop, target: Source) -> tuple[dict[str, Tensor], dict]:
-        recipe, options = self.recipe, self.options
-        warming = loop.step < self.warmup
-        source = draw_batch(loop, self.source, options).to(loop.device)
-        terms = domain_losses(loop, source, WARMUP if warming else recipe.source, options, "source")
-        if warming:
-            return terms, {}
-        drawn = draw_batch(loop, _Moved(target, torch.tensor(self.spacing)), options)
-        batch, eta = pseudo_label(loop, drawn.to(loop.device), options.confidence)
-        if recipe.strong:  # the teacher labelled the scan as it is
-            seen = recoloured(drawn, loop.generator).to(loop.device)
-            batch = replace(batch, patches=seen.patches, whole=seen.whole)
-        return terms | domain_losses(loop, batch, recipe.target, options, "target"), eta
+        if loop.step < self.warmup:
+            return self.of_source(loop, WARMUP), {}
+        terms = self.of_source(loop)
+        more, eta = self.of_target(loop, target)
+        return terms | more, eta
 
 
 @dataclass
@@ -152,7 +183,7 @@ class _Moved:
         return aug.published_geometry(*self.scans.draw(generator), self.spacing, generator)
 
 
-def ema_decay(options: AdaptationBase, warmup: int) -> Callable[[int], float]:
+def ema_decay(options: StepOptions, warmup: int) -> Callable[[int], float]:
     """The teacher's decay at a step. During the warm-up it is 0, so that the teacher starts as the student."""
 
     def decay(step: int) -> float:
@@ -215,7 +246,7 @@ def target_losses(
 
 
 def domain_losses(
-    loop: Loop, batch: PatchBatch, weights: Views, options: CentralisedOptions, domain: str
+    loop: Loop, batch: PatchBatch, weights: Views, options: StepOptions, domain: str
 ) -> dict[str, Tensor]:
     """Sum over the views v of w_v [L_seg(f(x_v), y) + 2 gamma L_seg(f(X_v), Y) + 2 delta L_cos(x_v, X_v)].
 

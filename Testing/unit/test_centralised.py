@@ -175,7 +175,9 @@ def test_patches_and_the_whole_scan_are_recoloured_alike(monkeypatch):
 
 
 def test_with_plus_the_source_is_shown_in_other_contrasts():
-    plain, strong = (Centralised(options(preset=p), Blobs(), (1.0,) * 3).source for p in ("paper", "plus"))
+    plain, strong = (
+        Centralised(options(preset=p), Blobs(), (1.0,) * 3).of_source.source for p in ("paper", "plus")
+    )
     pairs = [tuple(s.draw(torch.Generator().manual_seed(seed)) for s in (plain, strong)) for seed in range(8)]
     assert all(torch.equal(a[1], b[1]) for a, b in pairs)
     assert any(not torch.equal(a[0], b[0]) for a, b in pairs)

@@ -11,6 +11,9 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]*$", max_length=100)]
+Preset = Literal["tiny", "small", "paper"]
+"""Name of an architecture."""
 Contrast = Literal["t1", "t2", "random", "mixed"]
 """Of images synthesised from label maps; see :mod:`MAPSegLib.synthesis`."""
 
@@ -139,10 +142,9 @@ class TrainingOptions(Options):
     threads: int | None = Field(None, ge=1)
 
 
-class PretrainingOptions(Options):
-    """Masked multi-scale autoencoding (section 3.1); the defaults are the paper's 300 epochs of 2,000 samples."""
+class PretrainingStep(Options):
+    """What a step of masked multi-scale autoencoding reads (section 3.1)."""
 
-    steps: int = Field(150_000, ge=1)
     scans: int = Field(4, ge=1, le=64, description="scans a step: the whole of each, and a local patch")
     mask_ratio: float = Field(0.7, gt=0, lt=1, description="share of the cubes set to zero")
     mask_cube: int = Field(
@@ -150,14 +152,20 @@ class PretrainingOptions(Options):
     )
     learning_rate: float = Field(2e-4, gt=0, lt=1)
     weight_decay: float = Field(0.05, ge=0)
-    warmup: int = Field(500, ge=0, description="steps of linear learning-rate warm-up")
-    reuse: int = Field(1, ge=1, le=16, description="steps on each drawn set of scans")
-    picture_every: int = Field(1000, ge=0, description="steps between pictures; 0 makes none")
-    checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints")
     seed: int = 0
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     threads: int | None = Field(None, ge=1)
+
+
+class PretrainingOptions(PretrainingStep):
+    """Masked multi-scale autoencoding (section 3.1); the defaults are the paper's 300 epochs of 2,000 samples."""
+
+    steps: int = Field(150_000, ge=1)
+    warmup: int = Field(500, ge=0, description="steps of linear learning-rate warm-up")
+    reuse: int = Field(1, ge=1, le=16, description="steps on each drawn set of scans")
+    picture_every: int = Field(1000, ge=0, description="steps between pictures; 0 makes none")
+    checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints")
 
 
 class StepOptions(Options):

@@ -25,6 +25,7 @@ _TITLES = {
     "pretrain": "Pretraining",
     "evaluate": "Scoring",
     "synthesise": "Drawing",
+    "round": "Training",
 }
 
 
@@ -95,7 +96,7 @@ class _Display:
             show_result(event)
 
     def _advance(self, event: dict[str, Any]) -> None:
-        scan = Path(event["scan"]).name if event.get("scan") else ""
+        scan = Path(event["scan"]).name if event.get("scan") else event.get("site", "")
         if (event["stage"], scan) != self.stage:
             if self.bar is not None:
                 self.progress.remove_task(self.bar)
@@ -123,6 +124,8 @@ def show_result(result: dict[str, Any]) -> None:
         _show_scans(result)
     elif result["task"] == "evaluate":
         _show_scores(result)
+    elif result["task"] == "simulate":
+        _show_rounds(result)
     for file in result["files"][:10]:
         _out.print(f"wrote {escape(file)}", highlight=False, soft_wrap=True)
     if len(result["files"]) > 10:
@@ -163,6 +166,21 @@ def _show_scores(result: dict[str, Any]) -> None:
     known = [row["dice"] for row in result["summary"] if row["dice"] is not None]
     if known:
         table.add_row("mean", "", f"{sum(known) / len(known):.3f}", style="bold")
+    _out.print(table)
+
+
+def _show_rounds(result: dict[str, Any]) -> None:
+    table = Table("round", "site", "answer", box=None)
+    for name in ("loss", "share", "norm", "MB"):
+        table.add_column(name, justify="right")
+    for entry in result["rounds"][-3:]:
+        for name, site in entry["sites"].items():
+            if site["used"]:
+                numbers = (site["losses"]["loss"], site["share"], site["norm"], site["bytes"] / 1e6)
+                cells = ["averaged", *(f"{number:.3g}" for number in numbers)]
+            else:
+                cells = [escape(site["reason"])]
+            table.add_row(str(entry["round"]), escape(name), *cells)
     _out.print(table)
 
 

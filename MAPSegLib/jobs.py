@@ -35,8 +35,10 @@ from .config import (
     CentralisedOptions,
     Contrast,
     InferenceOptions,
+    Name,
     Options,
     Preprocessing,
+    Preset,
     PretrainingOptions,
     TrainingOptions,
 )
@@ -52,8 +54,6 @@ Report = Callable[..., None]
 Scans = Annotated[
     tuple[Path, ...], Field(min_length=1, description="scans, DICOM series folders, or folders of scans")
 ]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]*$", max_length=100)]
-Preset = Literal["tiny", "small", "paper"]
 
 
 class SegmentJob(Options):
@@ -209,6 +209,16 @@ class ImportJob(Options):
     overwrite: bool = False
 
 
+class SimulateJob(Options):
+    """Run all sites of a federation in this process, one after another: to try a plan, and to measure it."""
+
+    task: Literal["simulate"] = "simulate"
+    plan: Path = Field(description="JSON file with a plan (MAPSegLib.federated.plan)")
+    sites: Path = Field(description="JSON file with every site's scans: images, and a source's labels")
+    output: Path = Field(description="folder for the model, rounds.json, and a folder for each site")
+    overwrite: bool = False
+
+
 class DemoJob(Options):
     """Show segmentation and adaptation on the head that the nilearn package carries."""
 
@@ -219,7 +229,15 @@ class DemoJob(Options):
 
 
 Job = Annotated[
-    SegmentJob | AdaptJob | TrainJob | PretrainJob | EvaluateJob | SynthesiseJob | ImportJob | DemoJob,
+    SegmentJob
+    | AdaptJob
+    | TrainJob
+    | PretrainJob
+    | EvaluateJob
+    | SynthesiseJob
+    | ImportJob
+    | SimulateJob
+    | DemoJob,
     Field(discriminator="task"),
 ]
 

@@ -33,6 +33,7 @@ _TASKS = {
     "evaluate": ("evaluation", "evaluate"),
     "synthesise": ("material", "synthesise"),
     "import": ("material", "import_model"),
+    "simulate": ("federation", "simulate"),
     "demo": ("material", "demo"),
 }
 _PATIENCE = 10.0

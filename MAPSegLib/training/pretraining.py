@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Generator, Tensor
 
-from ..config import PretrainingOptions
+from ..config import PretrainingOptions, PretrainingStep
 from ..datasets import cut_patches
 from ..domains import Domains
 from ..losses import masked_error
@@ -55,10 +55,9 @@ def pretrain(
     scans: list[Tensor] = []
     while loop.step < options.steps:
         scans = scans or [domains.draw(loop.generator) for _ in range(options.scans)]
-        views = [_views(model, scan, loop.generator) for scan in scans]
+        views = view_scans(loop, scans)
         scans = [] if loop.step % options.reuse == options.reuse - 1 else scans
-        patches, wholes = (torch.cat(parts).to(loop.device) for parts in zip(*views, strict=True))
-        losses = loop.update(lambda p=patches, w=wholes: reconstruction_losses(loop, p, w, options))
+        losses = loop.update(lambda views=views: reconstruction_losses(loop, *views, options))
         if loop.step % 10 == 0 or loop.step == options.steps:
             record.add(loop.step, seconds=round(clock.elapsed(), 1), **losses)
         report(
@@ -77,8 +76,15 @@ def pretrain(
     return model.eval()
 
 
+def view_scans(loop: Loop, scans: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """A local patch and the resized whole of each scan (X, Y, Z): (B, 1, p, p, p) and (B, 1, G, G, G)."""
+    views = [_views(loop.model, scan, loop.generator) for scan in scans]
+    patches, wholes = (torch.cat(parts).to(loop.device) for parts in zip(*views, strict=True))
+    return patches, wholes
+
+
 def reconstruction_losses(
-    loop: Loop, patches: Tensor, wholes: Tensor, options: PretrainingOptions
+    loop: Loop, patches: Tensor, wholes: Tensor, options: PretrainingStep
 ) -> dict[str, Tensor]:
     """The errors of what was hidden: of patches (B, 1, p, p, p), and of whole scans (B, 1, G, G, G).
 
@@ -96,7 +102,7 @@ def reconstruction_losses(
 
 
 def _masks(
-    patches: Tensor, wholes: Tensor, options: PretrainingOptions, generator: Generator
+    patches: Tensor, wholes: Tensor, options: PretrainingStep, generator: Generator
 ) -> tuple[Tensor, Tensor]:
     """Where voxels of patches and wholes stay visible."""
     cubes = options.mask_cube, max(1, options.mask_cube // 2)

@@ -1,0 +1,136 @@
+"""What the sites of a federation agree on. Written by whoever coordinates it; where a site's scans are is not in it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator, model_validator
+
+from .. import __version__
+from ..config import (
+    ARCHITECTURES,
+    Name,
+    Options,
+    Preprocessing,
+    Preset,
+    PretrainingStep,
+    StepOptions,
+)
+from ..errors import InputError
+from ..jobs import first_problem
+from ..models import ModelCard, load_card, resolve
+from ..reports import read_json
+
+Role = Literal["source", "target"]
+
+
+class FederatedStep(StepOptions):
+    """A step of federated adaptation; see :data:`~MAPSegLib.config.RECIPES` for the preset."""
+
+    preset: Literal["paper", "v2", "plus"] = "paper"
+    patches: int = Field(2, ge=1, le=32, description="local patches a step")
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.9, description="share of the teacher that a step leaves; what a site sends is its teacher"
+    )
+
+
+class Member(Options):
+    """A site, as the others know it."""
+
+    name: Name
+    role: Role = Field("target", description="source: has labelled scans; target: has unlabelled ones")
+    credit: str | None = Field(
+        None, description="how the model card names the site, where it agrees to be named there"
+    )
+
+
+class Plan(Options):
+    """A federation, validated whole before anything is sent."""
+
+    name: Name = Field(description="of the model that comes out")
+    task: Literal["adapt", "pretrain"] = Field(
+        "adapt", description="pretrain: masked autoencoding on every site's scans, whatever its role"
+    )
+    model: str | None = Field(None, description="to adapt: name or file of the model to start from")
+    preset: Preset = Field("small", description="to pretrain: architecture")
+    preprocessing: Preprocessing = Field(Preprocessing(), description="to pretrain: of the scans")
+    sites: tuple[Member, ...] = Field(min_length=1)
+    rounds: int = Field(20, ge=1)
+    steps: int = Field(20, ge=1, description="of training at a site, in a round")
+    min_sites: int = Field(1, ge=1, description="a round with fewer answers is repeated")
+    minutes: float = Field(60.0, gt=0, description="a round waits this long for a site's answer")
+    license: str = Field("", description="of the resulting weights; goes into the model card")
+    options: SerializeAsAny[StepOptions | PretrainingStep] = Field(FederatedStep(), validate_default=True)
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _of_the_task(cls, value: object, info: ValidationInfo) -> StepOptions | PretrainingStep:
+        given = value.model_dump(exclude_unset=True) if isinstance(value, Options) else value
+        kind = PretrainingStep if info.data.get("task") == "pretrain" else FederatedStep
+        return kind.model_validate(given)
+
+    @model_validator(mode="after")
+    def _check(self) -> Plan:
+        names = [site.name for site in self.sites]
+        if len(set(names)) < len(names):
+            raise ValueError("two sites share a name")
+        if self.min_sites > len(names):
+            raise ValueError(f"min_sites is {self.min_sites}, but there are {len(names)} sites")
+        if (self.model is None) == (self.task == "adapt"):
+            raise ValueError("an adaptation needs a model to start from, and a pretraining takes none")
+        if self.task == "adapt" and {site.role for site in self.sites} != {"source", "target"}:
+            raise ValueError("an adaptation needs a site with the role source and one with the role target")
+        return self
+
+    def member(self, name: str) -> Member:
+        """Raises InputError where the plan knows no such site."""
+        for site in self.sites:
+            if site.name == name:
+                return site
+        known = ", ".join(site.name for site in self.sites)
+        raise InputError(f"The federation has no site {name}; it has {known}.", "Check the site's name.")
+
+
+class Federation(Options):
+    """A plan with all that a site needs to train; nothing in it names a file of the coordinator's."""
+
+    version: str = Field(__version__, description="of MAPSeg; each site must run the same")
+    plan: Plan
+    card: ModelCard = Field(description="of the model to start from")
+
+    @property
+    def digest(self) -> str:
+        """A short name that no other federation has."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan from a JSON file; a model file in it may be relative to the plan.
+
+    Raises:
+        InputError: missing, not JSON, or a value that cannot be; the message names it.
+    """
+    content = read_json(path, "a plan")
+    try:
+        plan = Plan.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"{path}: {first_problem(error)}.") from error
+    if plan.model and (path.parent / plan.model).is_file():
+        plan = plan.model_copy(update={"model": str((path.parent / plan.model).absolute())})
+    return plan
+
+
+def agree(plan: Plan) -> Federation:
+    """The federation of a plan. Raises InputError where its model cannot be used."""
+    if plan.task == "adapt":
+        file = resolve(plan.model)
+        return Federation(plan=plan.model_copy(update={"model": file.stem}), card=load_card(file))
+    card = ModelCard(
+        kind="encoder",
+        name=plan.name,
+        architecture=ARCHITECTURES[plan.preset],
+        preprocessing=plan.preprocessing,
+    )
+    return Federation(plan=plan, card=card)

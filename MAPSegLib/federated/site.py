@@ -1,0 +1,265 @@
+"""A site in a round: it receives weights, trains its own terms on its own scans, and answers with its teacher's change.
+
+A source trains the labelled terms, plain and masked, with the global-local ones; a target the pseudo-labelled terms;
+in a pretraining both rebuild their scans (sections 3.1, 3.4 and 3.6). Student and EMA teacher both start a round from
+the weights received, as those are an average of teachers; the optimiser's moments stay at the site from round to round.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from .. import __version__
+from ..augmentation import published_source
+from ..config import RECIPES, InferenceOptions, Options, check_path
+from ..datasets import ScanSource, resize_whole
+from ..domains import Domains, UnlabelledScans
+from ..errors import InputError
+from ..manifests import list_pairs, list_scans
+from ..networks.autoencoder import Autoencoder
+from ..networks.segmenter import Segmenter
+from ..preprocessing import prepare
+from ..training.loop import Loop
+from ..training.pretraining import reconstruction_losses, view_scans
+from ..training.terms import SourceTerms, TargetTerms, ema_decay
+from ..volumes import read_image, read_labels
+from .exchange import Update, Weights, difference, fingerprint, to_half, to_tensors
+from .plan import Federation
+
+Report = Callable[..., None]
+"""Called as ``report(event, **fields)``; raising from it ends the round, and the site keeps its last one."""
+
+
+class SiteData(Options):
+    """Where a site's scans are, and how it trains: written at the site and sent nowhere."""
+
+    images: Path
+    labels: Path | None = None
+    options: InferenceOptions = InferenceOptions()
+
+    def beside(self, folder: Path) -> SiteData:
+        """The same, with relative paths taken from ``folder``."""
+        labels = folder / self.labels.expanduser() if self.labels else None
+        return self.model_copy(update={"images": folder / self.images.expanduser(), "labels": labels})
+
+
+class _Material(Protocol):
+    """A site's scans, and what a step makes of them."""
+
+    scans: int
+
+    def terms(self, loop: Loop) -> dict[str, Tensor]: ...
+
+    def begin(self, loop: Loop) -> None:
+        """Told at the start of a round, when the loop has the round's weights."""
+
+
+def build_network(federation: Federation) -> nn.Module:
+    """The network that all sites train, with weights of the plan's seed."""
+    card = federation.card
+    torch.manual_seed(federation.plan.options.seed)
+    if federation.plan.task == "pretrain":
+        return Autoencoder(card.architecture)
+    return Segmenter(card.architecture, card.labels)
+
+
+class Site:
+    """One site of a federation.
+
+    Args:
+        name: as the plan has it.
+        data: the site's scans.
+        folder: keeps the optimiser, the teacher and the random state after every round, so that a site that was
+            killed goes on with the next round.
+        report: told ``log`` and ``progress``.
+
+    Raises:
+        InputError: the plan does not know the site, it runs another version of MAPSeg, or its folder does not fit
+            its role.
+    """
+
+    def __init__(self, federation: Federation, name: str, data: SiteData, folder: Path, report: Report):
+        if federation.version != __version__:
+            raise InputError(
+                f"The federation runs MAPSeg {federation.version}, but this site has {__version__}.",
+                f"Install it with pip install mapseg=={federation.version}.",
+            )
+        self.federation, self.report = federation, report
+        self.member = federation.plan.member(name)
+        self.material = self._material(data)
+        self.own = data.options.model_dump(include={"device", "precision", "threads"})
+        self.checkpoint = folder / f"federation-{federation.digest}.pt"
+        self.loop = self._new_loop()
+        if self.checkpoint.exists():
+            self.loop.load(self.checkpoint)
+
+    def train_round(self, number: int, weights: Weights) -> Update:
+        """Train the plan's steps from ``weights``, keep a checkpoint, and answer.
+
+        A round that was trained before, from the same weights, gets the same answer: whoever asked has been killed.
+
+        Raises:
+            InputError: the weights are not those of this federation's network, or the checkpoint cannot be written.
+        """
+        asked = {"round": number, "weights": fingerprint(weights)}
+        if self.loop.extra.get("asked") == asked:
+            answer = self.loop.extra["answer"]
+            return Update(to_half(answer["difference"]), self.material.scans, answer["losses"])
+        if number == 1 and self.loop.step:  # the federation began anew
+            self.loop = self._new_loop()
+        start, loop, steps = to_tensors(weights), self.loop, self.federation.plan.steps
+        try:
+            for network in (loop.model, loop.ema):
+                network.load_state_dict(start)
+        except RuntimeError as error:
+            raise InputError(
+                f"Round {number} brought weights of another architecture than the plan's.",
+                "Get a new start kit from the coordinator.",
+            ) from error
+        # Of dropout: other sites in this process, and a restart, must not change what a round draws.
+        torch.manual_seed(int(torch.randint(2**31, (), generator=loop.generator)))
+        self.material.begin(loop)
+        sums: dict[str, float] = defaultdict(float)
+        for step in range(1, steps + 1):
+            losses = loop.update(lambda: self.material.terms(loop))
+            for term, value in losses.items():
+                sums[term] += value / steps
+            self.report(
+                "progress",
+                stage="round",
+                site=self.member.name,
+                round=number,
+                step=step,
+                steps=steps,
+                losses=losses,
+                seconds_left=None,
+            )
+        change = difference(loop.ema, start)
+        answer = {"difference": {k: torch.from_numpy(v) for k, v in change.items()}, "losses": dict(sums)}
+        loop.extra = {"asked": asked, "answer": answer}
+        loop.save(self.checkpoint)
+        return Update(change, self.material.scans, dict(sums))
+
+    def _new_loop(self) -> Loop:
+        options = self.federation.plan.options
+        place = self.federation.plan.sites.index(self.member)
+        options = options.model_copy(update=self.own | {"seed": options.seed + place})
+        pretrains = self.federation.plan.task == "pretrain"
+        return Loop(
+            build_network(self.federation),
+            options,
+            ema_decay=0.0 if pretrains else ema_decay(options, 0),
+            betas=(0.9, 0.95) if pretrains else (0.9, 0.999),
+        )
+
+    def _material(self, data: SiteData) -> _Material:
+        images, labels = check_path(data.images), check_path(data.labels) if data.labels else None
+        plan, card = self.federation.plan, self.federation.card
+        if plan.task == "adapt" and self.member.role == "source":
+            try:
+                pairs = list_pairs(images, labels)
+            except InputError as error:
+                raise InputError(
+                    f"{self.member.name} is a source and needs labelled scans: {error.message}", error.advice
+                ) from error
+            self._check_labels([label for _, label in pairs])
+            return _Source(self.federation, pairs)
+        files = list_scans(images)
+        if labels or _are_labelled(images):
+            told = f"{self.member.name}: label maps are there and are not read, as only a source's are."
+            self.report("log", message=told)
+        if plan.task == "pretrain":
+            return _Unlabelled(self.federation, files)
+        return _Target(
+            self.federation, [prepare(read_image(file), card.preprocessing).image for file in files]
+        )
+
+    def _check_labels(self, files: Sequence[Path]) -> None:
+        """A structure that a source lacks would be learnt as background there."""
+        found = {int(value) for file in files for value in torch.from_numpy(read_labels(file).array).unique()}
+        known = {label.value: label.name for label in self.federation.card.labels}
+        lacking = [f"{value} ({name})" for value, name in known.items() if value not in found]
+        if lacking:
+            raise InputError(
+                f"No label map of {self.member.name} holds {', '.join(lacking)}, which the model segments.",
+                "Map the values to the model's; `mapseg models NAME` shows them.",
+            )
+        if more := sorted(found - known.keys() - {0}):
+            self.report(
+                "log",
+                message=f"{self.member.name}: the model has no {', '.join(map(str, more))}; they count as background.",
+            )
+
+
+def _are_labelled(images: Path) -> bool:
+    try:
+        return bool(list_pairs(images))
+    except InputError:
+        return False
+
+
+class _Source:
+    def __init__(self, federation: Federation, pairs: Sequence[tuple[Path, Path]]):
+        card, options = federation.card, federation.plan.options
+        source = ScanSource(pairs, card.labels, card.preprocessing, published_source)
+        self.scans = len(pairs)
+        self.terms = SourceTerms(options, source, RECIPES[options.preset])
+
+    def begin(self, loop: Loop) -> None:
+        pass
+
+
+class _Target:
+    """Unlabelled scans, each with where its structures are thought to be: patches are cut about them."""
+
+    def __init__(self, federation: Federation, images: Sequence[Tensor]):
+        options = federation.plan.options
+        self.images, self.scans = images, len(images)
+        self.guesses: dict[int, Tensor] = {}
+        self.of_target = TargetTerms(options, RECIPES[options.preset], federation.card.preprocessing.spacing)
+
+    def begin(self, loop: Loop) -> None:
+        self.guesses.clear()
+        self.teacher, self.loop = loop.ema, loop
+
+    def terms(self, loop: Loop) -> dict[str, Tensor]:
+        return self.of_target(loop, self)[0]
+
+    def draw(self, generator: Generator) -> tuple[Tensor, Tensor]:
+        index = int(torch.randint(len(self.images), (), generator=generator))
+        if index not in self.guesses:
+            self.guesses[index] = self._guess(self.images[index])
+        return self.images[index], self.guesses[index]
+
+    def _guess(self, image: Tensor) -> Tensor:
+        """What the teacher sees in the scan as a whole, made small: rough, and one patch's work."""
+        size = self.teacher.architecture.global_size
+        with torch.inference_mode(), self.loop.autocast():
+            whole = resize_whole(image, size).to(self.loop.device)
+            features = self.teacher.features(whole)
+            classes = self.teacher.decode(features, features, whole).argmax(1)
+        return F.interpolate(classes[None].float().cpu(), size=list(image.shape))[0, 0].to(torch.int16)
+
+
+class _Unlabelled:
+    def __init__(self, federation: Federation, files: Sequence[Path]):
+        preprocessing, self.options = federation.card.preprocessing, federation.plan.options
+        source = UnlabelledScans(files, preprocessing)
+        for file in files:  # a bad one is told now, and not in some round
+            source.prepared(file)
+        self.scans = len(files)
+        self.domain = Domains([("", source.draw)], preprocessing.spacing)
+
+    def begin(self, loop: Loop) -> None:
+        pass
+
+    def terms(self, loop: Loop) -> dict[str, Tensor]:
+        scans = [self.domain.draw(loop.generator) for _ in range(self.options.scans)]
+        return reconstruction_losses(loop, *view_scans(loop, scans), self.options)

@@ -1,0 +1,72 @@
+"""A federation on one machine: every site trains in turn, in this process, and no engine is needed."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from ..config import check_path
+from ..errors import InputError
+from ..jobs import Report, SimulateJob, first_problem
+from ..models import SUFFIX
+from ..reports import read_json
+from .outputs import output_folder, refuse_existing
+
+if TYPE_CHECKING:
+    from ..federated.plan import Plan
+    from ..federated.site import SiteData
+
+
+def simulate(job: SimulateJob, report: Report) -> dict[str, Any]:
+    """Run a plan's rounds, or continue them after a kill. See :class:`~MAPSegLib.jobs.SimulateJob`."""
+    from ..federated.coordinator import ROUNDS, Coordinator
+    from ..federated.plan import read_plan
+    from ..federated.site import Site
+
+    plan = read_plan(check_path(job.plan))
+    data = _site_data(check_path(job.sites), plan)
+    folder = check_path(job.output)
+    refuse_existing([folder / f"{plan.name}{SUFFIX}"], job.overwrite)
+    with output_folder(folder):
+        coordinator = Coordinator(plan, folder)
+        sites = {}
+        for name, scans in data.items():
+            own = folder / name
+            with output_folder(own):
+                sites[name] = Site(coordinator.federation, name, scans, own, report)
+        if coordinator.number > 1 and not coordinator.done:
+            report("log", message=f"Continuing with round {coordinator.number} of {plan.rounds}.")
+        while not coordinator.done:
+            started, weights = time.monotonic(), coordinator.payload()
+            updates = {name: site.train_round(coordinator.number, weights) for name, site in sites.items()}
+            entry = coordinator.absorb(updates, time.monotonic() - started)
+            if not entry["averaged"]:
+                raise InputError(
+                    f"Round {entry['round']} has fewer than {plan.min_sites} answers that can be averaged: "
+                    + "; ".join(f"{name}: {site['reason']}" for name, site in entry["sites"].items()),
+                )
+        model = coordinator.finish(job.overwrite)
+    return {
+        "files": [str(model), str(folder / ROUNDS)],
+        "model": str(model),
+        "rounds": coordinator.rounds,
+        "failed": [],
+    }
+
+
+def _site_data(path: Path, plan: Plan) -> dict[str, SiteData]:
+    """Every site's scans; paths are relative to the file. Raises InputError where a site lacks them."""
+    from ..federated.site import SiteData
+
+    content = read_json(path, "the sites' scans")
+    try:
+        sites = TypeAdapter(dict[str, SiteData]).validate_python(content)
+    except ValidationError as error:
+        raise InputError(f"{path}: {first_problem(error)}.") from error
+    for member in plan.sites:
+        if member.name not in sites:
+            raise InputError(f"{path} does not say where the scans of {member.name} are.")
+    return {member.name: sites[member.name].beside(path.parent) for member in plan.sites}

@@ -196,6 +196,14 @@ class AdaptationBase(StepOptions):
     check_every: int = Field(10, ge=1, description="steps between label-free checks")
     preview_seconds: float = Field(20.0, ge=0, description="seconds between previews; 0 makes none")
     patience: int = Field(5, ge=1, description="checks without a gain before an early stop")
+    curve_knots: int = Field(
+        16,
+        ge=0,
+        le=64,
+        description="pieces of the learnt intensity curve; 0 learns none, and nor do the presets paper and v2",
+    )
+    curve_rate: float = Field(5e-3, gt=0, lt=1, description="learning rate of the intensity curve")
+    search: bool = Field(True, description="look for an intensity curve to start from; needs curve_knots")
     gate: bool = Field(
         True, description="keep the source-only result where adaptation is not better supported"
     )
@@ -208,11 +216,6 @@ class AdaptationOptions(AdaptationBase):
     """Test-time (source-free) adaptation: target terms only (section 3.6)."""
 
     plain_weight: float = Field(0.5, ge=0, description="beta: weight of the unmasked student's term")
-    curve_knots: int = Field(
-        16, ge=0, le=64, description="pieces of the learnt intensity curve; 0 learns none"
-    )
-    curve_rate: float = Field(5e-3, gt=0, lt=1, description="learning rate of the intensity curve")
-    search: bool = Field(True, description="look for an intensity curve to start from; needs curve_knots")
 
 
 class CentralisedOptions(AdaptationBase):
@@ -254,12 +257,16 @@ class Recipe(NamedTuple):
     target: Views
     strong: bool = False
     """Whether the source's scans, and the target as the student sees it, are shown in other contrasts as well."""
+    curve: bool = False
+    """Whether an intensity curve is looked for and learnt, before the network on the target's side alone."""
 
 
 RECIPES = {
     "paper": Recipe(source=Views(plain=0.5, masked=0.5), target=Views(plain=0.0, masked=1.0)),
     "v2": Recipe(source=Views(plain=0.0, masked=1.0), target=Views(plain=0.5, masked=0.5)),
-    "plus": Recipe(source=Views(plain=0.5, masked=0.5), target=Views(plain=0.5, masked=0.5), strong=True),
+    "plus": Recipe(
+        source=Views(plain=0.5, masked=0.5), target=Views(plain=0.5, masked=0.5), strong=True, curve=True
+    ),
 }
 """Centralised adaptation (section 3.4): as published, as the authors revised it, and ours.
 

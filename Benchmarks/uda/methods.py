@@ -79,18 +79,18 @@ def run_cell(bench: Bench, method: str) -> dict[str, Any]:
 def _supervised(bench: Bench, method: str) -> dict[str, Any]:
     size = bench.size
     if method == "source-only":
-        costs = [_train(bench, "start", size.start), _train(bench, method, size.own, init="start")]
+        costs = [train_model(bench, "start", size.start), train_model(bench, method, size.own, init="start")]
     else:
         part = "target" if method == "target-supervised" else "source"
-        costs = [_train(bench, method, size.start + size.own, part, strong=method in STRONG)]
+        costs = [train_model(bench, method, size.start + size.own, part, strong=method in STRONG)]
     model = bench.place(method) / "model.safetensors"
-    return _sum(costs) | {"results": {"final": _score(bench, model, bench.place(method) / "test")}}
+    return add_costs(costs) | {"results": {"final": score(bench, model, bench.place(method) / "test")}}
 
 
 def _adapting(bench: Bench, method: str) -> dict[str, Any]:
     """Adapt to the target scans; then the gate chooses, per test scan and without its labels, as it does there."""
     name = "start-strong" if method in STRONG else "start"
-    costs = [_train(bench, name, bench.size.start, strong=method in STRONG)]
+    costs = [train_model(bench, name, bench.size.start, strong=method in STRONG)]
     folder, start = bench.place(method), bench.place(name) / "model.safetensors"
     job: dict[str, Any] = {
         "task": "adapt",
@@ -107,9 +107,9 @@ def _adapting(bench: Bench, method: str) -> dict[str, Any]:
             if bench.task.synthetic
             else {"source": place / "images", "source_labels": place / "labels"}
         )
-    costs.append(_run(folder, job, folder / "adaptation" / "checkpoint.pt"))
-    before = _score(bench, start, folder / "test-start")
-    after = _score(bench, folder / ADAPTED_MODEL, folder / "test-adapted")
+    costs.append(run_worker(folder, job, folder / "adaptation" / "checkpoint.pt"))
+    before = score(bench, start, folder / "test-start")
+    after = score(bench, folder / ADAPTED_MODEL, folder / "test-adapted")
     margin = AdaptationOptions().gate_margin
     chosen = [
         "adapted" if better_supported(*(scan["measures"] for scan in pair), margin) else "start"
@@ -118,10 +118,10 @@ def _adapting(bench: Bench, method: str) -> dict[str, Any]:
     gated = [b if c == "start" else a for b, a, c in zip(before, after, chosen, strict=True)]
     best = read_json(folder / "report.json", "a report")["adaptation"]["best_step"]
     results = {"final": gated, "adapted": after, "start": before}
-    return _sum(costs) | {"results": results, "chosen": chosen, "best_step": best}
+    return add_costs(costs) | {"results": results, "chosen": chosen, "best_step": best}
 
 
-def _train(
+def train_model(
     bench: Bench,
     name: str,
     steps: int,
@@ -144,7 +144,7 @@ def _train(
         if drawn
         else {"images": place / "images", "labels": place / "labels"}
     )
-    return _run(folder, job, folder / "checkpoint.pt")
+    return run_worker(folder, job, folder / "checkpoint.pt")
 
 
 def _fresh(bench: Bench) -> Path:
@@ -164,7 +164,7 @@ def _fresh(bench: Bench) -> Path:
     return path
 
 
-def _run(folder: Path, job: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
+def run_worker(folder: Path, job: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
     """Run a job in a worker process, unless it is done: seconds, peak resident GB, and whether it was continued.
 
     Raises:
@@ -204,7 +204,8 @@ def _run(folder: Path, job: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
     return cost
 
 
-def _sum(costs: list[dict[str, Any]]) -> dict[str, Any]:
+def add_costs(costs: list[dict[str, Any]]) -> dict[str, Any]:
+    """What several trainings of one method cost together."""
     return {
         "seconds": sum(cost["seconds"] for cost in costs),
         "peak_gb": max(cost["peak_gb"] for cost in costs),
@@ -212,7 +213,7 @@ def _sum(costs: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _score(bench: Bench, model: Path, folder: Path) -> Scores:
+def score(bench: Bench, model: Path, folder: Path) -> Scores:
     """Segment the test scans with a model, and score the structures of the task."""
     test = bench.material / "test"
     segmented = api.segment(model, test / "images", folder, overwrite=True)

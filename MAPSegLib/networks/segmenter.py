@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -82,6 +83,15 @@ class Segmenter(nn.Module):
     def with_architecture(self, architecture: Architecture) -> Segmenter:
         """A new segmenter of the same labels, weights not copied."""
         return Segmenter(architecture, self.labels)
+
+    @contextmanager
+    def uncurved(self) -> Iterator[None]:
+        """Leave the intensity curve out: for scans that it was not learnt for, or that have been through it."""
+        curve, self.curve = self.curve, nn.Identity()
+        try:
+            yield
+        finally:
+            self.curve = curve
 
     def features(self, x: Tensor) -> Tensor:
         """g(x): (B, 1, D, H, W) intensities in [0, 1] to (B, width, D/4, H/4, W/4)."""

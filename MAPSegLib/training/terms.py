@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -82,7 +83,7 @@ def recoloured(batch: PatchBatch, generator: torch.Generator) -> PatchBatch:
     seed = int(torch.randint(2**31, (), generator=generator))
 
     def change(image: Tensor) -> Tensor:
-        return aug.recolour(image, torch.Generator().manual_seed(seed))
+        return aug.recolour(image.cpu(), torch.Generator().manual_seed(seed)).to(image.device)
 
     patches = torch.stack([change(patch[0])[None] for patch in batch.patches])
     return replace(batch, patches=patches, whole=change(batch.whole[0, 0])[None, None])
@@ -121,7 +122,8 @@ class SourceTerms:
     def __call__(self, loop: Loop, views: Views | None = None) -> dict[str, Tensor]:
         """The terms of one step, with the recipe's weights of the views where no others are given."""
         batch = draw_batch(loop, self.source, self.options).to(loop.device)
-        return domain_losses(loop, batch, views or self.recipe.source, self.options, "source")
+        with loop.model.uncurved() if self.recipe.curve else nullcontext():
+            return domain_losses(loop, batch, views or self.recipe.source, self.options, "source")
 
 
 @dataclass
@@ -135,20 +137,22 @@ class TargetTerms:
 
     def __call__(self, loop: Loop, target: Source) -> tuple[dict[str, Tensor], dict]:
         """The terms of one step, and eta of the teacher's labels."""
-        drawn = draw_batch(loop, _Moved(target, torch.tensor(self.spacing)), self.options)
-        batch, eta = pseudo_label(loop, drawn.to(loop.device), self.options.confidence)
-        if self.recipe.strong:  # the teacher labelled the scan as it is
-            seen = recoloured(drawn, loop.generator).to(loop.device)
-            batch = replace(batch, patches=seen.patches, whole=seen.whole)
-        return domain_losses(loop, batch, self.recipe.target, self.options, "target"), eta
+        weights, options = self.recipe.target, self.options
+        batch = draw_batch(loop, _Moved(target, torch.tensor(self.spacing)), options).to(loop.device)
+        batch, eta = pseudo_label(loop, batch, options.confidence)
+        if not self.recipe.strong:
+            return domain_losses(loop, batch, weights, options, "target"), eta
+        # The teacher labelled the scan as it is. The student sees it as the source would look, then as that might.
+        curve = loop.model.curve
+        batch = replace(batch, patches=curve(batch.patches), whole=curve(batch.whole))
+        batch = recoloured(batch, loop.generator)
+        with loop.model.uncurved():
+            return domain_losses(loop, batch, weights, options, "target"), eta
 
 
 @dataclass
 class Centralised:
-    """Adaptation beside a labelled source (section 3.4): a warm-up on the source alone, then both domains.
-
-    No intensity curve: it would change the source's scans, too.
-    """
+    """Adaptation beside a labelled source (section 3.4): a warm-up on the source alone, then both domains."""
 
     options: CentralisedOptions
     source: Source
@@ -156,13 +160,15 @@ class Centralised:
     """Of the target's working grid, mm."""
 
     def __post_init__(self) -> None:
-        self.warmup, self.searches, self.rates = self.options.warmup, False, {}
-        recipe = RECIPES[self.options.preset]
-        self.of_source = SourceTerms(self.options, self.source, recipe)
-        self.of_target = TargetTerms(self.options, recipe, self.spacing)
+        options, recipe = self.options, RECIPES[self.options.preset]
+        self.warmup, self.knots = options.warmup, options.curve_knots if recipe.curve else 0
+        self.searches = options.search and bool(self.knots)
+        self.rates = {"curve.": options.curve_rate} if recipe.curve else {}
+        self.of_source = SourceTerms(options, self.source, recipe)
+        self.of_target = TargetTerms(options, recipe, self.spacing)
 
     def student(self, model: Segmenter) -> Segmenter:
-        return copy.deepcopy(model)
+        return with_curve(model, self.knots)
 
     def __call__(self, loop: Loop, target: Source) -> tuple[dict[str, Tensor], dict]:
         if loop.step < self.warmup:

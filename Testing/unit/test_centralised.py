@@ -1,6 +1,7 @@
 """Centralised adaptation: its losses against the published equations, the warm-up, the teacher, exact resume."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from MAPSegLib.networks.segmenter import sample_global
 from MAPSegLib.training import terms
 from MAPSegLib.training.adaptation import adapt
 from MAPSegLib.training.loop import Loop
-from MAPSegLib.training.terms import Centralised, ema_decay
+from MAPSegLib.training.terms import Centralised, ema_decay, with_curve
 
 GAMMA, DELTA, BETA = 0.05, 0.025, 0.5
 
@@ -87,6 +88,19 @@ class Literal:
         return 1 - (dot / norms.clamp(min=1e-8)).mean()
 
 
+class Uncurved:
+    """A network without its intensity curve."""
+
+    def __init__(self, network):
+        self.network = network
+
+    def features(self, x):
+        return self.network.encoder(x)
+
+    def decode(self, local, glo, x):
+        return self.network.lateral(self.network.head(torch.cat([local, glo], 1), x))
+
+
 def hidden(batch, generator):
     """The masked views, from the masks that a step draws."""
     x = batch.patches * cube_mask(batch.patches.shape, 4, 0.7, generator)
@@ -96,8 +110,11 @@ def hidden(batch, generator):
 def one_step(preset, monkeypatch):
     """The terms of a step after the warm-up, and the views that it saw: of source and target, plain and masked."""
     own = options(preset=preset, warmup=0, patches=2)
-    loop = Loop(tiny_model(dropout=0.0), own, ema_decay(own, 0))
+    model = with_curve(tiny_model(dropout=0.0), 4 if preset == "plus" else 0)
+    loop = Loop(model, own, ema_decay(own, 0))
     with torch.no_grad():
+        if preset == "plus":
+            loop.model.curve.values.copy_(torch.tensor([0.9, 0.7, 0.4, 0.3, 0.1]))
         for parameter in loop.ema.parameters():  # a teacher of its own
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=loop.generator))
     drawn = Blobs()
@@ -113,14 +130,18 @@ def one_step(preset, monkeypatch):
     replay = torch.Generator()
     replay.set_state(state)
     source, target = batches
+    student, seen = Uncurved(loop.model), target
     views = [
-        Literal(loop.model, source, source.patches, source.whole),
-        Literal(loop.model, source, *hidden(source, replay)),
+        Literal(student, source, source.patches, source.whole),
+        Literal(student, source, *hidden(source, replay)),
     ]
-    seen = terms.recoloured(target, replay) if preset == "plus" else target
+    if preset == "plus":  # through the curve, then in another contrast
+        curve = loop.model.curve
+        seen = replace(target, patches=curve(target.patches), whole=curve(target.whole))
+        seen = terms.recoloured(seen, replay)
     views += [
-        Literal(loop.model, target, seen.patches, seen.whole),
-        Literal(loop.model, target, *hidden(seen, replay)),
+        Literal(student, target, seen.patches, seen.whole),
+        Literal(student, target, *hidden(seen, replay)),
     ]
     with torch.no_grad():
         teacher = Literal(loop.ema, target, target.patches, target.whole)
@@ -135,7 +156,7 @@ def test_a_step_minimises_the_published_loss(monkeypatch, preset):
         glc = GAMMA * (s.l_seg_whole(Y) + sm.l_seg_whole(Y)) + DELTA * (s.l_cos() + sm.l_cos())
         glc = glc + 2 * GAMMA * tm.l_seg_whole(Pseudo) + 2 * DELTA * tm.l_cos()
         expected = BETA * s.l_seg(y) + tm.l_seg(pseudo) + BETA * sm.l_seg(y) + glc
-    elif preset == "plus":  # the terms of both, on a target that the student sees in another contrast
+    elif preset == "plus":  # the terms of both
         glc = GAMMA * (s.l_seg_whole(Y) + sm.l_seg_whole(Y)) + DELTA * (s.l_cos() + sm.l_cos())
         glc = (
             glc + GAMMA * (t.l_seg_whole(Pseudo) + tm.l_seg_whole(Pseudo)) + DELTA * (t.l_cos() + tm.l_cos())
@@ -250,13 +271,15 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path, stop_at):
     assert records[0] == records[1]
 
 
-def test_the_model_is_left_as_it_was_and_gets_no_curve(tmp_path):
+@pytest.mark.parametrize("preset, knots", [("paper", 0), ("v2", 0), ("plus", 4)])
+def test_the_model_is_left_as_it_was_and_gets_a_curve_with_plus_alone(tmp_path, preset, knots):
     model = tiny_model()
     before = copy.deepcopy(model)
-    adapted = run(tmp_path, model=model, learning_rate=0.01)
-    assert same(model, before) and adapted.model.architecture.curve_knots == 0
+    adapted = run(tmp_path, model=model, preset=preset, learning_rate=0.01, curve_knots=4)
+    assert same(model, before) and adapted.model.architecture.curve_knots == knots
     last = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["model"]
     still = [name for name, value in before.state_dict().items() if torch.equal(last[name], value)]
+    still += ["curve"] if knots and torch.equal(last["curve.values"], torch.linspace(0, 1, knots + 1)) else []
     assert not still
 
 

@@ -267,7 +267,7 @@ def test_a_source_decides_which_options_an_adaptation_has():
     ("more", "told"),
     [
         ({"options": {"preset": "paper"}}, "options.preset: Extra inputs"),
-        ({"source": "s", "options": {"curve_knots": 4}}, "options.curve_knots: Extra inputs"),
+        ({"source": "s", "options": {"plain_weight": 0.5}}, "options.plain_weight: Extra inputs"),
         ({"source": "s", "options": {"preset": "v3"}}, "options.preset: Input should be"),
         ({"source": "s", "options": {"steps": 10, "warmup": 10}}, "warm-up of 10 steps leaves none"),
         ({"source": "s", "source_from_labels": "l"}, "either source or source_from_labels"),

@@ -183,7 +183,7 @@ def test_a_small_run_writes_its_tables_and_is_not_run_again(tmp_path, monkeypatc
     def refuse(*_, **__):
         raise AssertionError("run again")
 
-    for name in ("_supervised", "_adapting", "_run"):
+    for name in ("_supervised", "_adapting", "run_worker"):
         monkeypatch.setattr(methods, name, refuse)
     assert uda.main(words) == 0
     size = tasks.TASKS["hippocampus"].sizes["smoke"].model_copy(update={"own": 5})
@@ -198,7 +198,7 @@ def test_a_training_that_is_done_is_not_run_again(tmp_path, monkeypatch):
     cost = {"seconds": 3.0, "peak_gb": 1.0, "continued": False}
     methods.write_json(tmp_path / "cost.json", cost)
     monkeypatch.setattr(methods.subprocess, "Popen", lambda *_, **__: pytest.fail("run again"))
-    assert methods._run(tmp_path, {}, tmp_path / "checkpoint.pt") == cost
+    assert methods.run_worker(tmp_path, {}, tmp_path / "checkpoint.pt") == cost
 
 
 @pytest.mark.parametrize("task", tasks.TASKS)

@@ -1,0 +1,220 @@
+"""One source site and three target sites, against the same scans in one place and against each site alone.
+
+    python -m Benchmarks.federated TASK --data FOLDER --work FOLDER [--seeds 0 1 2] [--preset cpu]
+
+All start from the same source model (``start-strong`` of ``Benchmarks.uda``, whose folders are shared) and take the
+same number of steps; a site's target scans are every third one. The recipe is ``plus`` without its intensity curve,
+which belongs to one target domain. Nothing is gated. A federation gives its last round; the others the step with the
+best label-free score. What is done is kept in WORK and not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from MAPSegLib.errors import MAPSegError
+from MAPSegLib.reports import plain, read_json, write_json
+from MAPSegLib.tasks.scans import ADAPTED_MODEL
+from MAPSegLib.volumes import find_scans
+
+from .tables import RESULTS, write_section
+from .uda.__main__ import prepare
+from .uda.methods import Bench, Scores, run_worker, score, train_model
+from .uda.report import seed_means, spread
+from .uda.tasks import TASKS, adaptation_options
+
+ROUND = 20
+"""Steps of a round."""
+SITES = 3
+FEW = 5
+"""Scans of the small site."""
+WAYS = (
+    "source model",
+    "each site alone",
+    "federated",
+    f"federated, one target site of {FEW} scans",
+    "centralised",
+)
+
+
+def options(bench: Bench) -> dict[str, Any]:
+    """Of every adaptation beside a source."""
+    known = adaptation_options(bench.size, "plus", bench.seed)
+    return known | {"curve_knots": 0}
+
+
+def site_scans(bench: Bench) -> list[list[Path]]:
+    """Every third target scan to one site."""
+    scans = find_scans(bench.material / "target" / "images")
+    return [scans[site::SITES] for site in range(SITES)]
+
+
+def start_model(bench: Bench) -> Path:
+    """The source model that all start from."""
+    train_model(bench, "start-strong", bench.size.start, strong=True)
+    return bench.place("start-strong") / "model.safetensors"
+
+
+def centralised(bench: Bench) -> list[tuple[Path, dict]]:
+    """Adaptation with all scans in one place."""
+    place, folder = bench.material / "source", bench.place("in-one-place")
+    source = (
+        {"source_from_labels": place / "labels"}
+        if bench.task.synthetic
+        else {"source": place / "images", "source_labels": place / "labels"}
+    )
+    job = {"task": "adapt", "model": start_model(bench), "scans": [bench.material / "target" / "images"]}
+    job |= {"output": folder, "save_model": True, "options": options(bench), **source}
+    run_worker(folder, job, folder / "adaptation" / "checkpoint.pt")
+    return [(folder / ADAPTED_MODEL, {})]
+
+
+def alone(bench: Bench) -> list[tuple[Path, dict]]:
+    """Test-time adaptation at each target site, for itself."""
+    models = []
+    for number, scans in enumerate(site_scans(bench)):
+        folder = bench.place(f"site-{number}-alone")
+        job = {"task": "adapt", "model": start_model(bench), "scans": scans, "output": folder}
+        job |= {"save_model": True, "options": adaptation_options(bench.size, "test-time", bench.seed)}
+        run_worker(folder, job, folder / "adaptation" / "checkpoint.pt")
+        models.append((folder / ADAPTED_MODEL, {}))
+    return models
+
+
+def federated(bench: Bench, name: str, targets: Sequence[Sequence[Path]]) -> list[tuple[Path, dict]]:
+    """A federation of the source and ``targets``, with its rounds."""
+    folder, source = bench.place(name), bench.material / "source"
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [f"target-{number}" for number in range(len(targets))]
+    known = options(bench)
+    step = {key: known[key] for key in ("patches", "learning_rate", "ema_decay", "preset", "seed")}
+    plan = {
+        "name": "model",
+        "model": str(start_model(bench)),
+        "sites": [{"name": "source", "role": "source"}, *({"name": n, "role": "target"} for n in names)],
+        "rounds": bench.size.own // ROUND,
+        "steps": ROUND,
+        "options": step,
+    }
+    sites: dict[str, Any] = {"source": {"images": source / "images", "labels": source / "labels"}}
+    for name, scans in zip(names, targets, strict=True):
+        cases = {"cases": [{"image": str(scan)} for scan in scans]}
+        sites[name] = {"images": write_json(folder / f"{name}.json", cases, overwrite=True)}
+    job = {
+        "task": "simulate",
+        "plan": write_json(folder / "plan.json", plan, overwrite=True),
+        "sites": write_json(folder / "sites.json", plain(sites), overwrite=True),
+        "output": folder,
+    }
+    run_worker(folder, job, folder / "state.safetensors")
+    return [(folder / "model.safetensors", {"rounds": read_json(folder / "rounds.json", "rounds")})]
+
+
+def run_way(bench: Bench, way: str) -> dict[str, Any]:
+    """The test scores of one way of training with one seed, or what an earlier run found."""
+    file = bench.place("federated-cells") / f"{WAYS.index(way)}.json"
+    if file.exists():
+        return read_json(file, "a result")
+    sites = site_scans(bench)
+    ways: dict[str, Callable[[], list[tuple[Path, dict]]]] = {
+        WAYS[0]: lambda: [(start_model(bench), {})],
+        WAYS[1]: lambda: alone(bench),
+        WAYS[2]: lambda: federated(bench, "federated", sites),
+        WAYS[3]: lambda: federated(bench, "federated-few", [sites[0][:FEW]]),
+        WAYS[4]: lambda: centralised(bench),
+    }
+    results: Scores = []
+    more: dict[str, Any] = {}
+    for model, told in ways[way]():
+        results += score(bench, model, model.parent / "test-federated")
+        more |= told
+    cell = plain({"way": way, "seed": bench.seed, "results": {"final": results}, **more})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, cell)
+    return cell
+
+
+def tables(cells: Sequence[dict[str, Any]]) -> tuple[list[list[str]], list[list[str]]]:
+    """A line per way, and a line per federation of what its rounds cost."""
+    by_way = {way: [cell for cell in cells if cell["way"] == way] for way in WAYS}
+    means = {way: seed_means(own, "final", "dice") for way, own in by_way.items() if own}
+    main, cost = [], []
+    for way, dice in means.items():
+        gap = [a - b for a, b in zip(dice, means.get(WAYS[4], ()), strict=False)]
+        distance = spread(seed_means(by_way[way], "final", "hd95"))
+        main.append([way, str(len(dice)), spread(dice), distance, spread(gap) if way != WAYS[4] else ""])
+        rounds = [entry for cell in by_way[way] for entry in cell.get("rounds", ())]
+        if rounds:
+            up = [site["bytes"] for entry in rounds for site in entry["sites"].values() if site["used"]]
+            seconds = [entry["seconds"] for entry in rounds]
+            members = len(rounds[0]["sites"])
+            cost.append(
+                [
+                    way,
+                    str(members),
+                    f"{np.median(seconds):.1f} s",
+                    f"{np.median(seconds) / members:.1f} s",
+                    f"{rounds[0]['bytes_to_a_site'] / 1e6:.2f} MB",
+                    f"{np.mean(up) / 1e6:.2f} MB",
+                ]
+            )
+    return main, cost
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code, 2 where the data are missing."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("task", choices=[name for name, task in TASKS.items() if not task.synthetic])
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds the tasks' data")
+    parser.add_argument("--work", type=Path, required=True, help="folder for scans, models and results")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--preset", choices=("cpu", "gpu", "smoke"), default="cpu")
+    arguments = parser.parse_args(words)
+    try:
+        task = TASKS[arguments.task]
+        size = task.sizes[arguments.preset]
+        folder = arguments.work.absolute() / arguments.task / arguments.preset
+        folder.mkdir(parents=True, exist_ok=True)
+        prepare(task, size, arguments.data, folder / "scans")
+        cells = []
+        for seed in arguments.seeds:
+            for way in WAYS:
+                cells.append(run_way(Bench(task, size, folder / "scans", folder, seed), way))
+                print(
+                    f"{way}, seed {seed}: Dice {seed_means(cells[-1:], 'final', 'dice')[0]:.1f}", flush=True
+                )
+    except MAPSegError as error:
+        print(f"{error.message} {error.advice}".strip(), file=sys.stderr)
+        return error.exit_code
+    path = folder / "RESULTS.md" if arguments.preset == "smoke" else RESULTS
+    section = f"federated {arguments.task}"
+    table, cost = tables(cells)
+    write_section(
+        section,
+        f"Federated adaptation, {task.title}: Dice (%) and HD95 (mm) on the test scans, mean ± deviation over seeds. "
+        f"{SITES} target sites, {size.own} steps after a source model of {size.start}; rounds of {ROUND} steps.",
+        ["way", "seeds", "Dice", "HD95 (mm)", "Dice less centralised"],
+        table,
+        path,
+    )
+    write_section(
+        f"{section}, cost",
+        "Medians over rounds and seeds. All sites of a simulation train in turn on one machine; a real round takes as "
+        "long as its slowest site. Bytes without what an engine wraps around them.",
+        ["way", "sites", "a round, in turn", "a site", "to a site", "from a site"],
+        cost,
+        path,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

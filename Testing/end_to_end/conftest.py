@@ -115,3 +115,17 @@ def worker(tmp_path):
         if one.process.poll() is None:
             one.process.kill()
             one.process.communicate()
+
+
+@pytest.fixture(scope="session")
+def anatomy(tmp_path_factory):
+    """A folder with a rough head: cortex, white matter, a thalamus on each side, and skin."""
+    folder = tmp_path_factory.mktemp("anatomy")
+    axes = np.indices((40, 44, 40)) - np.reshape([20, 22, 20], (3, 1, 1, 1))
+    distance, left = np.sqrt((axes**2).sum(0)), axes[0] < 0
+    codes = np.zeros(distance.shape, np.int16)
+    for radius, pair in ((19, (502, 502)), (16, (3, 42)), (11, (2, 41)), (5, (10, 49))):
+        codes[(distance < radius) & left] = pair[0]
+        codes[(distance < radius) & ~left] = pair[1]
+    nib.save(nib.Nifti1Image(codes, np.diag([3.0, 3.0, 3.0, 1.0])), folder / "head.nii.gz")
+    return folder

@@ -1,0 +1,193 @@
+"""How the commands refuse bad input, and what a full disk or memory leaves behind."""
+
+import errno
+import json
+import os
+import resource
+import shutil
+
+import pytest
+
+from MAPSegLib import api
+from MAPSegLib.errors import InputError
+
+from .calls import CPU, files, labels_of, mapseg, refused
+
+
+def test_models_that_cannot_be_used(model, data, tmp_path):
+    import torch
+
+    scan, out = data / "images" / "case0.nii.gz", tmp_path / "out"
+    assert "Unknown model nobody; known: " in refused("segment", "nobody", scan, "-o", out)
+    pickled = tmp_path / "pickled.safetensors"
+    torch.save({"a": torch.zeros(1)}, pickled)
+    assert "pickled checkpoint" in refused("segment", pickled, scan, "-o", out)
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(model.read_bytes()[:-100])
+    assert "damaged" in refused("adapt", damaged, scan, "-o", out)
+    newer = tmp_path / "newer.safetensors"
+    newer.write_bytes(model.read_bytes().replace(rb"\"format_version\":1", rb"\"format_version\":9", 1))
+    assert "model format 9" in refused("segment", newer, scan, "-o", out)
+    assert not out.exists()
+
+
+def test_options_out_of_bounds(model, data, tmp_path):
+    scan, out = data / "images" / "case0.nii.gz", tmp_path / "out"
+    assert "options.overlap" in refused("segment", model, scan, "-o", out, "--overlap", 1)
+    assert "options.device" in refused("segment", model, scan, "-o", out, "--device", "tpu")
+    options = tmp_path / "options.json"
+    options.write_text('{"step": 3}')
+    assert "options.step" in refused("adapt", model, scan, "-o", out, "--options", options)
+    assert "not exist" in refused("adapt", model, scan, "-o", out, "--options", tmp_path / "absent.json")
+    assert not out.exists()
+
+
+def test_folders_without_scans(model, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").touch()
+    assert "holds no scans" in refused("segment", model, tmp_path / "empty", "-o", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("task", ["segment", "adapt"])
+def test_results_are_not_replaced_unasked(task, model, data, tmp_path):
+    scan, out = data / "images" / "case0.nii.gz", tmp_path / "out"
+    steps = ["--steps", 1] if task == "adapt" else []
+    out.mkdir()
+    (out / "case0_seg.nii.gz").write_text("precious")
+    assert "already there" in refused(task, model, scan, "-o", out, *steps)
+    assert (
+        files(out) == ["case0_seg.nii.gz"]
+        and (out / "case0_seg.nii.gz").read_text(encoding="utf-8") == "precious"
+    )
+    mapseg(task, model, scan, "-o", out, "--overwrite", *steps, *CPU)
+    assert labels_of(out / "case0_seg.nii.gz").max() == 2
+
+
+def test_outputs_that_cannot_be_written(model, data, tmp_path):
+    scan = data / "images" / "case0.nii.gz"
+    (tmp_path / "file").touch()
+    assert "cannot be written" in refused("segment", model, scan, "-o", tmp_path / "file" / "out", *CPU)
+    assert "cannot be written" in refused("segment", model, scan, "-o", "/proc/mapseg", *CPU)
+    assert files(tmp_path) == ["file"]
+
+
+def test_one_bad_scan_among_many(model, data, tmp_path):
+    folder = tmp_path / "in"
+    shutil.copytree(data / "images", folder)
+    (folder / "case1.nii.gz").write_bytes((folder / "case1.nii.gz").read_bytes()[:2000])
+    for task, more in (("segment", []), ("adapt", ["--steps", 1])):
+        out = tmp_path / task
+        text, errors = mapseg(task, model, folder, "-o", out, *more, *CPU, code=2)
+        assert "case2.nii.gz" in text and errors.endswith("1 failed: case1.nii.gz")
+        assert "case1_seg.nii.gz" not in files(out) and "case2_seg.nii.gz" in files(out)
+        report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+        assert len(report["scans"]) == 2 and report["failed"][0]["kind"] == "input"
+        assert "case1.nii.gz" in report["failed"][0]["message"]
+
+
+def test_nothing_is_left_when_every_scan_is_bad(model, tmp_path):
+    bad = tmp_path / "bad.nii.gz"
+    bad.write_text("no image")
+    for task in ("segment", "adapt"):
+        assert "bad.nii.gz" in refused(
+            task, model, bad, tmp_path / "absent.nii.gz", "-o", tmp_path / "out", *CPU
+        )
+    assert files(tmp_path) == ["bad.nii.gz"] and not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="does not exist"):
+        api.segment(model, tmp_path / "absent.nii.gz", tmp_path / "out")
+
+
+def test_unforeseen_failures_of_one_scan_stop_no_other(model, data, tmp_path, monkeypatch):
+    from MAPSegLib import inference
+
+    real, calls = inference.segment_scan, []
+
+    def fails_once(*arguments, **named):
+        calls.append(1)
+        if len(calls) == 1:
+            raise ZeroDivisionError("boom")
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(inference, "segment_scan", fails_once)
+    result = api.segment(model, data / "images", tmp_path, device="cpu", threads=1)
+    assert len(result["scans"]) == 2
+    assert result["failed"][0]["kind"] == "error" and "ZeroDivisionError" in result["failed"][0]["message"]
+
+
+def test_memory_that_runs_out_is_told(model, data, tmp_path, monkeypatch):
+    from MAPSegLib import inference
+
+    def no_memory(*arguments, **named):
+        raise MemoryError
+
+    monkeypatch.setattr(inference, "class_probabilities", no_memory)
+    scan = data / "images" / "case0.nii.gz"
+    assert "Not enough memory" in refused("segment", model, scan, "-o", tmp_path / "out", *CPU, code=3)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("task", ["segment", "adapt", "train"])
+def test_a_full_disk(task, model, data, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    out = tmp_path / "out"
+    if task == "train":
+        pairs = ["--images", data / "images", "--labels", data / "labels", "--name", "x", "--preset", "tiny"]
+        text = refused("train", *pairs, "--steps", 1, "-o", out, *CPU)
+    else:
+        steps = ["--steps", 1] if task == "adapt" else []
+        text = refused(task, model, data / "images", "-o", out, *steps, *CPU)
+    assert "no space left" in text.lower()
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("limit", [300, 20_000])
+def test_files_that_the_system_cuts_short(limit, model, data, tmp_path):
+    pairs = {"images": data / "images", "labels": data / "labels", "preset": "tiny"}
+    options = {"steps": 1, "patches": 1, "threads": 1}
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
+    try:
+        with pytest.raises(InputError, match="written"):
+            api.train(tmp_path / "t", "x", **pairs, **options)
+        if limit < 1000:
+            with pytest.raises(InputError, match="written"):
+                api.segment(model, data / "images", tmp_path / "s", threads=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert files(tmp_path) == []
+
+
+def test_trainings_that_cannot_start(data, tmp_path):
+    out = ["-o", tmp_path / "out", "--name", "x", *CPU]
+    images, labels = ["--images", data / "images"], ["--labels", data / "labels"]
+    assert "has a label map" in refused("train", *images, *out)
+    assert "too few to keep 3 back" in refused("train", *images, *labels, "--holdout", 3, *out)
+    assert "label map" in refused("train", "--images", data / "labels", *labels, *out)
+    table = tmp_path / "table.json"
+    table.write_text('{"7": "nothing"}')
+    assert "none of the model's label values" in refused(
+        "train", *images, *labels, "--label-table", table, *out
+    )
+    assert files(tmp_path) == ["table.json"] and not (tmp_path / "out").exists()
+
+
+def test_every_command_explains_itself():
+    listed, _ = mapseg("--help")
+    for command in (
+        "segment",
+        "adapt",
+        "train",
+        "pretrain",
+        "evaluate",
+        "models",
+        "import",
+        "synthesise",
+        "demo",
+    ):
+        assert command in listed
+        assert "Usage" in mapseg(command, "--help")[0]
+    assert mapseg("--version")[0].startswith("mapseg ")

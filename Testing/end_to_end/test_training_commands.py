@@ -1,0 +1,178 @@
+"""The commands that train, pretrain and draw images, on tiny scans, in process."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from MAPSegLib import api
+from MAPSegLib.models import load_card, load_model
+
+from .calls import CPU, files, labels_of, mapseg, other_codes, refused
+
+
+def test_a_training_reads_a_data_set(data, tmp_path):
+    for ours, theirs in (("images", "imagesTr"), ("labels", "labelsTr")):
+        shutil.copytree(data / ours, tmp_path / "set" / theirs)
+    (tmp_path / "set" / "dataset.json").write_text('{"modality": {"0": "MRI"}}')
+    arguments = ["--images", tmp_path / "set", "--name", "x", "--preset", "tiny", "--steps", 1]
+    mapseg("train", *arguments, "--spacing", 2, "-o", tmp_path / "out", *CPU)
+    assert load_card(tmp_path / "out" / "x.safetensors").provenance["cases"] == 3
+
+
+def test_the_card_tells_how_a_model_came_about(trained, data):
+    card = load_card(trained["model"])
+    assert [label.value for label in card.labels] == [1, 2]
+    assert card.provenance["cases"] == 3 and card.provenance["data"] == "images"
+    assert card.provenance["steps"] == 40 and "torch" in card.provenance["versions"]
+    volumes = [
+        np.count_nonzero(labels_of(data / "labels" / f"case{i}.nii.gz") == 2) * 0.008 for i in range(3)
+    ]
+    mean, deviation = card.priors["volumes"]["2"]
+    assert mean == pytest.approx(np.log(volumes).mean(), abs=1e-3)
+    assert deviation == pytest.approx(np.log(volumes).std(ddof=1), abs=1e-3)
+
+
+def test_training_starts_from_a_model_and_keeps_cases_back(model, data, tmp_path):
+    options = tmp_path / "options.json"
+    options.write_text('{"validate_every": 2, "patches": 1}')
+    arguments = ["--images", data / "images", "--labels", data / "labels", "--name", "next", "--init", model]
+    mapseg(
+        "train", *arguments, "--holdout", 1, "--steps", 2, "--options", options, "-o", tmp_path / "t", *CPU
+    )
+    card = load_card(tmp_path / "t" / "next.safetensors")
+    first = load_card(model)
+    assert card.provenance["started_from"] == {"name": first.name, **first.provenance}
+    assert card.provenance["held_out"] == 1
+    assert "validation_dice" in (tmp_path / "t" / "metrics.jsonl").read_text(encoding="utf-8")
+    arguments[-1] = "nobody"
+    assert "Unknown model nobody" in refused("train", *arguments, "-o", tmp_path / "u", *CPU)
+
+
+@pytest.fixture(scope="module")
+def encoder(data, tmp_path_factory):
+    """Folder with an encoder that was pretrained on two domains; its names stand in the card."""
+    pytest.importorskip("matplotlib", reason="needs the extra 'demo'")
+    folder = tmp_path_factory.mktemp("pretrained")
+    for name in ("north", "south"):
+        (folder / name).mkdir()
+    shutil.copy(data / "images" / "case0.nii.gz", folder / "north")
+    for name in ("case1", "case2"):
+        shutil.copy(data / "images" / f"{name}.nii.gz", folder / "south")
+    options = folder / "options.json"
+    options.write_text('{"picture_every": 2, "scans": 1, "checkpoint_every": 2}')
+    arguments = [folder / "north", folder / "south", "--name", "seen", "--preset", "tiny", "--spacing", 2]
+    arguments += ["--steps", 3, "--options", options, "-o", folder / "run", *CPU]
+    text, told = mapseg("pretrain", *arguments)
+    assert "step_000003.png" in text and "1 scans in north, 2 scans in south" in told
+    assert "already there" in refused("pretrain", *arguments)
+    return folder / "run"
+
+
+def test_pretraining_leaves_an_encoder_its_record_and_pictures(encoder):
+    expected = ["checkpoint.pt", "job.json", "metrics.jsonl", "seen.safetensors"]
+    expected += [f"pictures/step_00000{step}.png" for step in (2, 3)]
+    assert files(encoder) == sorted(expected)
+    card = json.loads(mapseg("models", encoder / "seen.safetensors")[0])
+    assert card["kind"] == "encoder" and card["labels"] == []
+    domains = [(d["data"], d["cases"], d["images"]) for d in card["provenance"]["domains"]]
+    assert domains == [("north", 1, "acquired"), ("south", 2, "acquired")]
+
+
+def test_training_starts_from_an_encoder_with_its_own_structures(encoder, data, tmp_path):
+    from safetensors.torch import load_file
+
+    start = encoder / "seen.safetensors"
+    table = tmp_path / "table.json"
+    table.write_text('{"1": "rind", "2": "core"}')
+    options = tmp_path / "options.json"
+    options.write_text('{"learning_rate": 1e-30, "weight_decay": 0, "patches": 1}')
+    arguments = ["--images", data / "images", "--labels", data / "labels", "--options", options, *CPU]
+    arguments += ["--init", start, "--steps", 1, "--label-table", table]
+    mapseg("train", *arguments, "--name", "next", "-o", tmp_path / "t")
+    model, card = load_model(tmp_path / "t" / "next.safetensors")
+    assert [label.name for label in card.labels] == ["rind", "core"]
+    assert card.architecture == load_card(start, encoder=True).architecture
+    assert card.preprocessing.spacing == (2, 2, 2) and card.provenance["started_from"]["name"] == "seen"
+    learnt = load_file(start)
+    for name, tensor in model.encoder.state_dict().items():
+        assert np.array_equal(tensor, learnt[f"encoder.{name}"])
+    assert not any(name.startswith("head") for name in learnt)
+
+    arguments[arguments.index(start)] = tmp_path / "t" / "next.safetensors"
+    assert "brings its own label table" in refused("train", *arguments, "--name", "x", "-o", tmp_path / "u")
+    assert not (tmp_path / "u").exists()
+
+
+def test_encoders_are_listed_and_segment_nothing(encoder, data, tmp_path, monkeypatch):
+    monkeypatch.setenv("MAPSEG_HOME", str(tmp_path / "home"))
+    (tmp_path / "home" / "models").mkdir(parents=True)
+    shutil.copy(encoder / "seen.safetensors", tmp_path / "home" / "models")
+    assert "seen encoder only" in mapseg("models")[0]
+    scan, out = data / "images" / "case0.nii.gz", tmp_path / "out"
+    for task in ("segment", "adapt"):
+        text = refused(task, "seen", scan, "-o", out)
+        assert "seen.safetensors is a pretrained encoder, which cannot segment." in text
+    assert "cannot segment" in refused(
+        "evaluate", data / "labels", data / "labels", "-o", out, "--model", "seen"
+    )
+    assert not out.exists()
+
+
+def test_pretraining_on_synthesised_images_without_pictures(anatomy, data, tmp_path, monkeypatch):
+    from MAPSegLib.tasks import pretraining
+
+    monkeypatch.setattr(pretraining, "find_spec", lambda name: None)
+    result = api.pretrain(
+        tmp_path / "p",
+        "mixed",
+        domains=data / "images",
+        from_labels=anatomy,
+        contrast="random",
+        preset="tiny",
+        preprocessing={"spacing": (4, 4, 4)},
+        steps=2,
+        threads=1,
+    )
+    assert files(tmp_path / "p") == ["checkpoint.pt", "job.json", "metrics.jsonl", "mixed.safetensors"]
+    domains = load_card(result["model"], encoder=True).provenance["domains"]
+    assert [d["images"] for d in domains] == ["acquired", "synthesised, contrast random"]
+
+
+def test_pretrainings_that_cannot_start(data, tmp_path):
+    out = ["-o", tmp_path / "out", "--name", "x", *CPU]
+    assert "give folders of scans, or from_labels" in refused("pretrain", *out)
+    assert "does not exist" in refused("pretrain", tmp_path / "absent", *out)
+    assert "label map" in refused("pretrain", data / "labels", *out)
+    assert "none of FreeSurfer's codes" in refused("pretrain", "--from-labels", other_codes(tmp_path), *out)
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_are_drawn_from_label_maps(anatomy, tmp_path):
+    arguments = ["--count", 2, "--spacing", 4, "--contrast", "t2", "--seed", 3]
+    for name in ("a", "b"):
+        mapseg("synthesise", anatomy, "-o", tmp_path / name, *arguments)
+    drawn = [f"{kind}/head_t2_00{k}.nii.gz" for kind in ("images", "labels") for k in (0, 1)]
+    assert files(tmp_path / "a") == drawn
+    pairs = [labels_of(tmp_path / "a" / name) for name in drawn]
+    assert pairs[0].shape == pairs[2].shape and {2, 3, 41, 42} <= set(np.unique(pairs[2])) <= {
+        0,
+        2,
+        3,
+        10,
+        41,
+        42,
+        49,
+    }
+    assert not np.array_equal(pairs[0], pairs[1])
+    assert np.array_equal(pairs[0], labels_of(tmp_path / "b" / drawn[0]))
+    refused("synthesise", anatomy, "-o", tmp_path / "a", *arguments)
+
+
+def test_training_on_synthesised_images(anatomy, tmp_path):
+    arguments = ["--from-labels", anatomy, "--contrast", "random", "--preset", "tiny", "--spacing", 4]
+    mapseg("train", *arguments, "--name", "head", "--steps", 2, "-o", tmp_path / "t", *CPU)
+    card = load_card(tmp_path / "t" / "head.safetensors")
+    assert 17 in [label.value for label in card.labels] and set(card.priors["volumes"]) >= {"2", "41", "49"}
+    assert card.provenance["images"] == "synthesised, contrast random"

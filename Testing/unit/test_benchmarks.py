@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from model_cases import SINGLE, Thresholds, tiny_model
+from model_cases import SINGLE, Thresholds, tiny_architecture, tiny_model
 
 from MAPSegLib.config import AdaptationOptions
 from MAPSegLib.datasets import cut_patches
@@ -14,7 +14,7 @@ from MAPSegLib.synthesis import brain_labels
 
 sys.path.append(str(Path(__file__).parents[2]))  # the benchmarks are no part of the installed package
 
-from Benchmarks import oasis, published, tables  # noqa: E402
+from Benchmarks import oasis, published, step, tables  # noqa: E402
 
 
 @pytest.mark.parametrize("patch", [32, 48, 64, 80, 96, 128])
@@ -57,6 +57,12 @@ def test_a_published_step_trains_the_student_and_moves_the_teacher():
     for old, new, own in zip(start, teacher.parameters(), student.parameters(), strict=True):
         torch.testing.assert_close(new, 0.5 * old + 0.5 * own)
         assert not torch.equal(old, own)
+
+
+def test_the_literal_formula_and_ours_give_the_same_loss(monkeypatch):
+    monkeypatch.setitem(step.ARCHITECTURES, "tiny", tiny_architecture())
+    row = step.measure("tiny", classes=4, pairs=1)
+    assert len(row) == len(step.HEADER) and float(row[-1]) < 1e-5
 
 
 def test_manual_codes_map_to_the_model_s_values_and_keep_their_side():

@@ -134,7 +134,7 @@ def main() -> None:
     table.insert(7, mean_line)
     seconds, memory = zip(*costs, strict=True)
     write_section(
-        "brain",
+        "brain" if card.name == "brain-t1" else f"brain {card.name}",
         f"Embedded model {card.name} on real T1 scans: Dice (%) and HD95 (mm), mean ± deviation over "
         f"scans and sides. The whole command took {np.median(seconds):.1f} s (median; at most "
         f"{max(seconds):.1f} s) and at most {max(memory):.2f} GB.",

@@ -178,14 +178,15 @@ def main() -> None:
                     f"{'trusted' if row['trusted'] else 'untrusted'}, {row['seconds']} s)",
                     flush=True,
                 )
+    section = "shift" if arguments.model == "brain-t1" else f"shift {card.name}"
     write_section(
-        "shift",
-        "Adaptation under changed contrast: oasis_t1, mean Dice (%) of the seven structures",
+        section,
+        f"{card.name}, adaptation under changed contrast: oasis_t1, mean Dice (%) of the seven structures",
         HEADER,
         table(rows),
     )
     write_section(
-        "shift, claims",
+        f"{section}, claims",
         "What is said without labels against the Dice: measures of every check of every case, the gate, and the "
         "verdict on source-only and kept results. Collapsed: a Dice below half of source-only's on native scans.",
         claims.HEADER,

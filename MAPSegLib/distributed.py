@@ -135,7 +135,7 @@ class Replica:
                 def forward(self, losses: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
                     return losses()
 
-            self.parallel = DistributedDataParallel(Losses(), broadcast_buffers=False)
+            self.parallel = DistributedDataParallel(Losses())
 
     def backward(
         self, losses: Callable[[], dict[str, Tensor]], share: float, last: bool

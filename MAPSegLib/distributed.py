@@ -13,6 +13,7 @@ it (:func:`on_first`). Without torchrun nothing here does anything, nor imports 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from datetime import timedelta
@@ -28,8 +29,8 @@ T = TypeVar("T")
 
 WAIT = timedelta(hours=12)
 """How long a process waits for another: the first one may segment many scans. One that died is noticed at once."""
-PATIENCE = timedelta(seconds=5)
-"""How long a process that failed waits for the others to fail as well."""
+PATIENCE = 5.0
+"""Seconds that a process that failed waits for the others to fail as well."""
 _store: torch.distributed.Store | None = None
 
 
@@ -190,6 +191,8 @@ def tell_once(tell: Callable[[], None]) -> None:
         if rank() == 0:
             claim()
         _store.set(f"failed {rank()}", "")
-        with suppress(RuntimeError, KeyboardInterrupt):
-            _store.wait([f"failed {number}" for number in range(world())], PATIENCE)
+        everyone, until = [f"failed {number}" for number in range(world())], time.monotonic() + PATIENCE
+        with suppress(KeyboardInterrupt):  # torchrun ends those that are left
+            while not _store.check(everyone) and time.monotonic() < until:
+                time.sleep(0.05)
         claim()

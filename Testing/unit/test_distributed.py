@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import shared_runs
@@ -15,7 +14,7 @@ from MAPSegLib.config import TrainingOptions
 from MAPSegLib.errors import InputError
 from MAPSegLib.jobs import build_job
 from MAPSegLib.tasks import resume
-from MAPSegLib.training.loop import Loop, Reused, seed_of
+from MAPSegLib.training.loop import Loop, Record, Reused, seed_of
 
 CPU = dict(device="cpu", precision="fp32")
 
@@ -42,7 +41,7 @@ def both(tmp_path_factory):
 @pytest.mark.parametrize("run", ["train", "pretrain", "adapt"])
 def test_two_processes_have_the_losses_of_one_with_twice_the_accumulation(both, run):
     _, _, alone, (first, second) = both
-    assert len(alone[run]) == 20 and first[run] == second[run]
+    assert len(alone[run]) == 20 and second[run] in (first[run], [])  # an adaptation tells in the first alone
     assert alone[run][0] != alone[run][1]
     for ours, theirs in zip(alone[run], first[run], strict=True):
         assert theirs == pytest.approx(ours, abs=1e-5)
@@ -104,7 +103,7 @@ def test_a_step_follows_the_mean_of_its_micro_batches():
     results = [x @ weight.T + bias for _, x in drawn]
     a = sum(y.pow(2).mean() for y in results) / 3
     b = sum(0.1 * y.mean() for y in results) / 3
-    assert told == pytest.approx({"a": float(a), "b": float(b), "loss": float(a + b)}, abs=1e-6)
+    assert told == pytest.approx({"a": a.item(), "b": b.item(), "loss": (a + b).item()}, abs=1e-6)
     expected = torch.autograd.grad(a + b, [weight, bias])
     norm = torch.cat([g.flatten() for g in expected]).norm().clamp(min=1)
     for ours, theirs in zip(loop.model.parameters(), expected, strict=True):
@@ -212,10 +211,8 @@ def test_a_checkpoint_can_be_continued_by_another_number_of_processes(second_of_
     assert fingerprint(6) == two != fingerprint(3)
 
 
-def test_the_others_write_nothing(second_of_two, monkeypatch, tmp_path):
-    from MAPSegLib.training.loop import Record
-
+def test_the_others_write_nothing(second_of_two, tmp_path):
     Record(tmp_path / "metrics.jsonl", 0).add(1, loss=2.0)
     loop = Loop.__new__(Loop)
     loop.save(tmp_path / "checkpoint.pt")
-    assert list(tmp_path.iterdir()) == [] and Path(tmp_path).exists()
+    assert list(tmp_path.iterdir()) == []

@@ -105,11 +105,17 @@ class InferenceOptions(Options):
     threads: int | None = Field(None, ge=1, description="CPU threads; all cores when absent")
 
 
+Accumulate = Annotated[
+    int, Field(ge=1, le=1024, description="micro-batches that a process computes before it moves the weights")
+]
+
+
 class TrainingOptions(Options):
     """Supervised training on the source (section 3.4's warm-up; losses of sections 3.2 and 3.3)."""
 
     steps: int = Field(5000, ge=1)
-    patches: int = Field(4, ge=1, le=64, description="local patches a step")
+    patches: int = Field(4, ge=1, le=64, description="local patches a micro-batch, of one scan")
+    accumulate: Accumulate = 1
     masked_share: float = Field(0.5, ge=0, le=1, description="share of the patches whose cubes are masked")
     mask_ratio: float = Field(0.7, gt=0, lt=1, description="share of a masked patch's cubes set to zero")
     mask_cube: int = Field(8, ge=1, description="edge of a masked cube in the local patch, voxels")
@@ -145,7 +151,10 @@ class TrainingOptions(Options):
 class PretrainingStep(Options):
     """What a step of masked multi-scale autoencoding reads (section 3.1)."""
 
-    scans: int = Field(4, ge=1, le=64, description="scans a step: the whole of each, and a local patch")
+    scans: int = Field(
+        4, ge=1, le=64, description="scans a micro-batch: the whole of each, and a local patch"
+    )
+    accumulate: Accumulate = 1
     mask_ratio: float = Field(0.7, gt=0, lt=1, description="share of the cubes set to zero")
     mask_cube: int = Field(
         8, ge=1, description="edge of a masked cube in the local patch, voxels; half of it in the whole"
@@ -171,7 +180,8 @@ class PretrainingOptions(PretrainingStep):
 class StepOptions(Options):
     """What a step of any adaptation reads: its views, its loss, its optimiser and its teacher."""
 
-    patches: int = Field(1, ge=1, le=32, description="local patches a step, of each domain")
+    patches: int = Field(1, ge=1, le=32, description="local patches a micro-batch, of each domain")
+    accumulate: Accumulate = 1
     mask_ratio: float = Field(0.7, gt=0, lt=1)
     mask_cube: int = Field(8, ge=1)
     global_weight: float = Field(0.05, ge=0, description="gamma: weight of the whole-scan segmentation term")

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from . import distributed
 from .errors import MAPSegError
 from .worker import execute, listen_for_stop
 
@@ -49,8 +50,8 @@ def run(task: str, content: dict[str, Any], flags: dict[str, Any] | None, option
             job["options"] = {**more, **{key: value for key, value in flags.items() if value is not None}}
         return build_job(job)
 
-    adapts = task in ("adapt", "demo") and sys.stdin.isatty()
-    stopped = listen_for_stop(b"") if adapts else lambda: False
+    listens = task in ("adapt", "demo") and sys.stdin.isatty() and distributed.rank() == 0
+    stopped = listen_for_stop(b"") if listens else lambda: False
     with _Display() as display:
         return execute(load, display.emit, stopped)
 

@@ -12,19 +12,20 @@ import torch
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """``auto`` takes CUDA, then Apple's GPU, then the CPU.
+    """``auto`` takes CUDA, then Apple's GPU, then the CPU; of several processes, each has its own GPU.
 
     Raises:
-        InputError: a device was asked for that this machine lacks.
+        InputError: a device was asked for that this machine lacks, or there are not enough.
     """
+    from . import distributed
     from .errors import InputError
 
     has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        return torch.device(next(d for d in ("cuda", "mps", "cpu") if has[d]))
+        name = next(d for d in ("cuda", "mps", "cpu") if has[d])
     if not has[name]:
         raise InputError(f"This machine offers PyTorch no {name} device.", "Choose device auto or cpu.")
-    return torch.device(name)
+    return distributed.own(torch.device(name))
 
 
 @cache

@@ -107,6 +107,11 @@ class AdaptJob(Options):
             raise ValueError("source_labels need a source")
         return self
 
+    @property
+    def has_source(self) -> bool:
+        """Whether adaptation has labelled scans, or synthesised ones, to train on as well."""
+        return isinstance(self.options, CentralisedOptions)
+
 
 class TrainJob(Options):
     """Train a source model, on images with labels or on images synthesised from label maps."""

@@ -5,6 +5,8 @@ it ended (:mod:`MAPSegLib.errors`; 2 also when some scans failed and others did 
 is complete stays, nothing half-written does, and a training or an adaptation keeps its last checkpoint. A line
 ``stop`` on standard input ends an adaptation with the best step so far, a line ``cancel`` cancels (Windows has no
 signals for it). With ``--attached`` the worker also ends when its standard input does: whoever started it has died.
+
+``torchrun`` in the place of ``python`` shares a training out to several processes (:mod:`MAPSegLib.distributed`).
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Any
 
-from . import __version__
-from .errors import Cancelled, MAPSegError, MemoryExhausted, Stopped
+from . import __version__, distributed
+from .errors import Cancelled, InputError, MAPSegError, MemoryExhausted, Stopped
 
 _TASKS = {
     "segment": ("scans", "segment"),
@@ -55,6 +57,11 @@ def run_job(job, emit, stopped: Callable[[], bool] = lambda: False) -> dict[str,
     Raises:
         MAPSegError: the job failed as a whole. Scans that failed among others are in the result's ``failed``.
     """
+    if distributed.world() > 1 and not _shared(job):
+        raise InputError(
+            f"The task {job.task} runs in one process; what several share is pretrain, train, and adapt with a source.",
+            "Start it without torchrun.",
+        )
 
     def report(event: str, **fields: Any) -> None:
         if _signalled.is_set():
@@ -73,12 +80,17 @@ def run_job(job, emit, stopped: Callable[[], bool] = lambda: False) -> dict[str,
 def execute(load_job, emit, stopped: Callable[[], bool] = lambda: False) -> int:
     """Run a job to its exit code: failures become ``error`` events, signals cancel.
 
+    Of several processes (:mod:`MAPSegLib.distributed`), the first one tells the events.
+
     Args:
         load_job: gives the job; what it raises is told like any other failure.
     """
     with _cancelling():
         try:
-            result = run_job(load_job(), emit, stopped)
+            distributed.join()
+            mine = emit if distributed.rank() == 0 else _silent
+            result = run_job(load_job(), mine, stopped)
+            distributed.leave()
             return 2 if result["failed"] else 0
         except (KeyboardInterrupt, Cancelled):
             error: MAPSegError = Cancelled("Cancelled.")
@@ -90,12 +102,28 @@ def execute(load_job, emit, stopped: Callable[[], bool] = lambda: False) -> int:
         except MemoryError:
             error = MemoryExhausted("Memory ran out.", "Close other programs.")
         except Exception as failure:
-            _log.exception("unforeseen failure")
-            text = f"Unforeseen failure, {type(failure).__name__}: {failure}"
-            error = MAPSegError(text, "Please report it with the log above.")
+            if distributed.is_lost(failure):
+                error = MAPSegError(
+                    "Another process of this run has ended, or cannot be reached.",
+                    "See what torchrun tells of it.",
+                )
+            else:
+                _log.exception("unforeseen failure")
+                text = f"Unforeseen failure, {type(failure).__name__}: {failure}"
+                error = MAPSegError(text, "Please report it with the log above.")
+        told = {"event": "error", "kind": error.kind, "message": error.message, "advice": error.advice}
         with suppress(Cancelled):  # raised where nobody reads any more
-            emit({"event": "error", "kind": error.kind, "message": error.message, "advice": error.advice})
+            distributed.tell_once(lambda: emit(told))
         return error.exit_code
+
+
+def _shared(job) -> bool:
+    """Whether several processes can do a job together."""
+    return job.task in ("pretrain", "train") or (job.task == "adapt" and job.has_source)
+
+
+def _silent(event: dict[str, Any]) -> None:
+    """Take an event that another process tells."""
 
 
 @contextmanager
@@ -190,8 +218,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     def load():
         # Only now: an order that came before execute() is ready for it would end in a traceback.
-        emit({"event": "started", "pid": os.getpid(), "version": __version__})
-        stopped.append(listen_for_orders(len(files) < len(arguments)))
+        if distributed.rank() == 0:  # all processes of torchrun read the same input
+            emit({"event": "started", "pid": os.getpid(), "version": __version__})
+            stopped.append(listen_for_orders(len(files) < len(arguments)))
         from .jobs import parse_job
 
         return parse_job(files[0])

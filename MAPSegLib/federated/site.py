@@ -123,8 +123,6 @@ class Site:
                 f"Round {number} brought weights of another architecture than the plan's.",
                 "Get a new start kit from the coordinator.",
             ) from error
-        # Of dropout: other sites in this process, and a restart, must not change what a round draws.
-        torch.manual_seed(int(torch.randint(2**31, (), generator=loop.generator)))
         self.material.begin(loop)
         sums: dict[str, float] = defaultdict(float)
         for step in range(1, steps + 1):

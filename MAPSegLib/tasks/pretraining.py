@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import distributed
 from ..config import ARCHITECTURES, check_path
 from ..jobs import PretrainJob, Report
 from ..manifests import list_scans
@@ -60,18 +61,18 @@ def pretrain(job: PretrainJob, report: Report) -> dict[str, Any]:
         ) as resumed:
             if resumed:
                 report("log", message="Continuing a pretraining that was interrupted.")
-            else:
+            elif distributed.rank() == 0:
                 _remove_pictures(pictures)
             try:
                 torch.manual_seed(job.options.seed)
                 model = Autoencoder(ARCHITECTURES[job.preset])
                 run(model, domains, job.options, folder, report, picture if drawn else None)
             except BaseException:
-                if not (folder / resume.CHECKPOINT).exists():
+                if distributed.rank() == 0 and not (folder / resume.CHECKPOINT).exists():
                     _remove_pictures(pictures)
                 raise
             weights = {f"encoder.{name}": tensor for name, tensor in model.encoder.state_dict().items()}
-            save_model(final, weights, _card(job, scans, maps), job.overwrite)
+            distributed.on_first(lambda: save_model(final, weights, _card(job, scans, maps), job.overwrite))
     made = [final, folder / resume.RECORD, *_pictures(pictures)]
     return {"files": [str(path) for path in made], "model": str(final), "failed": []}
 

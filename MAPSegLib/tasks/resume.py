@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from .. import distributed
 from ..config import Options
 from ..errors import InputError
 from ..reports import plain, read_json, write_json
@@ -32,11 +33,26 @@ def claim(folder: Path, job: Options, files: Iterable[Path]) -> Iterator[bool]:
     """Bind ``folder`` to a job and its input files; yields whether there is a checkpoint to continue from.
 
     A checkpoint of another job is removed where the job may overwrite. A block that fails before its first
-    checkpoint leaves nothing.
+    checkpoint leaves nothing. Of several processes, the first one does all this.
 
     Raises:
         InputError: the checkpoint is another job's.
     """
+    checkpoint = folder / CHECKPOINT
+    resumed = distributed.on_first(lambda: _bind(folder, job, files))
+    try:
+        yield resumed
+    except BaseException:
+        if distributed.rank() == 0 and not checkpoint.exists():
+            release(folder)
+            (folder / RECORD).unlink(missing_ok=True)
+        raise
+    finally:
+        if distributed.rank() == 0:
+            (folder / f"{CHECKPOINT}.part").unlink(missing_ok=True)
+
+
+def _bind(folder: Path, job: Options, files: Iterable[Path]) -> bool:
     mine = plain(_fingerprint(job, files))
     owner, checkpoint = folder / OWNER, folder / CHECKPOINT
     if checkpoint.exists():
@@ -50,15 +66,7 @@ def claim(folder: Path, job: Options, files: Iterable[Path]) -> Iterator[bool]:
         if differing:
             checkpoint.unlink()
     write_json(owner, mine, overwrite=True)
-    try:
-        yield checkpoint.exists()
-    except BaseException:
-        if not checkpoint.exists():
-            release(folder)
-            (folder / RECORD).unlink(missing_ok=True)
-        raise
-    finally:
-        (folder / f"{CHECKPOINT}.part").unlink(missing_ok=True)
+    return checkpoint.exists()
 
 
 def release(folder: Path) -> None:
@@ -70,6 +78,8 @@ def release(folder: Path) -> None:
 def _fingerprint(job: Options, files: Iterable[Path]) -> dict[str, Any]:
     content = job.model_dump(mode="json", exclude=set(_FREE))
     options = content.pop("options")
+    if "accumulate" in options:  # what counts is a step's number of micro-batches, whoever computes them
+        options["accumulate"] *= distributed.world()
     stats = {str(path): path.stat() for path in files}
     return {
         "settings": content,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__
+from .. import __version__, distributed
 from ..config import check_path
 from ..errors import Cancelled, MAPSegError
 from ..jobs import AdaptJob, Report, SegmentJob
@@ -231,19 +231,29 @@ def adapt(job: AdaptJob, report: Report) -> dict[str, Any]:
                 if resumed:
                     report("log", message="Continuing an adaptation that was interrupted.")
                 adapted = _adapt(model, card, volumes, source, job, folder, report)
-            findings.extra["adaptation"] = {
-                "steps": adapted.steps,
-                "best_step": adapted.best_step,
-                "history": adapted.history,
-            }
-            for (scan, volume), result in zip(volumes.items(), adapted.results, strict=True):
-                findings.add(_write_adapted(findings, scan, volume, result))
-            if job.save_model:
-                findings.extra["model_file"] = str(_save_adapted(adapted, card, job, outputs))
-                findings.files.append(findings.extra["model_file"])
-        result = findings.finish()
-        resume.release(folder)
-        return result
+
+        def finish() -> dict[str, Any]:
+            if volumes:
+                _write_all(findings, volumes, adapted)
+            result = findings.finish()
+            resume.release(folder)
+            return result
+
+        return distributed.on_first(finish)
+
+
+def _write_all(findings: _Findings, volumes: dict[Path, Volume], adapted: Adapted) -> None:
+    findings.extra["adaptation"] = {
+        "steps": adapted.steps,
+        "best_step": adapted.best_step,
+        "history": adapted.history,
+    }
+    for (scan, volume), result in zip(volumes.items(), adapted.results, strict=True):
+        findings.add(_write_adapted(findings, scan, volume, result))
+    if findings.job.save_model:
+        file = str(_save_adapted(adapted, findings.card, findings.job, findings.outputs))
+        findings.extra["model_file"] = file
+        findings.files.append(file)
 
 
 def _source_files(job: AdaptJob) -> list[tuple[Path | None, Path]]:
@@ -291,7 +301,8 @@ def _adapt(
 
     try:
         scans = list(volumes.values())
-        return run(model, card, scans, job.options, folder, report, preview, job.uncertainty, source=source)
+        shows = preview if distributed.rank() == 0 else None
+        return run(model, card, scans, job.options, folder, report, shows, job.uncertainty, source=source)
     finally:
         for file in folder.glob("preview_*.nii.gz"):  # those of a killed run, too
             with suppress(OSError):

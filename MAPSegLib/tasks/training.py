@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__
+from .. import __version__, distributed
 from ..config import ARCHITECTURES, InferenceOptions, Label, Preprocessing, TrainingOptions, check_path
 from ..errors import InputError
 from ..jobs import Report, TrainJob
@@ -58,8 +58,12 @@ def train(job: TrainJob, report: Report) -> dict[str, Any]:
             torch.manual_seed(job.options.seed)
             shown = Recoloured(source) if job.options.augmentation == "strong" else source
             model = run(_start(job, card), shown, job.options, folder, report, validation)
-            card = with_trust(model, card, source, job.options)
-            save_model(final, model.state_dict(), card, job.overwrite)
+
+            def finish() -> None:
+                known = with_trust(model, card, source, job.options)
+                save_model(final, model.state_dict(), known, job.overwrite)
+
+            distributed.on_first(finish)
     return {"files": [str(final), str(folder / resume.RECORD)], "model": str(final), "failed": []}
 
 

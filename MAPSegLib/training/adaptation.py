@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from .. import distributed
 from ..config import AdaptationBase, InferenceOptions
 from ..datasets import Source
 from ..errors import Stopped
@@ -62,6 +62,7 @@ class Adapted:
 
     ``history`` has an entry per label-free check: step, measures, losses, eta (total and per class), and whether
     it was ``kept`` as the best so far. Step 0 is there twice when a curve was tried: without it, and with it.
+    Of several processes, the first one alone has the results.
     """
 
     model: Segmenter
@@ -105,17 +106,19 @@ def adapt(
     )
     loop = Loop(terms.student(model), options, ema_decay(options, terms.warmup), rates=terms.rates)
     checkpoint = folder / "checkpoint.pt"
-    if checkpoint.exists():
-        loop.load(checkpoint)
+    loop.resume(checkpoint)
     run = _Run(loop, card, scans, terms, options, Record(folder / "metrics.jsonl", loop.step), checkpoint)
-    with suppress(Stopped):
-        run.go(report, preview)
+    run.go(report, preview)
     best = loop.ema
     best.load_state_dict(loop.extra["best"])
-    results = []
-    for index, scan in enumerate(scans):
-        report("progress", stage="segment", step=index, steps=len(scans), seconds_left=None)
-        results.append(_gate(model, best, card, scan, options, loop.inference, uncertainty))
+    results: list[ScanResult] = []
+
+    def segment() -> None:
+        for index, scan in enumerate(scans):
+            report("progress", stage="segment", step=index, steps=len(scans), seconds_left=None)
+            results.append(_gate(model, best, card, scan, options, loop.inference, uncertainty))
+
+    distributed.on_first(segment)
     return Adapted(best, loop.step, loop.extra["best_step"], loop.extra["history"], results)
 
 
@@ -139,25 +142,32 @@ class _Run:
         if loop.step == 0:
             self._check({}, None, preview)
             self._find_contrast(preview)
-        while loop.step < options.steps and spent + clock.elapsed() < budget and self._hopeful():
+
+        def in_time() -> bool:
+            return spent + clock.elapsed() < budget
+
+        while loop.step < options.steps and self._hopeful() and distributed.on_first(in_time):
             eta: dict = {}
 
             def losses(eta: dict = eta) -> dict[str, Tensor]:
                 terms, measured = self.terms(loop, self)
-                eta.update(measured)
+                if not eta:  # the step's first micro-batch stands for all
+                    eta.update(measured)
                 return terms
 
             values = loop.update(losses)
-            left = min(clock.left(loop.step, options.steps), max(0.0, budget - spent - clock.elapsed()))
-            report(
-                "progress",
-                stage="adapt",
-                step=loop.step,
-                steps=options.steps,
-                seconds_left=left,
-                losses=values,
-                eta=eta.get("total"),
-            )
+
+            def told(values: dict = values, eta: dict = eta) -> bool:
+                left = min(clock.left(loop.step, options.steps), max(0.0, budget - spent - clock.elapsed()))
+                fields = {"seconds_left": left, "losses": values, "eta": eta.get("total")}
+                try:
+                    report("progress", stage="adapt", step=loop.step, steps=options.steps, **fields)
+                except Stopped:
+                    return False
+                return True
+
+            if not distributed.on_first(told):
+                return
             if loop.step % options.check_every == 0 or loop.step in (self.terms.warmup, options.steps):
                 loop.extra["seconds"] = spent + clock.elapsed()
                 if loop.step >= self.terms.warmup:  # nothing has been learnt of the target before
@@ -193,7 +203,9 @@ class _Run:
     def _check(self, losses: dict, eta: dict | None, preview: Preview | None, margin: float = 0.0) -> None:
         """Judge the teacher on every scan without labels; remember it when it beats the best so far by the margin."""
         loop = self.loop
-        judged = [assess_scan(loop.ema, self.card, s, self.loop.inference) for s in self.scans]
+        judged = distributed.on_first(
+            lambda: [assess_scan(loop.ema, self.card, scan, loop.inference) for scan in self.scans]
+        )
         names = judged[0][0].measures
         entry = {name: sum(a.measures[name] for a, _ in judged) / len(judged) for name in names}
         entry |= {

@@ -1,33 +1,48 @@
-"""What every training shares: the update, the averaged weights, checkpoints that resume exactly, the record."""
+"""What every training shares: the update, random streams, averaged weights, exact resume, the record."""
 
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
 
+from .. import distributed
 from ..config import InferenceOptions
 from ..devices import is_out_of_memory, pick_device, precision_context, prepare_process
 from ..errors import InputError, MemoryExhausted
 from .optimizer import Optimizer
 
+T = TypeVar("T")
+
 CLIP_NORM = 1.0
 """Largest gradient norm: mixed precision degrades without it."""
+
+
+def seed_of(seed: int, *place: str | int) -> int:
+    """A seed for one place in a run, 32 bits: unlike those of all other places, whoever asks and when."""
+    text = " ".join(map(str, (seed, *place)))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
 
 
 class Loop:
     """A model, its EMA and its optimiser, moved one step at a time.
 
+    A step is the mean of one or more micro-batches, shared out evenly where there are several processes
+    (:mod:`MAPSegLib.distributed`). Before each, ``generator`` and PyTorch's own are seeded for that micro-batch of
+    that step: what is drawn in it depends neither on the process nor on what was drawn before.
+
     Args:
         model: trained in place.
-        options: learning rate, weight decay, seed, device, precision and threads are read from it.
+        options: learning rate, weight decay, accumulation, seed, device, precision and threads are read from it.
         ema_decay: share of the average that one step leaves; the same at every step, or a function of it.
         rate: factor on the learning rate at a step; constant when absent.
         betas: of AdamW.
@@ -53,13 +68,16 @@ class Loop:
             device=options.device, precision=options.precision, threads=options.threads
         )
         self.model = model.to(self.device)
+        self.replica = distributed.Replica(self.model)
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.ema_decay, self.rate = ema_decay, rate or (lambda step: 1.0)
         self.young = young
         self.optimizer = Optimizer(self.model, options, betas, rates or {}, muon_rate)
+        self.seed, self.accumulate = options.seed, options.accumulate
         self.generator = Generator().manual_seed(options.seed)
-        torch.manual_seed(options.seed)
         self.step = 0
+        self.part = 0
+        """Number of the micro-batch at hand, over all processes."""
         self.skipped = 0
         self.extra: dict = {}
         """What the setting itself must remember between checkpoints; plain values and tensors."""
@@ -69,6 +87,12 @@ class Loop:
 
     def update(self, losses: Callable[[], dict[str, Tensor]]) -> dict[str, float]:
         """One step on the sum of the named terms; a step whose gradient is not finite is skipped, and counted.
+
+        Args:
+            losses: called once for every micro-batch of this process; draws from ``generator``.
+
+        Returns:
+            the terms and their sum (``loss``), means over the step's micro-batches.
 
         Raises:
             MemoryExhausted: the step does not fit on the device.
@@ -85,10 +109,16 @@ class Loop:
 
     def _update(self, losses: Callable[[], dict[str, Tensor]]) -> dict[str, float]:
         self.model.train()
-        terms = losses()
-        total = sum(terms.values())
         self.model.zero_grad(set_to_none=True)
-        total.backward()
+        first, told = distributed.rank() * self.accumulate, []
+        for part in range(first, first + self.accumulate):
+            self.part = part
+            self.generator.manual_seed(seed_of(self.seed, "step", self.step, part))
+            torch.manual_seed(seed_of(self.seed, "dropout", self.step, part))
+            last = part == first + self.accumulate - 1
+            terms = self.replica.backward(losses, 1 / self.accumulate, last)
+            told.append(torch.stack([*terms.values(), sum(terms.values())]))
+        values = distributed.mean(sum(told) / self.accumulate).tolist()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
         if torch.isfinite(norm):
             self.optimizer.step(self.rate(self.step))
@@ -100,24 +130,21 @@ class Loop:
         else:
             self.skipped += 1
         self.step += 1
-        return {name: float(value.detach()) for name, value in terms.items()} | {
-            "loss": float(total.detach())
-        }
+        return dict(zip([*terms, "loss"], values, strict=True))
 
     def save(self, path: Path) -> None:
         """Write a checkpoint beside ``path`` and rename it, so that a killed process leaves the last whole one."""
+        if distributed.rank():
+            return
         state = {
+            "seed": self.seed,
             "step": self.step,
             "skipped": self.skipped,
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "generator": self.generator.get_state(),
-            "torch": torch.get_rng_state(),
             "extra": self.extra,
         }
-        if self.device.type == "cuda":
-            state["cuda"] = torch.cuda.get_rng_state(self.device)
         temporary = path.with_name(path.name + ".part")
         try:
             torch.save(state, temporary)
@@ -129,8 +156,13 @@ class Loop:
         finally:  # also when interrupted
             temporary.unlink(missing_ok=True)
 
+    def resume(self, path: Path) -> None:
+        """Continue from the checkpoint, if there is one. Raises InputError as :meth:`load` does."""
+        if distributed.on_first(path.exists):
+            self.load(path)
+
     def load(self, path: Path) -> None:
-        """Continue from a checkpoint: weights, average, optimiser, step and random state.
+        """Continue from a checkpoint: weights, average, optimiser, seed and step.
 
         Raises:
             InputError: the file is damaged, or of another architecture.
@@ -140,16 +172,28 @@ class Loop:
             self.model.load_state_dict(state["model"])
             self.ema.load_state_dict(state["ema"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.generator.set_state(state["generator"].cpu())
-            torch.set_rng_state(state["torch"].cpu())
-            if "cuda" in state and self.device.type == "cuda":
-                torch.cuda.set_rng_state(state["cuda"].cpu(), self.device)
-            self.step, self.skipped, self.extra = state["step"], state["skipped"], state["extra"]
+            self.seed, self.step = state["seed"], state["step"]
+            self.skipped, self.extra = state["skipped"], state["extra"]
         except Exception as error:
             raise InputError(
                 f"{path}: this checkpoint cannot be resumed ({type(error).__name__}).",
                 "Remove it to start afresh.",
             ) from error
+
+
+class Reused(Generic[T]):
+    """What is drawn for a micro-batch and serves it for several steps; drawn again, alike, when a run is resumed."""
+
+    def __init__(self, draw: Callable[[Generator], T], steps: int):
+        self.draw, self.steps = draw, steps
+        self.held: dict[int, tuple[int, T]] = {}
+
+    def __call__(self, loop: Loop) -> T:
+        block = loop.step // self.steps
+        if self.held.get(loop.part, (None,))[0] != block:
+            seed = seed_of(loop.seed, "draw", block, loop.part)
+            self.held[loop.part] = block, self.draw(Generator().manual_seed(seed))
+        return self.held[loop.part][1]
 
 
 def warmup_cosine(warmup: int, steps: int, floor: float = 0.02) -> Callable[[int], float]:
@@ -165,10 +209,15 @@ def warmup_cosine(warmup: int, steps: int, floor: float = 0.02) -> Callable[[int
 
 
 class Record:
-    """``metrics.jsonl``: one line per logged step, cut back to the checkpoint when a run resumes."""
+    """``metrics.jsonl``: one line per logged step, cut back to the checkpoint when a run resumes.
+
+    Of several processes, the first one keeps it.
+    """
 
     def __init__(self, path: Path, step: int):
         self.path = path
+        if distributed.rank():
+            return
         kept = []
         if path.exists() and step > 0:
             for line in path.read_text(encoding="utf-8").splitlines():
@@ -180,6 +229,8 @@ class Record:
         path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     def add(self, step: int, **values) -> None:
+        if distributed.rank():
+            return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
+from .. import distributed
 from ..config import PretrainingOptions, PretrainingStep
 from ..datasets import cut_patches
 from ..domains import Domains
@@ -15,7 +16,7 @@ from ..losses import masked_error
 from ..masking import cube_mask
 from ..networks.autoencoder import Autoencoder
 from ..pictures import Reconstruction
-from .loop import Clock, Loop, Record, warmup_cosine
+from .loop import Clock, Loop, Record, Reused, warmup_cosine
 
 SHOWN = 4
 """Domains on a picture, at most."""
@@ -47,17 +48,13 @@ def pretrain(
         model, options, ema_decay=0.0, rate=warmup_cosine(options.warmup, options.steps), betas=(0.9, 0.95)
     )
     checkpoint = folder / "checkpoint.pt"
-    if checkpoint.exists():
-        loop.load(checkpoint)
+    loop.resume(checkpoint)
     record, clock = Record(folder / "metrics.jsonl", loop.step), Clock(loop.step)
-    wanted = picture is not None and options.picture_every > 0
+    wanted = picture is not None and options.picture_every > 0 and distributed.rank() == 0
     samples = _samples(model, domains, options.seed) if wanted else []
-    scans: list[Tensor] = []
+    scans = Reused(lambda generator: [domains.draw(generator) for _ in range(options.scans)], options.reuse)
     while loop.step < options.steps:
-        scans = scans or [domains.draw(loop.generator) for _ in range(options.scans)]
-        views = view_scans(loop, scans)
-        scans = [] if loop.step % options.reuse == options.reuse - 1 else scans
-        losses = loop.update(lambda views=views: reconstruction_losses(loop, *views, options))
+        losses = loop.update(lambda: reconstruction_losses(loop, *view_scans(loop, scans(loop)), options))
         if loop.step % 10 == 0 or loop.step == options.steps:
             record.add(loop.step, seconds=round(clock.elapsed(), 1), **losses)
         report(
@@ -70,7 +67,7 @@ def pretrain(
         )
         if wanted and (loop.step % options.picture_every == 0 or loop.step == options.steps):
             picture(loop.step, [row for sample in samples for row in _rebuild(loop, *sample, options)])
-        if not scans and loop.step % options.checkpoint_every < options.reuse:
+        if loop.step % options.checkpoint_every == 0:
             loop.save(checkpoint)
     loop.save(checkpoint)
     return model.eval()

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from torch import Tensor
 
+from .. import distributed
 from ..config import TrainingOptions
 from ..datasets import PatchBatch, Source, cut_patches
 from ..losses import cosine_loss, segmentation_loss
 from ..networks.segmenter import Segmenter
 from ..quality import validation_dice
-from .loop import Clock, Loop, Record, warmup_cosine
+from .loop import Clock, Loop, Record, Reused, warmup_cosine
 from .views import show
 
 Report = Callable[..., None]
@@ -66,19 +67,19 @@ def train(
         muon_rate=options.muon_rate,
     )
     checkpoint = folder / "checkpoint.pt"
-    if checkpoint.exists():
-        loop.load(checkpoint)
+    loop.resume(checkpoint)
     record, clock = Record(folder / "metrics.jsonl", loop.step), Clock(loop.step)
-    held: tuple[Tensor, Tensor] | None = None
-    while loop.step < options.steps and not _out_of_patience(loop, options):
-        if held is None:
-            held = source.draw(loop.generator)
-        image, target = held
-        held = None if loop.step % options.reuse == options.reuse - 1 else held
+    drawn = Reused(source.draw, options.reuse)
+
+    def terms() -> dict[str, Tensor]:
+        image, target = drawn(loop)
         batch = cut_patches(
             image, options.patches, a.patch, a.global_size, loop.generator, target, options.foreground_share
-        ).to(loop.device)
-        losses = loop.update(lambda batch=batch: source_losses(loop, batch, options))
+        )
+        return source_losses(loop, batch.to(loop.device), options)
+
+    while loop.step < options.steps and not _out_of_patience(loop, options):
+        losses = loop.update(terms)
         if loop.step % 10 == 0 or loop.step == options.steps:
             record.add(loop.step, seconds=round(clock.elapsed(), 1), **losses)
         report(
@@ -91,7 +92,7 @@ def train(
         )
         if validation and loop.step % options.validate_every == 0:
             _validate(loop, validation, record)
-        if held is None and loop.step % options.checkpoint_every < options.reuse:
+        if loop.step % options.checkpoint_every == 0:
             loop.save(checkpoint)
     loop.save(checkpoint)
     if validation and "best" in loop.extra:
@@ -100,7 +101,7 @@ def train(
 
 
 def _validate(loop: Loop, validation: Sequence[tuple[Tensor, Tensor]], record: Record) -> None:
-    dice = validation_dice(loop.ema, validation, loop.inference)
+    dice = distributed.on_first(lambda: validation_dice(loop.ema, validation, loop.inference))
     record.add(loop.step, validation_dice=dice)
     if dice > loop.extra.get("best_dice", -1.0):
         best = {k: v.cpu().clone() for k, v in loop.ema.state_dict().items()}

@@ -106,7 +106,6 @@ def test_a_source_sends_what_its_teacher_changed_in_the_rounds_steps(place):
     model = Segmenter(agree(plan).card.architecture, SINGLE)
     model.load_state_dict(to_tensors(weights))
     loop = Loop(copy.deepcopy(model), plan.options, ema_decay=plan.options.ema_decay)
-    torch.manual_seed(int(torch.randint(2**31, (), generator=loop.generator)))
     pairs = [(place / "a" / f"a{i}_img.nii.gz", place / "a" / f"a{i}_label.nii.gz") for i in range(2)]
     scans = ScanSource(pairs, SINGLE, agree(plan).card.preprocessing, published_source)
     step = SourceTerms(plan.options, scans, RECIPES["paper"])

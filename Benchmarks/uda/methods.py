@@ -213,9 +213,9 @@ def add_costs(costs: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def score(bench: Bench, model: Path, folder: Path) -> Scores:
-    """Segment the test scans with a model, and score the structures of the task."""
-    test = bench.material / "test"
+def score(bench: Bench, model: Path, folder: Path, part: str = "test") -> Scores:
+    """Segment the scans of a part with a model, and score the structures of the task."""
+    test = bench.material / part
     segmented = api.segment(model, test / "images", folder, overwrite=True)
     rows = api.evaluate(folder, test / "labels", folder / "scores", overwrite=True)["scans"]
     by_scan: dict[str, dict[int, dict]] = defaultdict(dict)

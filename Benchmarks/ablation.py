@@ -145,8 +145,8 @@ def main(words: Sequence[str] | None = None) -> int:
     write_section(
         f"ablation {arguments.task}",
         f"Parts of `plus`, {task.title}: Dice (%) on the target scans adapted to, whose labels no training sees, mean "
-        f"± deviation over seeds; {size.start} + {size.own} steps. Of every adaptation the step with the best label-free "
-        "score is scored, without a gate.",
+        f"± deviation over seeds; {size.start} + {size.own} steps. Scored is the step with the best label-free "
+        "score, without a gate.",
         HEADER,
         table(cells),
         folder / "RESULTS.md" if arguments.preset == "smoke" else RESULTS,

@@ -1,8 +1,9 @@
 """What can be said of a result without a reference: agreement, plausibility, and the verdict built on them.
 
 Confidence and the loss follow the true Dice badly: adaptation trains on them. So results are judged under a
-transformation that no loss asks agreement under (the mirrored scan, where the labels name their mirror images, a
-small turn elsewhere), and by whether the volumes are a body's. (The search for a first curve does maximise this.)
+transformation that no loss asks agreement under (the mirrored scan, where the labels name their mirror images, the
+scan turned and made smaller elsewhere), and by whether the volumes are a body's. (The search for a first curve does
+maximise this.)
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from .preprocessing import Scan
 PLAUSIBILITY_WEIGHT = 0.05
 """How much agreement one deviation of mean volume error weighs."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+TURN, SHRINK = 15.0, 1.2
+"""Degrees about the second axis, and a factor: of the scan that a result is compared with where nothing is mirrored."""
 QUICK = {"overlap": 0.0, "mirror": False}
 """Windows of a check: disjoint ones show agreement as well as overlapping ones, in a third of the time."""
 
@@ -62,22 +65,28 @@ def agreement(labels: Sequence[Label], one: Tensor, other: Tensor, priors: dict)
 
 
 def transformed_classes(
-    model: Segmenter, labels: Sequence[Label], image: Tensor, options: InferenceOptions
+    model: Segmenter,
+    labels: Sequence[Label],
+    image: Tensor,
+    options: InferenceOptions,
+    spacing: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> Tensor:
     """What the model makes of the transformed scan, brought back: class indices (X, Y, Z).
 
     Args:
         image: (X, Y, Z) on the working grid; the first axis runs left to right.
+        spacing: of the working grid, mm.
     """
     twin = mirrored_classes(labels)
     if twin is not None:
         return twin[predict_classes(model, image.flip(0), options)[0].flip(0).long()]
-    one, shape = torch.ones(3), tuple(image.shape)
-    turn = aug.rotation((0.0, 0.0, math.radians(8.0)))
-    there = aug.warp_grid(shape, turn, one, one, shape)
-    back = aug.warp_grid(shape, turn.T, one, one, shape)
-    turned = predict_classes(model, aug.sample(image[None], there)[0], options)[0]
-    return aug.sample(turned[None].float(), back, "nearest")[0].round().long()
+    mm, shape = torch.tensor(spacing), tuple(image.shape)
+    small = tuple(max(1, round(n / SHRINK)) for n in shape)
+    there = SHRINK * aug.rotation((0.0, math.radians(TURN), 0.0))
+    positions = aug.warp_grid(small, there, mm, mm, shape)
+    seen = predict_classes(model, aug.sample(image[None], positions)[0], options)[0]
+    back = aug.warp_grid(shape, torch.linalg.inv(there), mm, mm, small)
+    return aug.sample(seen[None].float(), back, "nearest")[0].round().long()
 
 
 def volume_deviation(labels: Sequence[Label], counts: Tensor, voxel_ml: float, priors: dict) -> float | None:
@@ -166,7 +175,7 @@ def assess_image(
     quick = options.model_copy(update=QUICK)
     # The result itself may be an average with the mirrored scan's: that would agree with anything.
     one = predict_classes(model, image, quick)[0]
-    other = transformed_classes(model, card.labels, image, quick)
+    other = transformed_classes(model, card.labels, image, quick, card.preprocessing.spacing)
     classes = one if classes is None else classes
     measures = measure(card.labels, one, other, classes, voxel_ml, card.priors)
     return judge(measures, card.priors), classes

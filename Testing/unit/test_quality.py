@@ -7,7 +7,7 @@ import pytest
 import torch
 from model_cases import PAIRED, SINGLE, Thresholds
 
-from MAPSegLib.config import InferenceOptions, Label
+from MAPSegLib.config import InferenceOptions, Label, Preprocessing
 from MAPSegLib.inference import predict_classes
 from MAPSegLib.networks.segmenter import mirrored_classes
 from MAPSegLib.quality import (
@@ -35,6 +35,10 @@ SIDES = (
 def sided(**changes):
     """Two structures told by intensity, and left from right by the place in the whole scan; no third level."""
     return Thresholds(levels=(0.0, 0.5, 1.0), sided=True, **changes)
+
+
+def card_of_sides(priors):
+    return SimpleNamespace(labels=SIDES, priors=priors, preprocessing=Preprocessing())
 
 
 def symmetric_image(n=32):
@@ -137,6 +141,19 @@ def test_without_sides_a_turn_takes_the_mirror_s_place():
     assert half < round_ - 0.03
 
 
+def test_thick_slices_are_turned_in_millimetres():
+    """A long bar across the slices: turned as if voxels were cubes, its ends would leave the scan."""
+    bar = torch.zeros(80, 24, 15)
+    bar[:, 4:20, 3:12] = 1.0
+    model, labels = Thresholds(levels=(0.0, 1.0)), SINGLE[:1]
+    one = classes_of(model, bar)
+    thick, cubes = (
+        agreement(labels, one, transformed_classes(model, labels, bar, FP32, spacing), {})
+        for spacing in ((0.75, 0.75, 12.0), (1.0, 1.0, 1.0))
+    )
+    assert thick > 0.9 and cubes < 0.85
+
+
 # --- volumes ------------------------------------------------------------------------------------------------------
 
 
@@ -218,7 +235,7 @@ def test_a_scan_is_assessed_by_agreement_and_volumes():
     classes = classes_of(model, image)
     volumes = torch.bincount(classes.flatten(), minlength=5) * 0.5
     right = {"volumes": {str(v): [math.log(volumes[i]), 0.5] for i, v in enumerate((10, 17, 49, 53), 1)}}
-    verdict, found = assess_image(model, SimpleNamespace(labels=SIDES, priors=right), image, 0.5, FP32)
+    verdict, found = assess_image(model, card_of_sides(right), image, 0.5, FP32)
     assert torch.equal(found, classes) and verdict.trusted
     assert verdict.measures == pytest.approx(
         {"agreement": 1.0, "volume_deviation": 0.0, "score": 1.0}, abs=1e-6
@@ -226,13 +243,13 @@ def test_a_scan_is_assessed_by_agreement_and_volumes():
     wrong = {
         "volumes": {str(v): [math.log(volumes[i]) + 2.0, 0.5] for i, v in enumerate((10, 17, 49, 53), 1)}
     }
-    verdict, _ = assess_image(model, SimpleNamespace(labels=SIDES, priors=wrong), image, 0.5, FP32)
+    verdict, _ = assess_image(model, card_of_sides(wrong), image, 0.5, FP32)
     assert verdict.measures["volume_deviation"] == pytest.approx(4.0)
     assert verdict.measures["score"] == pytest.approx(1 - 4 * PLAUSIBILITY_WEIGHT) and not verdict.trusted
 
 
 def test_without_priors_the_score_is_the_agreement():
-    verdict, _ = assess_image(sided(), SimpleNamespace(labels=SIDES, priors={}), symmetric_image(), 0.5, FP32)
+    verdict, _ = assess_image(sided(), card_of_sides({}), symmetric_image(), 0.5, FP32)
     assert verdict.measures == {"agreement": 1.0, "score": 1.0}
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from datetime import timedelta
@@ -54,10 +55,35 @@ def join() -> None:
     from torch.distributed.rendezvous import rendezvous
 
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    store, number, count = next(rendezvous("env://", timeout=timedelta(minutes=10)))
+    shared, number, count = next(rendezvous("env://"))
+    store = dist.PrefixStore(_agree(shared, number, count), shared)
     group = dist.PrefixStore("group", store)
     dist.init_process_group(backend, store=group, rank=number, world_size=count, timeout=WAIT)
     _store = dist.PrefixStore("failures", store)
+
+
+def _agree(store: torch.distributed.Store, number: int, count: int) -> str:
+    """A word that only the processes started together know, as the store keeps what those before a restart wrote.
+
+    The first process thinks of it and leaves it under the names that it finds; old names do not matter, since nobody
+    looks there any more.
+    """
+    word = uuid.uuid4().hex
+    if number == 0:
+        others = range(1, count)
+        while not store.check([f"{word} {other}" for other in others]):
+            for other in others:
+                if store.check([f"name {other}"]):
+                    store.set(f"word for {store.get(f'name {other}').decode()}", word)
+            time.sleep(0.05)
+        return word
+    name = word
+    store.set(f"name {number}", name)
+    while not store.check([f"word for {name}"]):
+        time.sleep(0.05)
+    word = store.get(f"word for {name}").decode()
+    store.set(f"{word} {number}", "")
+    return word
 
 
 def leave() -> None:

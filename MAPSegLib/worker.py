@@ -90,7 +90,8 @@ def execute(load_job, emit, stopped: Callable[[], bool] = lambda: False) -> int:
             mine = emit if distributed.rank() == 0 else _silent
             result = run_job(load_job(), mine, stopped)
             distributed.leave()
-            return 2 if result["failed"] else 0
+            # torchrun would take a 2 for a process that died, and start again what has its result
+            return 2 if result["failed"] and distributed.world() == 1 else 0
         except (KeyboardInterrupt, Cancelled):
             error: MAPSegError = Cancelled("Cancelled.")
             # CPython notes an interrupt inside a library's exec() of a text as unhandled, and would end the process

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 WAIT = timedelta(hours=12)
-"""How long a process waits for another: the first one may segment many scans. One that died is noticed at once."""
+"""How long a process waits for another: the first one may segment many scans. torchrun ends all if one dies."""
 PATIENCE = 5.0
 """Seconds that a process that failed waits for the others to fail as well."""
 _store: torch.distributed.Store | None = None
@@ -218,7 +218,6 @@ def tell_once(tell: Callable[[], None]) -> None:
             claim()
         _store.set(f"failed {rank()}", "")
         everyone, until = [f"failed {number}" for number in range(world())], time.monotonic() + PATIENCE
-        with suppress(KeyboardInterrupt):  # torchrun ends those that are left
-            while not _store.check(everyone) and time.monotonic() < until:
-                time.sleep(0.05)
+        while not _store.check(everyone) and time.monotonic() < until:
+            time.sleep(0.05)
         claim()

@@ -103,6 +103,7 @@ def execute(load_job, emit, stopped: Callable[[], bool] = lambda: False) -> int:
             error = MemoryExhausted("Memory ran out.", "Close other programs.")
         except Exception as failure:
             if distributed.is_lost(failure):
+                _log.warning("%s", failure)
                 error = MAPSegError(
                     "Another process of this run has ended, or cannot be reached.",
                     "See what torchrun tells of it.",
@@ -111,6 +112,7 @@ def execute(load_job, emit, stopped: Callable[[], bool] = lambda: False) -> int:
                 _log.exception("unforeseen failure")
                 text = f"Unforeseen failure, {type(failure).__name__}: {failure}"
                 error = MAPSegError(text, "Please report it with the log above.")
+        _signalled.set()  # what is left is quick, and is not interrupted
         told = {"event": "error", "kind": error.kind, "message": error.message, "advice": error.advice}
         with suppress(Cancelled):  # raised where nobody reads any more
             distributed.tell_once(lambda: emit(told))
@@ -145,7 +147,8 @@ def _cancelling() -> Iterator[None]:
         yield
     finally:
         for number, handler in zip(signals, before, strict=True):
-            signal.signal(number, handler)
+            # torchrun ends all processes when the first one has: this one has its own exit code already
+            signal.signal(number, handler if distributed.world() == 1 else signal.SIG_IGN)
 
 
 def listen_for_stop(line: bytes) -> Callable[[], bool]:

@@ -138,10 +138,8 @@ def _cancelling() -> Iterator[None]:
             raise KeyboardInterrupt
 
     _signalled.clear()
-    signals = (signal.SIGINT, signal.SIGTERM)
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    in_main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
+    signals = (signal.SIGINT, signal.SIGTERM) if in_main else ()
     before = [signal.signal(number, interrupt) for number in signals]
     try:
         yield
@@ -149,6 +147,7 @@ def _cancelling() -> Iterator[None]:
         for number, handler in zip(signals, before, strict=True):
             # torchrun ends all processes when the first one has: this one has its own exit code already
             signal.signal(number, handler if distributed.world() == 1 else signal.SIG_IGN)
+        _signalled.clear()  # for what runs in this process later
 
 
 def listen_for_stop(line: bytes) -> Callable[[], bool]:

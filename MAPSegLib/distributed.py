@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from datetime import timedelta
@@ -162,6 +163,8 @@ class Replica:
                 def forward(self, losses: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
                     return losses()
 
+            # said of convolutions over single voxels, whose few gradients are copied
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             self.parallel = DistributedDataParallel(Losses())
 
     def backward(

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from datetime import timedelta
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 WAIT = timedelta(hours=12)
-"""How long a process waits for another: the first one may segment many scans. One that died is noticed at once."""
+"""How long a process waits for another: the first one may segment many scans. torchrun ends all if one dies."""
 PATIENCE = 5.0
 """Seconds that a process that failed waits for the others to fail as well."""
 _store: torch.distributed.Store | None = None
@@ -54,10 +56,35 @@ def join() -> None:
     from torch.distributed.rendezvous import rendezvous
 
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    store, number, count = next(rendezvous("env://", timeout=timedelta(minutes=10)))
+    shared, number, count = next(rendezvous("env://"))
+    store = dist.PrefixStore(_agree(shared, number, count), shared)
     group = dist.PrefixStore("group", store)
     dist.init_process_group(backend, store=group, rank=number, world_size=count, timeout=WAIT)
     _store = dist.PrefixStore("failures", store)
+
+
+def _agree(store: torch.distributed.Store, number: int, count: int) -> str:
+    """A word that only the processes started together know, as the store keeps what those before a restart wrote.
+
+    The first process thinks of it and leaves it under the names that it finds; old names do not matter, since nobody
+    looks there any more.
+    """
+    word = uuid.uuid4().hex
+    if number == 0:
+        others = range(1, count)
+        while not store.check([f"{word} {other}" for other in others]):
+            for other in others:
+                if store.check([f"name {other}"]):
+                    store.set(f"word for {store.get(f'name {other}').decode()}", word)
+            time.sleep(0.05)
+        return word
+    name = word
+    store.set(f"name {number}", name)
+    while not store.check([f"word for {name}"]):
+        time.sleep(0.05)
+    word = store.get(f"word for {name}").decode()
+    store.set(f"{word} {number}", "")
+    return word
 
 
 def leave() -> None:
@@ -136,6 +163,8 @@ class Replica:
                 def forward(self, losses: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
                     return losses()
 
+            # said of convolutions over single voxels, whose few gradients are copied
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             self.parallel = DistributedDataParallel(Losses())
 
     def backward(
@@ -192,7 +221,6 @@ def tell_once(tell: Callable[[], None]) -> None:
             claim()
         _store.set(f"failed {rank()}", "")
         everyone, until = [f"failed {number}" for number in range(world())], time.monotonic() + PATIENCE
-        with suppress(KeyboardInterrupt):  # torchrun ends those that are left
-            while not _store.check(everyone) and time.monotonic() < until:
-                time.sleep(0.05)
+        while not _store.check(everyone) and time.monotonic() < until:
+            time.sleep(0.05)
         claim()

@@ -91,7 +91,8 @@ def execute(load_job, emit, stopped: Callable[[], bool] = lambda: False) -> int:
             mine = emit if distributed.rank() == 0 else _silent
             result = run_job(load_job(), mine, stopped)
             distributed.leave()
-            return 2 if result["failed"] else 0
+            # torchrun would take a 2 for a process that died, and start again what has its result
+            return 2 if result["failed"] and distributed.world() == 1 else 0
         except (KeyboardInterrupt, Cancelled):
             error: MAPSegError = Cancelled("Cancelled.")
             # CPython notes an interrupt inside a library's exec() of a text as unhandled, and would end the process
@@ -103,6 +104,7 @@ def execute(load_job, emit, stopped: Callable[[], bool] = lambda: False) -> int:
             error = MemoryExhausted("Memory ran out.", "Close other programs.")
         except Exception as failure:
             if distributed.is_lost(failure):
+                _log.warning("%s", failure)
                 error = MAPSegError(
                     "Another process of this run has ended, or cannot be reached.",
                     "See what torchrun tells of it.",
@@ -111,6 +113,7 @@ def execute(load_job, emit, stopped: Callable[[], bool] = lambda: False) -> int:
                 _log.exception("unforeseen failure")
                 text = f"Unforeseen failure, {type(failure).__name__}: {failure}"
                 error = MAPSegError(text, "Please report it with the log above.")
+        _signalled.set()  # what is left is quick, and is not interrupted
         told = {"event": "error", "kind": error.kind, "message": error.message, "advice": error.advice}
         with suppress(Cancelled):  # raised where nobody reads any more
             distributed.tell_once(lambda: emit(told))
@@ -136,16 +139,16 @@ def _cancelling() -> Iterator[None]:
             raise KeyboardInterrupt
 
     _signalled.clear()
-    signals = (signal.SIGINT, signal.SIGTERM)
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    in_main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
+    signals = (signal.SIGINT, signal.SIGTERM) if in_main else ()
     before = [signal.signal(number, interrupt) for number in signals]
     try:
         yield
     finally:
         for number, handler in zip(signals, before, strict=True):
-            signal.signal(number, handler)
+            # torchrun ends all processes when the first one has: this one has its own exit code already
+            signal.signal(number, handler if distributed.world() == 1 else signal.SIG_IGN)
+        _signalled.clear()  # for what runs in this process later
 
 
 def listen_for_stop(line: bytes) -> Callable[[], bool]:

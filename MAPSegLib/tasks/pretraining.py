@@ -115,6 +115,7 @@ def _card(job: PretrainJob, scans: dict[Path, list[Path]], maps: list[Path]) -> 
             "domains": domains,
             "steps": job.options.steps,
             "seed": job.options.seed,
+            "processes": distributed.world(),
             "options": job.options.model_dump(mode="json"),
             "versions": versions(),
         },

@@ -326,6 +326,7 @@ def _save_adapted(adapted: Adapted, card: ModelCard, job: AdaptJob, outputs: Sca
         "adapted_from": card.name,
         "scans": len(adapted.results),
         "best_step": adapted.best_step,
+        "processes": distributed.world(),
         "options": job.options.model_dump(mode="json"),
         "source": card.provenance,
     }

@@ -189,6 +189,7 @@ def _provenance(job: TrainJob, cases: Sequence[Case], start: ModelCard | None) -
         "started_from": {"name": start.name, **start.provenance} if start else None,
         "steps": job.options.steps,
         "seed": job.options.seed,
+        "processes": distributed.world(),
         "options": job.options.model_dump(mode="json"),
         "versions": versions(),
     }

@@ -86,6 +86,33 @@ def test_a_killed_process_is_replaced_and_the_run_ends_as_if_nothing_had_been(ki
     assert steps[0] == steps[1] == [10, 20]
 
 
+def test_an_adaptation_beside_a_source_is_that_of_one_process(start, data, tmp_path):
+    scans = [data / "images" / "case0.nii.gz", tmp_path / "absent.nii.gz", data / "images" / "case1.nii.gz"]
+    options = {"steps": 6, "warmup": 2, "check_every": 2, "preview_seconds": 0.001, "learning_rate": 0.01}
+    options |= {"threads": 1, "device": "cpu", "precision": "fp32"}
+    where = {"source": data / "images", "source_labels": data / "labels", "save_model": True}
+    job = {"task": "adapt", "model": start, "scans": scans, "output": tmp_path / "two", "options": options}
+    (tmp_path / "job.json").write_text(json.dumps(job | where, default=str))
+    running = torchrun("MAPSegLib.worker", tmp_path / "job.json")
+    out, log = running.communicate(timeout=120)
+    assert running.returncode == 0, log
+    events = [json.loads(line) for line in out.splitlines()]
+    kinds = [event["event"] for event in events]
+    assert kinds.count("error") == kinds.count("result") == 1 and kinds[-1] == "result"
+    assert kinds.count("scan") == 2 and "preview" in kinds
+    assert [event["step"] for event in events if event.get("stage") == "adapt"] == [1, 2, 3, 4, 5, 6]
+
+    api.adapt(start, scans, tmp_path / "one", **where, **options, accumulate=2)
+    names = [
+        sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+        for folder in (tmp_path / "one", tmp_path / "two")
+    ]
+    assert names[0] == names[1] and "adapted_model.safetensors" in names[0]
+    ours, theirs = (load_file(tmp_path / folder / "adapted_model.safetensors") for folder in ("two", "one"))
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, atol=1e-5, rtol=1e-4)
+
+
 def test_bad_input_is_told_once_and_every_process_says_so(data, tmp_path):
     arguments = ["train", "--images", data / "images", "--labels", data / "absent", "--name", "x"]
     running = torchrun("MAPSegLib.cli", *arguments, "-o", tmp_path / "out")

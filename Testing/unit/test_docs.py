@@ -98,3 +98,15 @@ def test_the_command_of_the_pictures_draws_all_of_them():
     source = (PAGE.parent / "figures.py").read_text(encoding="utf-8")
     drawn = re.search(r"^PICTURES.*?^}", source, re.M | re.S).group()
     assert set(re.findall(r"figures/([\w-]+)\.png", TEXT)) == set(re.findall(r'"([\w-]+)": ', drawn))
+
+
+def test_the_page_on_clusters_states_the_defaults_and_is_linked():
+    from MAPSegLib.domains import PREPARED
+
+    text = " ".join((ROOT / "Docs" / "cluster.md").read_text(encoding="utf-8").split())
+    assert f"a pretraining up to {PREPARED} prepared scans" in text
+    for name in ("TrainingOptions", "PretrainingOptions"):
+        assert f"`checkpoint_every` steps are lost ({default(name, 'checkpoint_every')} by default" in text
+    assert all(default(name, "accumulate") == "1" for name in COMMANDS)
+    assert "`accumulate` of them (an option, 1 by default)" in text
+    assert "Docs/cluster.md" in (ROOT / "README.md").read_text(encoding="utf-8")

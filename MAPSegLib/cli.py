@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from .federated.cli import app as federate
+
 app = typer.Typer(
     name="mapseg",
     help="Segment 3D medical scans, and adapt to new scanners and contrasts without labels.",
@@ -17,6 +19,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(federate, name="federate")
 
 Model = Annotated[str, typer.Argument(help="Name (see `mapseg models`) or file of a model.", metavar="MODEL")]
 Scans = Annotated[

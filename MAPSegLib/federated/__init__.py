@@ -1,0 +1,1 @@
+"""Federated training: the source and the targets stay where they are, and only weights travel."""

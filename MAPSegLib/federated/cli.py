@@ -1,0 +1,135 @@
+"""``mapseg federate``: start kits, and running what they are for."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Train across sites whose scans stay where they are (NVIDIA FLARE).", no_args_is_help=True
+)
+KitFolder = Annotated[Path, typer.Argument(help="Folder of a start kit.", metavar="KIT")]
+
+
+@app.command()
+def init(
+    plan: Annotated[Path, typer.Argument(help="JSON file with the plan.", metavar="PLAN")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="New folder for the start kits.")],
+) -> None:
+    """Write a start kit for the server, one for the administrator, and one for each site."""
+    with _telling():
+        _need_flare()
+        from .flare_project import write_project
+        from .plan import load_plan
+
+        for kit in write_project(load_plan(plan), output):
+            typer.echo(f"wrote {kit}")
+        typer.echo("Send each site its own kit over a safe way: it holds the site's key.")
+
+
+@app.command()
+def run(
+    kit: KitFolder,
+    images: Annotated[
+        Path | None, typer.Option(help="At a site: folder, data set or manifest of its scans.")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="At a source site: folder of the label maps, named alike.")
+    ] = None,
+) -> None:
+    """Run what a start kit is for: the server, a site, or (administrator) the training.
+
+    A site remembers its scans: they are named once. Whatever was stopped or killed continues with the same command.
+    """
+    with _telling():
+        _need_flare()
+        from .kits import choose_data, read_kit
+
+        content = read_kit(kit)
+        if content.kind == "admin":
+            from .flare_admin import follow
+
+            follow(kit, typer.echo)
+            return
+        from .flare_run import run_kit
+
+        if content.kind == "site":
+            count, notes = choose_data(kit, content.role, images, labels)
+            typer.echo(f"{content.name}: {count} scans as {content.role}.")
+            for note in notes:
+                typer.echo(note)
+        code = run_kit(kit)
+        sys.stdout.flush()
+        os._exit(code)  # FLARE's threads do not end by themselves
+
+
+@app.command()
+def status(kit: KitFolder) -> None:
+    """Say whether a kit runs here; with the administrator's kit, which sites are there and how far the training is."""
+    with _telling():
+        _need_flare()
+        from .kits import read_kit
+
+        if read_kit(kit).kind == "admin":
+            from .flare_admin import show
+
+            show(kit, typer.echo)
+            return
+        process = _owner(kit)
+        typer.echo(f"Running, process {process.pid}." if process else "Not running.")
+
+
+@app.command()
+def stop(kit: KitFolder) -> None:
+    """Stop what runs from a kit here; with the administrator's kit, the training. It can be continued."""
+    with _telling():
+        _need_flare()
+        from . import processes
+        from .kits import read_kit
+
+        if read_kit(kit).kind == "admin":
+            from .flare_admin import stop_training
+
+            stop_training(kit, typer.echo)
+            return
+        process = _owner(kit)
+        if process:
+            processes.stop(process)
+        typer.echo("Stopped." if process else "Not running.")
+
+
+def _owner(kit: Path):
+    from .flare_run import RUNNING
+    from .processes import owner
+
+    return owner(kit / RUNNING)
+
+
+def _need_flare() -> None:
+    from importlib.util import find_spec
+
+    from ..errors import InputError
+
+    if find_spec("nvflare") is None:
+        raise InputError("NVIDIA FLARE is not installed.", "Run: pip install 'mapseg[federated]'")
+
+
+class _telling:
+    """Failures that users meet become one sentence and their exit code."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind, error, trace) -> None:
+        from ..errors import MAPSegError
+
+        if isinstance(error, MAPSegError):
+            typer.echo(f"Error: {error.message} {error.advice}".rstrip(), err=True)
+            raise typer.Exit(error.exit_code) from error
+        if isinstance(error, KeyboardInterrupt):
+            typer.echo("Cancelled. What runs on other machines goes on.", err=True)
+            raise typer.Exit(4) from error

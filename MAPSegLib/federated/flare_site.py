@@ -1,0 +1,109 @@
+"""A site's side of a round, as a FLARE executor.
+
+FLARE starts it in a process of its own for every job. What to train on, and as what, comes from the kit on this
+machine and never from the server; the server sends weights, the number of the round, and what must agree. The
+answer holds the difference of the weights, the number of scans and the losses: nothing else (:func:`pack`).
+
+A failure is a log line here and an empty answer there: FLARE fails the whole job when the process of one site dies,
+so nothing may be raised.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from nvflare.apis.dxo import DXO, DataKind, from_shareable
+from nvflare.apis.event_type import EventType
+from nvflare.apis.executor import Executor
+from nvflare.apis.fl_component import FLComponent
+from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable, make_reply
+from nvflare.apis.signal import Signal
+
+from ..errors import Cancelled, InputError, MAPSegError
+from .exchange import SiteLike, Update
+from .flare_terms import IN_USE, PATIENCE, ROUND, TERMS, kit_folder, terms
+from .kits import kit_plan, local_data, read_kit
+from .processes import take
+
+_log = logging.getLogger("MAPSegLib.federated")
+
+
+def pack(update: Update) -> Shareable:
+    """All that leaves a site after a round."""
+    meta = {"scans": int(update.scans), "losses": {k: float(v) for k, v in update.losses.items()}}
+    return DXO(DataKind.WEIGHT_DIFF, data=update.difference, meta=meta).to_shareable()
+
+
+class RoundExecutor(Executor):
+    """Trains one round at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self._site: SiteLike | None = None
+
+    def make_site(self, folder: Path) -> SiteLike:
+        """The work of this site, from its start kit."""
+        from .site import Site, SiteData
+
+        data = local_data(folder)
+        role = read_kit(folder).role
+        return Site(kit_plan(folder), role, SiteData(images=data.images, labels=data.labels), folder / "work")
+
+    def execute(
+        self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal
+    ) -> Shareable:
+        def report(event: str, **fields: Any) -> None:
+            if abort_signal.triggered:
+                raise Cancelled("Cancelled.")
+            if event == "log":
+                _log.info("%s", fields["message"])
+
+        try:
+            return pack(self._train(from_shareable(shareable), kit_folder(fl_ctx), report))
+        except Cancelled:
+            _log.info("The server ended this round.")
+            return make_reply(ReturnCode.TASK_ABORTED)
+        except MAPSegError as error:
+            _log.error("This site could not take part in the round: %s %s", error.message, error.advice)
+        except Exception as error:
+            _log.exception("This site could not take part in the round: %s", error)
+        return make_reply(ReturnCode.EXECUTION_EXCEPTION)
+
+    def _train(self, task: DXO, folder: Path, report) -> Update:
+        check_terms(task.meta.get(TERMS), terms(folder))
+        if self._site is None:
+            take(folder / IN_USE, PATIENCE)
+            self._site = self.make_site(folder)
+        number = int(task.meta[ROUND])
+        _log.info("Round %d: training.", number)
+        update = self._site.train_round(number, task.data, report)
+        losses = ", ".join(f"{name} {value:.4g}" for name, value in update.losses.items())
+        _log.info("Round %d: trained on %d scans; %s. Sending the result.", number, update.scans, losses)
+        return update
+
+
+def check_terms(sent: Any, own: dict[str, str]) -> None:
+    """What server and site must agree on before any work.
+
+    Raises:
+        InputError: they do not.
+    """
+    sent = sent if isinstance(sent, dict) else {}
+    for name, value in own.items():
+        if sent.get(name) != value:
+            raise InputError(
+                f"The server has another {name} ({sent.get(name)}) than this site ({value}).",
+                "Install the server's version." if name == "mapseg version" else "Get the start kit again.",
+            )
+
+
+class Announcer(FLComponent):
+    """Tells the site's log when the server has let it in."""
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        if event_type == EventType.AFTER_CLIENT_REGISTER:
+            _log.info("Connected to the server; waiting for a round.")

@@ -50,18 +50,18 @@ def run(
         from .kits import choose_data, read_kit
 
         content = read_kit(kit)
+        from .flare_run import run_kit, say
+
         if content.kind == "admin":
             from .flare_admin import follow
 
-            follow(kit, typer.echo)
+            follow(kit, say)
             return
-        from .flare_run import run_kit
-
         if content.kind == "site":
             count, notes = choose_data(kit, content.role, images, labels)
-            typer.echo(f"{content.name}: {count} scans as {content.role}.")
+            say(f"{content.name}: {count} scans as {content.role}.")
             for note in notes:
-                typer.echo(note)
+                say(note)
         code = run_kit(kit)
         sys.stdout.flush()
         os._exit(code)  # FLARE's threads do not end by themselves

@@ -24,7 +24,7 @@ from nvflare.fuel.flare_api.api_spec import (
 )
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
-from ..errors import InputError, MAPSegError
+from ..errors import Cancelled, InputError, MAPSegError
 from .flare_project import ADMIN
 from .flare_run import check_certificates, check_server
 from .flare_server import PROGRESS
@@ -38,7 +38,7 @@ _LATECOMERS = 60.0
 """Seconds that a job waits for the sites beyond the smallest number."""
 _ATTEMPTS = 3
 """Jobs without a new round before giving up."""
-_ENDED = "FINISHED"
+_ENDED, _ABORTED = "FINISHED", "FINISHED:ABORTED"
 Say = Callable[[str], None]
 
 
@@ -49,6 +49,7 @@ def follow(folder: Path, say: Say) -> None:
         say: receives a line for the user.
 
     Raises:
+        Cancelled: somebody stopped it.
         InputError: the kit's certificate is not valid, or the server does not accept it.
         MAPSegError: the training does not get on.
     """
@@ -174,6 +175,8 @@ def _follow_job(session: Session, job: str, say: Say) -> dict[str, Any]:
     last = None
     while True:
         status = session.get_job_status(job)
+        if status == _ABORTED:
+            raise Cancelled("The training was stopped.", "`mapseg federate run` continues it.")
         if status.startswith(_ENDED):
             break
         told = _progress(session, job) if status == "RUNNING" else None

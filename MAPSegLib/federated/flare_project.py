@@ -39,6 +39,7 @@ EXECUTOR = "MAPSegLib.federated.flare_site.RoundExecutor"
 CONTROLLER = "MAPSegLib.federated.flare_server.RoundController"
 SIGN_OF_LIFE = 5.0
 """Seconds between two signs of life of a site that waits; after six without one the server forgets it."""
+_LAUNCHER = "MAPSegLib.federated.flare_site.Launcher"
 _ANNOUNCER = "MAPSegLib.federated.flare_site.Announcer"
 _PERCENTILE = "nvflare.app_common.filters.percentile_privacy.PercentilePrivacy"
 _NOISE = "nvflare.app_common.filters.svt_privacy.SVTPrivacy"
@@ -63,6 +64,9 @@ def write_project(
     """
     if plan.server is None:
         raise InputError("The plan names no server.", 'Add "server": {"host": ..., "port": ...} to the plan.')
+    taken = {"server", "admin", plan.server.host} & {site.name for site in plan.sites}
+    if taken:
+        raise InputError(f"No site can be called {taken.pop()}.", "Choose another name in the plan.")
     if not plan.model.is_file():
         raise InputError(f"The start model {plan.model} does not exist.", "Check the plan's model.")
     if folder.exists() and any(folder.iterdir()):
@@ -105,12 +109,15 @@ def _provision(plan: Plan, scratch: Path) -> Path:
 def _write_kit(plan: Plan, folder: Path, made: Path, kit: Kit, readme: str) -> Path:
     place = folder / kit.name
     place.mkdir()
-    shutil.copytree(made, place / "flare")
+    # Of FLARE's scripts and samples, none: they start without our checks.
+    ignored = shutil.ignore_patterns("*.sh", "*.ipynb", "*.sample", "readme.txt")
+    shutil.copytree(made, place / "flare", ignore=ignored)
     write_json(place / "kit.json", kit.model_dump())
     write_json(place / "plan.json", plan.model_dump(mode="json") | {"model": plan.model.name})
     write_text(place / "README.txt", readme)
-    local = place / "flare" / "local"
-    write_json(local / "log_config.json", _logging(local))
+    defaults = place / "flare" / "local" / "log_config.json.default"
+    if defaults.is_file():
+        write_json(defaults.with_suffix(""), _logging(defaults))
     return place
 
 
@@ -167,6 +174,9 @@ def _write_site(plan: Plan, folder: Path, made: Path, site: Any, executor: str) 
     resources = _resources(local, [executor, *(entry["path"] for entry in filters)])
     resources["allow_log_streaming"] = False
     resources["components"] = [p for p in resources["components"] if p["id"] != "site_log_streamer"]
+    for part in resources["components"]:
+        if part["id"] == "process_launcher":
+            part["path"] = _LAUNCHER
     resources["components"].append({"id": "announcer", "path": _ANNOUNCER, "args": {}})
     write_json(local / "resources.json", resources)
     write_json(local / "authorization.json", _rules("submit_job", "manage_job"))
@@ -197,19 +207,16 @@ def _filters(privacy: PrivacyOptions) -> list[dict[str, Any]]:
     return found
 
 
-def _logging(local: Path) -> dict[str, Any]:
+def _logging(defaults: Path) -> dict[str, Any]:
     """Our own lines on the terminal, and everything in FLARE's log files."""
-    file = local / "log_config.json.default"
-    config = json.loads(file.read_text()) if file.is_file() else {"version": 1}
-    if "handlers" in config:
-        config["formatters"]["plain"] = {"format": "%(asctime)s %(message)s", "datefmt": "%H:%M:%S"}
-        ours = {
-            "()": "nvflare.fuel.utils.log_utils.LoggerNameFilter",
-            "logger_names": ["MAPSegLib"],
-            "allow_all_error_logs": False,
-        }
-        config["filters"]["ours"] = ours
-        config["handlers"]["consoleHandler"] |= {"formatter": "plain", "filters": ["ours"]}
+    config = json.loads(defaults.read_text())
+    config["formatters"]["plain"] = {"format": "%(asctime)s %(message)s", "datefmt": "%H:%M:%S"}
+    config["filters"]["ours"] = {
+        "()": "nvflare.fuel.utils.log_utils.LoggerNameFilter",
+        "logger_names": ["MAPSegLib"],
+        "allow_all_error_logs": False,
+    }
+    config["handlers"]["consoleHandler"] |= {"formatter": "plain", "filters": ["ours"]}
     return config
 
 

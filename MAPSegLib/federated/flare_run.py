@@ -6,14 +6,13 @@ dates, the port, and whether server and site accept each other.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
 import signal
 import socket
 import ssl
-import sys
+import time
 from argparse import Namespace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -29,7 +28,7 @@ from .processes import holding
 _log = logging.getLogger("MAPSegLib.federated")
 RUNNING = "run.pid"
 """File of a kit that names the process which runs it."""
-_PATIENCE = 5.0
+_PATIENCE = 10.0
 """Seconds to wait for the server's answer when asking whether it is there."""
 
 
@@ -41,14 +40,18 @@ def run_kit(folder: Path) -> int:
     """
     kit = read_kit(folder)
     check_certificates(folder)
+    if any(letter.isspace() for letter in str(folder.resolve())):
+        raise InputError(
+            "FLARE cannot run from a folder with a space in its path.", "Move the start kit elsewhere."
+        )
     with holding(folder / RUNNING):
         if kit.kind == "server":
             check_port(kit.port)
             _place_jobs(folder)
-            _say(f"Server of {kit.project}, port {kit.port}; waiting for sites. Ctrl-C stops it.")
+            say(f"Server of {kit.project}, port {kit.port}; waiting for sites. Ctrl-C stops it.")
             return _run_flare(folder, "server", [])
         if not check_server(folder, kit):
-            _say(f"The server {kit.host}:{kit.port} does not answer yet; waiting for it.")
+            say(f"The server {kit.host}:{kit.port} does not answer yet; waiting for it.")
         return _run_flare(folder, "client", [f"uid={kit.name}", f"heart_beat_interval={SIGN_OF_LIFE}"])
 
 
@@ -104,29 +107,44 @@ def check_server(folder: Path, kit: Kit) -> bool:
     Raises:
         InputError: the two do not accept each other's certificates.
     """
+    for pause in (3.0, 0.0):  # a server that is being stopped hangs up as well: ask twice
+        answer = _greet(folder, kit)
+        if answer != b"":
+            return answer is not None
+        time.sleep(pause)
+    raise InputError(
+        f"The server {kit.host}:{kit.port} refused this kit's certificate.",
+        "Ask the administrator for this project's start kit.",
+    )
+
+
+def _greet(folder: Path, kit: Kit) -> bytes | None:
+    """The first byte that the server answers: none (empty) where it refuses us, None where it is not there."""
     startup = folder / "flare" / "startup"
     context = ssl.create_default_context(cafile=str(startup / "rootCA.pem"))
-    context.check_hostname = False  # FLARE's own rule: the certificate must come from the project's authority
+    context.check_hostname = (
+        False  # FLARE asks for a certificate of the project's authority, whatever the name
+    )
     context.load_cert_chain(startup / "client.crt", startup / "client.key")
     try:
-        with socket.create_connection((kit.host, kit.port), _PATIENCE) as plain:
-            with context.wrap_socket(plain, server_hostname=kit.host) as secure:
-                secure.settimeout(1.0)
-                with contextlib.suppress(TimeoutError):
-                    secure.recv(1)  # a refusal of our certificate comes after the handshake
-    except ssl.SSLCertVerificationError as error:
-        raise InputError(
-            f"The server {kit.host}:{kit.port} is not the one of this kit: {error.verify_message}.",
-            "Ask the administrator for this project's start kit.",
-        ) from error
-    except ssl.SSLError as error:
-        raise InputError(
-            f"The server {kit.host}:{kit.port} refused this kit's certificate.",
-            "Ask the administrator for this project's start kit.",
-        ) from error
+        plain = socket.create_connection((kit.host, kit.port), _PATIENCE)
     except OSError:
-        return False
-    return True
+        return None
+    with plain:
+        try:
+            with context.wrap_socket(plain, server_hostname=kit.host) as secure:
+                # The verdict on our certificate comes after the handshake. FLARE's server speaks HTTP: "not found".
+                secure.sendall(f"GET / HTTP/1.1\r\nHost: {kit.host}\r\n\r\n".encode())
+                return secure.recv(1)
+        except ssl.SSLCertVerificationError as error:
+            raise InputError(
+                f"The server {kit.host}:{kit.port} is not the one of this kit: {error.verify_message}.",
+                "Ask the administrator for this project's start kit.",
+            ) from error
+        except (ssl.SSLError, ConnectionError):
+            return b""
+        except OSError:
+            return None
 
 
 def _place_jobs(folder: Path) -> None:
@@ -139,7 +157,8 @@ def _place_jobs(folder: Path) -> None:
     write_json(file, resources, overwrite=True)
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """A line for whoever watches, like those of the log."""
     print(f"{datetime.now():%H:%M:%S} {text}", flush=True)
 
 
@@ -164,5 +183,5 @@ def _run_flare(folder: Path, kind: str, more: list[str]) -> int:
     try:
         return MainProcessMonitor.run(main_func=main, run_dir=workspace, args=arguments) or 0
     except KeyboardInterrupt:
-        _say("Stopped.")
+        say("Stopped.")
         return 0

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from nvflare.apis.client import Client
 from nvflare.apis.controller_spec import ClientTask, Task
 from nvflare.apis.dxo import DXO, DataKind, from_shareable
@@ -27,7 +28,7 @@ from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 
 from ..errors import MAPSegError
-from ..reports import write_json
+from ..reports import plain, write_json
 from .exchange import CoordinatorLike, Update
 from .flare_terms import IN_USE, PATIENCE, ROUND, TASK, TERMS, kit_folder, terms
 from .kits import kit_plan
@@ -45,13 +46,12 @@ def unpack(answer: Shareable) -> Update | None:
     try:
         dxo = from_shareable(answer)
         losses = {str(name): float(value) for name, value in dxo.meta["losses"].items()}
-        return Update(dict(dxo.data), int(dxo.meta["scans"]), losses) if _is_difference(dxo) else None
+        arrays = all(isinstance(array, np.ndarray) for array in dxo.data.values())
+        if dxo.data_kind != DataKind.WEIGHT_DIFF or not arrays:
+            return None
+        return Update(dict(dxo.data), int(dxo.meta["scans"]), losses)
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
-
-
-def _is_difference(dxo: DXO) -> bool:
-    return dxo.data_kind == DataKind.WEIGHT_DIFF and bool(dxo.data)
 
 
 class RoundController(Controller):
@@ -86,8 +86,6 @@ class RoundController(Controller):
         communicator.client_is_active = listen
 
     def start_controller(self, fl_ctx: FLContext) -> None:
-        self._folder = kit_folder(fl_ctx)
-        self._plan = kit_plan(self._folder)
         fl_ctx.get_engine().register_app_command("progress", lambda *_: self._told)
 
     def stop_controller(self, fl_ctx: FLContext) -> None:
@@ -105,9 +103,11 @@ class RoundController(Controller):
         _log.info("%s: its answer came after the round had ended, and is dropped.", client.name)
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
+        folder = kit_folder(fl_ctx)
         try:
-            take(self._folder / IN_USE, PATIENCE)
-            self._coordinator = self.make_coordinator(self._folder)
+            take(folder / IN_USE, PATIENCE)
+            self._plan, self._terms = kit_plan(folder), terms(folder)
+            self._coordinator = self.make_coordinator(folder)
             self._tell()
             missing: set[str] = set()
             while not (self._coordinator.done or missing or abort_signal.triggered):
@@ -126,7 +126,7 @@ class RoundController(Controller):
     def _run_round(self, abort_signal: Signal, fl_ctx: FLContext) -> set[str]:
         """One round; returns the sites that were missing from it."""
         number = self._coordinator.round
-        meta = {ROUND: number, TERMS: terms(self._folder)}
+        meta = {ROUND: number, TERMS: self._terms}
         data = DXO(DataKind.WEIGHTS, data=self._coordinator.payload(), meta=meta).to_shareable()
         here = [client.name for client in fl_ctx.get_engine().get_clients()]
         _log.info("Round %d of %d: sent to %s.", number, self._plan.rounds, ", ".join(here))
@@ -146,7 +146,7 @@ class RoundController(Controller):
             self._tell(problem=f"{text}; see the logs of the others.")
             _log.error("%s; the round is repeated.", text)
             return missing or planned
-        told = self._coordinator.absorb(updates)
+        told = plain(self._coordinator.absorb(updates))
         for name, line in told.items():
             _log.info("Round %d: %s: %s", number, name, line)
         self._tell(sites=told)

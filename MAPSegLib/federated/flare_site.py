@@ -14,14 +14,18 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from nvflare.apis.dxo import DXO, DataKind, from_shareable
 from nvflare.apis.event_type import EventType
 from nvflare.apis.executor import Executor
 from nvflare.apis.fl_component import FLComponent
-from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.fl_constant import FLContextKey, FLMetaKey, JobConstants, ReturnCode
 from nvflare.apis.fl_context import FLContext
+from nvflare.apis.job_launcher_spec import JobReturnCode
 from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
+from nvflare.app_common.job_launcher.client_process_launcher import ClientProcessJobLauncher
+from nvflare.app_common.job_launcher.process_launcher import ProcessHandle
 
 from ..errors import Cancelled, InputError, MAPSegError
 from .exchange import SiteLike, Update
@@ -34,8 +38,10 @@ _log = logging.getLogger("MAPSegLib.federated")
 
 def pack(update: Update) -> Shareable:
     """All that leaves a site after a round."""
-    meta = {"scans": int(update.scans), "losses": {k: float(v) for k, v in update.losses.items()}}
-    return DXO(DataKind.WEIGHT_DIFF, data=update.difference, meta=meta).to_shareable()
+    difference = {name: np.asarray(array, np.float16) for name, array in update.difference.items()}
+    losses = {name: float(value) for name, value in update.losses.items()}
+    meta = {"scans": int(update.scans), "losses": losses}
+    return DXO(DataKind.WEIGHT_DIFF, data=difference, meta=meta).to_shareable()
 
 
 class RoundExecutor(Executor):
@@ -97,8 +103,37 @@ def check_terms(sent: Any, own: dict[str, str]) -> None:
         if sent.get(name) != value:
             raise InputError(
                 f"The server has another {name} ({sent.get(name)}) than this site ({value}).",
-                "Install the server's version." if name == "mapseg version" else "Get the start kit again.",
+                "Install the server's version." if name == "MAPSeg version" else "Get the start kit again.",
             )
+
+
+class Launcher(ClientProcessJobLauncher):
+    """Starts a job's process, and keeps its death this site's affair.
+
+    FLARE reports that a process was killed or could not start, and the server then ends the job for all. Here the
+    server only hears that it is over; the round goes on without this site, which the next job includes again.
+    """
+
+    def launch_job(self, job_meta: dict, fl_ctx: FLContext) -> ProcessHandle:
+        handle = super().launch_job(job_meta, fl_ctx)
+        folder = fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT).get_run_dir(job_meta[JobConstants.JOB_ID])
+        return _OwnAffair(handle, Path(folder) / FLMetaKey.PROCESS_RC_FILE)
+
+
+class _OwnAffair(ProcessHandle):
+    def __init__(self, handle: ProcessHandle, verdict: Path):
+        super().__init__(process_adapter=handle.adapter)
+        self._verdict = verdict
+
+    def wait(self) -> None:
+        super().wait()
+        self._verdict.unlink(missing_ok=True)
+        if super().poll() != JobReturnCode.SUCCESS:
+            _log.error("The work of this job ended unexpectedly; this site takes part again in the next job.")
+
+    def poll(self) -> int:
+        code = super().poll()
+        return code if code == JobReturnCode.SUCCESS else JobReturnCode.UNKNOWN
 
 
 class Announcer(FLComponent):

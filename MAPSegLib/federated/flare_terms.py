@@ -27,7 +27,7 @@ def terms(folder: Path) -> dict[str, str]:
     """What must be the same at the server and at every site, by what the log calls it."""
     plan = kit_plan(folder)
     return {
-        "mapseg version": __version__,
+        "MAPSeg version": __version__,
         "plan": _digest((folder / "plan.json").read_bytes()),
         "start model": _digest(plan.model.read_bytes()),
     }

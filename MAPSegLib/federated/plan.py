@@ -27,7 +27,7 @@ class ServerAddress(Options):
 
     host: str = Field(min_length=1, description="name or address that every site reaches the server under")
     port: int = Field(8002, ge=1, le=65535)
-    valid_days: int = Field(360, ge=1, le=3650, description="how long the certificates hold")
+    valid_days: int = Field(360, ge=1, le=360, description="how long the certificates hold")
 
 
 class PercentileFilter(Options):

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
+from nvflare.apis.fl_context import FLContext
 
 from MAPSegLib.federated.exchange import Update
 from MAPSegLib.federated.flare_server import RoundController
 from MAPSegLib.federated.flare_site import RoundExecutor
 from MAPSegLib.federated.kits import kit_plan, local_data
 from MAPSegLib.manifests import list_scans
+
+# FLARE looks for unfinished downloads of tensors when a job ends, and would import PyTorch for it.
+sys.modules["nvflare.app_opt.pt.tensor_downloader"] = None
 
 
 class StandInSite:
@@ -75,5 +80,21 @@ class StandInExecutor(RoundExecutor):
 
 
 class StandInController(RoundController):
+    """Notes all that arrives from the sites."""
+
     def make_coordinator(self, folder):
+        self.folder = folder
         return StandInCoordinator(folder)
+
+    def _receive(self, client_task, fl_ctx):
+        with open(self.folder / "work" / "arrived.jsonl", "a") as file:
+            print(json.dumps(client_task.result, default=_outline), file=file)
+        super()._receive(client_task, fl_ctx)
+
+
+def _outline(value):
+    if isinstance(value, np.ndarray):
+        return {"shape": list(value.shape), "dtype": str(value.dtype)}
+    if isinstance(value, FLContext):
+        return value.get_all_public_props()
+    return repr(value)

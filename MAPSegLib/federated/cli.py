@@ -47,11 +47,14 @@ def run(
     """
     with _telling():
         _need_flare()
+        from ..errors import InputError
         from .kits import choose_data, read_kit
 
         content = read_kit(kit)
         from .flare_run import run_kit, say
 
+        if content.kind != "site" and (images or labels):
+            raise InputError("Only a site has scans of its own.", "Leave --images and --labels out.")
         if content.kind == "admin":
             from .flare_admin import follow
 

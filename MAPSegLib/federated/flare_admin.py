@@ -10,14 +10,13 @@ import contextlib
 import io
 import json
 import logging
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from nvflare.fuel.flare_api.api_spec import (
-    AuthenticationError,
-    AuthorizationError,
     InternalError,
     JobNotRunning,
     NoReply,
@@ -31,13 +30,14 @@ from .flare_server import PROGRESS
 from .kits import kit_plan, read_kit
 from .plan import Plan
 
-_log = logging.getLogger(__name__)
 _POLL = 2.0
 """Seconds between two looks at the server."""
 _LATECOMERS = 60.0
 """Seconds that a job waits for the sites beyond the smallest number."""
+_PATIENCE = 60.0
+"""Seconds that logging in may take."""
 _ATTEMPTS = 3
-"""Jobs without a new round before giving up."""
+"""Jobs (or failures of a server that is there) without a new round before giving up."""
 _ENDED, _ABORTED = "FINISHED", "FINISHED:ABORTED"
 Say = Callable[[str], None]
 
@@ -53,10 +53,10 @@ def follow(folder: Path, say: Say) -> None:
         InputError: the kit's certificate is not valid, or the server does not accept it.
         MAPSegError: the training does not get on.
     """
-    plan = kit_plan(folder)
+    plan, kit = kit_plan(folder), read_kit(folder)
     check_certificates(folder)
     best, failures = 0, 0
-    while True:
+    while failures < _ATTEMPTS:
         try:
             with _session(folder, say) as session:
                 job = _running_job(session, plan.name)
@@ -64,23 +64,21 @@ def follow(folder: Path, say: Say) -> None:
                     _wait_for_sites(session, plan, say)
                     job = session.submit_job(str((folder / "job").resolve()))
                 told = _follow_job(session, job, say)
-        except (AuthenticationError, AuthorizationError) as error:
-            raise InputError(f"The server does not let this kit in: {error}.") from error
         except MAPSegError:
             raise
         except Exception as error:  # FLARE raises many kinds when its server dies
-            _log.info("lost the server", exc_info=error)
             say("Lost the server. The training continues when it is back.")
+            told = {"problem": str(error)}
             time.sleep(_POLL)
+            failures += check_server(folder, kit)  # one that is there should not fail
             continue
         if told.get("done"):
             say(f"The training is done. The model is at the server: {told['model']}")
             return
         failures = 0 if told.get("round", 0) > best else failures + 1
         best = max(best, told.get("round", 0))
-        if failures == _ATTEMPTS:
-            problem = told.get("problem", "see the logs of the server and the sites")
-            raise MAPSegError(f"The training does not get on: {problem}")
+    problem = told.get("problem", "see the logs of the server and the sites.")
+    raise MAPSegError(f"The training does not get on: {problem}")
 
 
 def show(folder: Path, say: Say) -> None:
@@ -129,7 +127,7 @@ def _session(folder: Path, say: Say) -> Iterator[Session]:
         time.sleep(_POLL)
     logging.getLogger().addHandler(logging.NullHandler())  # FLARE's own warnings are not for the terminal
     with contextlib.redirect_stdout(io.StringIO()):
-        session = new_secure_session(ADMIN, str((folder / "flare").resolve()))
+        session = new_secure_session(ADMIN, str((folder / "flare").resolve()), timeout=_PATIENCE)
     try:
         yield session
     finally:
@@ -161,8 +159,8 @@ def _wait_for_sites(session: Session, plan: Plan, say: Say) -> None:
         if here != told:
             missing = ", ".join(sorted(planned - here))
             say(
-                f"{len(here)} of {len(planned)} sites are connected"
-                + (f"; missing: {missing}." if missing else ".")
+                f"{len(here)} of {len(planned)} sites are connected."
+                + (f" Missing: {missing}." if missing else "")
             )
             told = here
         if here == planned or time.monotonic() - start > _LATECOMERS:
@@ -184,11 +182,12 @@ def _follow_job(session: Session, job: str, say: Say) -> dict[str, Any]:
             say(_line(told))
             last = told
         time.sleep(_POLL)
-    place = Path(session.download_job_result(job, "mapseg"))
-    try:
-        return json.loads((place / "workspace" / PROGRESS).read_text())
-    except (OSError, ValueError):
-        return {"problem": f"the job ended as {status}"}
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Path(session.download_job_result(job, scratch))
+        try:
+            return json.loads((place / "workspace" / PROGRESS).read_text())
+        except (OSError, ValueError):
+            return {"problem": f"the job ended as {status}."}
 
 
 def _progress(session: Session, job: str) -> dict[str, Any] | None:

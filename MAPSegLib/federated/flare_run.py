@@ -7,7 +7,6 @@ dates, the port, and whether server and site accept each other.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import signal
 import socket
@@ -25,7 +24,6 @@ from .flare_project import SIGN_OF_LIFE
 from .kits import Kit, read_kit
 from .processes import holding
 
-_log = logging.getLogger("MAPSegLib.federated")
 RUNNING = "run.pid"
 """File of a kit that names the process which runs it."""
 _PATIENCE = 10.0
@@ -122,9 +120,7 @@ def _greet(folder: Path, kit: Kit) -> bytes | None:
     """The first byte that the server answers: none (empty) where it refuses us, None where it is not there."""
     startup = folder / "flare" / "startup"
     context = ssl.create_default_context(cafile=str(startup / "rootCA.pem"))
-    context.check_hostname = (
-        False  # FLARE asks for a certificate of the project's authority, whatever the name
-    )
+    context.check_hostname = False  # as FLARE: a certificate of the project's authority, whatever the name
     context.load_cert_chain(startup / "client.crt", startup / "client.key")
     try:
         plain = socket.create_connection((kit.host, kit.port), _PATIENCE)

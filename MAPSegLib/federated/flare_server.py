@@ -89,11 +89,9 @@ class RoundController(Controller):
         fl_ctx.get_engine().register_app_command("progress", lambda *_: self._told)
 
     def stop_controller(self, fl_ctx: FLContext) -> None:
-        workspace = fl_ctx.get_engine().get_workspace()
+        folder = Path(fl_ctx.get_engine().get_workspace().get_run_dir(fl_ctx.get_job_id()))
         try:
-            write_json(
-                Path(workspace.get_run_dir(fl_ctx.get_job_id())) / PROGRESS, self._told, overwrite=True
-            )
+            write_json(folder / PROGRESS, self._told, overwrite=True)
         except MAPSegError as error:
             _log.error("%s", error.message)
 

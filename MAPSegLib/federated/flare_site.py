@@ -71,7 +71,7 @@ class RoundExecutor(Executor):
         try:
             return pack(self._train(from_shareable(shareable), kit_folder(fl_ctx), report))
         except Cancelled:
-            _log.info("The server ended this round.")
+            _log.info("The round was ended.")
             return make_reply(ReturnCode.TASK_ABORTED)
         except MAPSegError as error:
             _log.error("This site could not take part in the round: %s %s", error.message, error.advice)
@@ -129,7 +129,7 @@ class _OwnAffair(ProcessHandle):
         super().wait()
         self._verdict.unlink(missing_ok=True)
         if super().poll() != JobReturnCode.SUCCESS:
-            _log.error("The work of this job ended unexpectedly; this site takes part again in the next job.")
+            _log.error("The work of this job ended early; this site takes part again in the next one.")
 
     def poll(self) -> int:
         code = super().poll()

@@ -13,13 +13,17 @@ import psutil
 from ..errors import InputError
 from ..reports import unwritable
 
+_DRIFT = 5.0
+"""Seconds by which the system may tell the start of a process differently after its clock was set."""
+
 
 def owner(file: Path) -> psutil.Process | None:
     """The process that holds ``file``. One that was killed holds nothing, even where its number is in use again."""
     try:
         number, born = file.read_text().split()
         process = psutil.Process(int(number))
-        alive = process.create_time() == float(born) and process.status() != psutil.STATUS_ZOMBIE
+        same = abs(process.create_time() - float(born)) < _DRIFT
+        alive = same and process.status() != psutil.STATUS_ZOMBIE
     except (OSError, ValueError, psutil.Error):
         return None
     return process if alive else None

@@ -94,7 +94,7 @@ class StandInController(RoundController):
 
 def _outline(value):
     if isinstance(value, np.ndarray):
-        return {"shape": list(value.shape), "dtype": str(value.dtype)}
+        return {"shape": list(value.shape), "dtype": str(value.dtype), "largest": float(np.abs(value).max())}
     if isinstance(value, FLContext):
         return value.get_all_public_props()
     return repr(value)

@@ -2,6 +2,8 @@
 
 import logging
 import math
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from nvflare.fuel.utils import fobs
 
 from MAPSegLib.errors import InputError
 from MAPSegLib.federated.exchange import Update
-from MAPSegLib.federated.flare_server import unpack
+from MAPSegLib.federated.flare_server import RoundController, unpack
 from MAPSegLib.federated.flare_site import RoundExecutor, check_terms, pack
 from MAPSegLib.federated.flare_terms import ROUND, TERMS, terms
 from MAPSegLib.federated.kits import choose_data
@@ -114,6 +116,35 @@ def test_other_terms_are_told():
         check_terms(None, own)
 
 
+class TestWaiting:
+    """The server's patience with sites that do not answer."""
+
+    def wait(self, heartbeat, round_timeout, answers, abort=False):
+        controller = RoundController(heartbeat)
+        controller._plan = SimpleNamespace(min_sites=1, round_timeout=round_timeout)
+        controller._heard = dict.fromkeys("abc", time.monotonic())
+        controller._answers = answers
+        signal = Signal()
+        if abort:
+            signal.trigger(True)
+        return controller._wait(list("abc"), signal)
+
+    def test_ends_when_all_have_answered(self):
+        assert self.wait(1000, 1000, dict.fromkeys("abc", make_update())) == set()
+        assert self.wait(1000, 1000, dict.fromkeys("abc")) == set()
+
+    def test_ends_without_those_that_fell_silent(self, caplog):
+        assert self.wait(0.01, 1000, {"a": make_update()}) == {"b", "c"}
+        assert "b: no sign of life" in caplog.text
+
+    def test_ends_when_late_sites_are_too_late(self, caplog):
+        assert self.wait(1000, 0.01, {"a": make_update(), "b": None}) == set()
+        assert "Too late for this round: c." in caplog.text
+
+    def test_ends_when_the_training_is_stopped(self):
+        assert self.wait(1000, 1000, {}, abort=True) == set()
+
+
 class Engine:
     def __init__(self, root):
         self.root = root
@@ -125,6 +156,27 @@ class Engine:
         return str(self.root)
 
 
+def make_context(folder):
+    context = FLContext()
+    context.set_prop("__engine__", Engine(folder / "flare"), private=True)
+    return context
+
+
+def test_a_server_that_cannot_save_says_so(kits, caplog):
+    class Full(RoundController):
+        def make_coordinator(self, folder):
+            raise InputError("state.json cannot be written: no space left on device.", "Make room.")
+
+    (kits / "server" / "work").mkdir()
+    controller = Full()
+    controller.control_flow(Signal(), make_context(kits / "server"))
+    assert controller._told == {
+        "problem": "state.json cannot be written: no space left on device. Make room."
+    }
+    (record,) = caplog.records
+    assert record.getMessage().startswith("The server cannot go on: state.json cannot be written")
+
+
 class TestExecutor:
     @pytest.fixture
     def folder(self, kits, tmp_path):
@@ -133,11 +185,9 @@ class TestExecutor:
         return kits / "hospital-b"
 
     def run(self, folder, executor, meta=None, signal=None):
-        context = FLContext()
-        context.set_prop("__engine__", Engine(folder / "flare"), private=True)
         meta = {ROUND: 1, TERMS: terms(folder)} if meta is None else meta
         task = DXO(DataKind.WEIGHTS, data={"a": np.zeros(3, np.float16)}, meta=meta).to_shareable()
-        return executor.execute("train", task, context, signal or Signal())
+        return executor.execute("train", task, make_context(folder), signal or Signal())
 
     def test_trains(self, folder):
         update = unpack(self.run(folder, standin.StandInExecutor()))

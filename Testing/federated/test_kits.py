@@ -204,6 +204,11 @@ def test_a_path_with_a_space_is_told(kits, tmp_path):
     assert result.exit_code == 2 and "space in its path" in result.stderr
 
 
+def test_only_sites_have_scans(kits, tmp_path):
+    result = mapseg("run", kits / "server", "--images", tmp_path)
+    assert result.exit_code == 2 and "Only a site has scans" in result.stderr
+
+
 def test_a_folder_that_is_no_kit(tmp_path):
     result = mapseg("run", tmp_path)
     assert result.exit_code == 2 and "is not a start kit" in result.stderr

@@ -112,7 +112,9 @@ class Federation:
 
 @pytest.fixture
 def federation(tmp_path):
-    made = Federation(make_kits(tmp_path), make_scans(tmp_path / "scans", 3))
+    kits = make_kits(tmp_path, privacy={"percentile": {"percentile": 0, "gamma": 0.4}})
+    (kits / "hospital-a" / "flare" / "local" / "privacy.json").unlink()  # one site without the filter
+    made = Federation(kits, make_scans(tmp_path / "scans", 3))
     try:
         yield made
     finally:
@@ -173,18 +175,37 @@ def test_a_training_outlives_its_sites_and_its_server(federation, tmp_path):
     assert history[0]["sites"] == history[-1]["sites"] == list(SITES)
     arrived = [json.loads(line) for line in (work / "arrived.jsonl").read_text().splitlines()]
     assert len(arrived) == sum(len(entry["sites"]) for entry in history)
+    assert first_differences(arrived) == pytest.approx(
+        {"hospital-a": 0.5, "hospital-b": 0.4, "hospital-c": 0.4}, abs=1e-3
+    )
     for message in arrived:
         check_message(message)
+
+
+def first_differences(arrived):
+    """The largest in round 1, by site: where there is the filter, it was clipped."""
+    return {
+        message["__headers__"]["__peer_props__"]["__identity_name__"]: message["DXO"]["data"]["a"]["largest"]
+        for message in arrived[: len(SITES)]
+    }
 
 
 def check_message(message):
     """All that a site's answer holds on arrival: three things of ours, and the names that FLARE delivers by."""
     headers = message.pop("__headers__")
-    loss = message["DXO"]["meta"]["losses"]["loss"]
-    arrays = {"a": {"shape": [3], "dtype": "float16"}, "b": {"shape": [1], "dtype": "float16"}}
-    meta = {"scans": 3, "losses": {"loss": loss}}
-    assert message == {"DXO": {"kind": "WEIGHT_DIFF", "data": arrays, "meta": meta}}
     assert set(headers) == DELIVERY
     assert headers["__peer_ctx__"] == {}
-    assert set(headers["__peer_props__"]) == SENDER
-    assert headers["__peer_props__"]["__identity_name__"] in SITES
+    sender = headers["__peer_props__"]
+    assert set(sender) == SENDER
+    arrays = message["DXO"].pop("data")
+    assert {name: (array["shape"], array["dtype"]) for name, array in arrays.items()} == {
+        "a": ([3], "float16"),
+        "b": ([1], "float16"),
+    }
+    meta = message["DXO"].pop("meta")
+    assert list(meta.pop("losses")) == ["loss"]
+    if sender["__identity_name__"] == "hospital-a":
+        assert meta == {"scans": 3}
+    else:
+        assert meta == {"scans": 3, "filter_history": ["PercentilePrivacy"]}
+    assert message == {"DXO": {"kind": "WEIGHT_DIFF"}}

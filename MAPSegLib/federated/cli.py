@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from ..errors import InputError, MAPSegError
 
 app = typer.Typer(
     help="Train across sites whose scans stay where they are (NVIDIA FLARE).", no_args_is_help=True
@@ -47,12 +51,10 @@ def run(
     """
     with _telling():
         _need_flare()
-        from ..errors import InputError
+        from .flare_run import run_kit, say
         from .kits import choose_data, read_kit
 
         content = read_kit(kit)
-        from .flare_run import run_kit, say
-
         if content.kind != "site" and (images or labels):
             raise InputError("Only a site has scans of its own.", "Leave --images and --labels out.")
         if content.kind == "admin":
@@ -115,24 +117,18 @@ def _owner(kit: Path):
 def _need_flare() -> None:
     from importlib.util import find_spec
 
-    from ..errors import InputError
-
     if find_spec("nvflare") is None:
         raise InputError("NVIDIA FLARE is not installed.", "Run: pip install 'mapseg[federated]'")
 
 
-class _telling:
+@contextmanager
+def _telling() -> Iterator[None]:
     """Failures that users meet become one sentence and their exit code."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind, error, trace) -> None:
-        from ..errors import MAPSegError
-
-        if isinstance(error, MAPSegError):
-            typer.echo(f"Error: {error.message} {error.advice}".rstrip(), err=True)
-            raise typer.Exit(error.exit_code) from error
-        if isinstance(error, KeyboardInterrupt):
-            typer.echo("Cancelled. What runs on other machines goes on.", err=True)
-            raise typer.Exit(4) from error
+    try:
+        yield
+    except MAPSegError as error:
+        typer.echo(f"Error: {error.message} {error.advice}".rstrip(), err=True)
+        raise typer.Exit(error.exit_code) from error
+    except KeyboardInterrupt as error:
+        typer.echo("Cancelled. What runs on other machines goes on.", err=True)
+        raise typer.Exit(4) from error

@@ -30,7 +30,7 @@ from ..errors import InputError
 from ..reports import unwritable, write_json, write_text
 from .flare_terms import TASK
 from .kits import Kit
-from .plan import Plan, PrivacyOptions
+from .plan import Plan, PlannedSite, PrivacyOptions
 
 ORGANISATION = "mapseg"
 ADMIN = "admin@mapseg.org"
@@ -76,7 +76,7 @@ def write_project(
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             made = _provision(plan, Path(scratch))
             kits = [
-                _write_server(plan, folder, made / plan.server.host, controller, heartbeat),
+                _write_server(plan, folder, made / plan.server.host, controller),
                 _write_admin(plan, folder, made / ADMIN, executor, controller, heartbeat),
             ]
             kits += [_write_site(plan, folder, made / site.name, site, executor) for site in plan.sites]
@@ -106,7 +106,7 @@ def _provision(plan: Plan, scratch: Path) -> Path:
     return scratch / plan.name / "prod_00"
 
 
-def _write_kit(plan: Plan, folder: Path, made: Path, kit: Kit, readme: str) -> Path:
+def _write_kit(folder: Path, made: Path, kit: Kit, plan: Plan, readme: str) -> Path:
     place = folder / kit.name
     place.mkdir()
     # Of FLARE's scripts and samples, none: they start without our checks.
@@ -115,17 +115,22 @@ def _write_kit(plan: Plan, folder: Path, made: Path, kit: Kit, readme: str) -> P
     write_json(place / "kit.json", kit.model_dump())
     write_json(place / "plan.json", plan.model_dump(mode="json") | {"model": plan.model.name})
     write_text(place / "README.txt", readme)
-    defaults = place / "flare" / "local" / "log_config.json.default"
-    if defaults.is_file():
-        write_json(defaults.with_suffix(""), _logging(defaults))
+    if kit.kind != "admin":
+        shutil.copyfile(plan.model, place / plan.model.name)
+        local = place / "flare" / "local"
+        write_json(local / "log_config.json", _logging(local / "log_config.json.default"))
     return place
 
 
-def _write_server(plan: Plan, folder: Path, made: Path, controller: str, heartbeat: float) -> Path:
-    kit = Kit(kind="server", name="server", project=plan.name, host=plan.server.host, port=plan.server.port)
-    text = "The server's start kit. Start it with: mapseg federate run {place}\n"
-    place = _write_kit(plan, folder, made, kit, text.format(place="server"))
-    shutil.copyfile(plan.model, place / plan.model.name)
+def _kit(plan: Plan, kind: str, name: str, role: str | None = None) -> Kit:
+    return Kit(
+        kind=kind, name=name, role=role, project=plan.name, host=plan.server.host, port=plan.server.port
+    )
+
+
+def _write_server(plan: Plan, folder: Path, made: Path, controller: str) -> Path:
+    readme = "The server's start kit. Start it with: mapseg federate run server\n"
+    place = _write_kit(folder, made, _kit(plan, "server", "server"), plan, readme)
     local = place / "flare" / "local"
     resources = _resources(local, [controller])
     resources["servers"][0]["heart_beat_timeout"] = 6 * SIGN_OF_LIFE
@@ -135,45 +140,33 @@ def _write_server(plan: Plan, folder: Path, made: Path, controller: str, heartbe
         if part["id"] == "job_scheduler":
             part["args"]["max_jobs"] = 1
     write_json(local / "resources.json", resources)
-    write_json(
-        local / "authorization.json",
-        _rules("submit_job", "manage_job", "download_job", "view", "app_command"),
-    )
+    rules = _rules("submit_job", "manage_job", "download_job", "view", "app_command")
+    write_json(local / "authorization.json", rules)
     return place
 
 
 def _write_admin(
     plan: Plan, folder: Path, made: Path, executor: str, controller: str, heartbeat: float
 ) -> Path:
-    kit = Kit(kind="admin", name="admin", project=plan.name, host=plan.server.host, port=plan.server.port)
-    text = "The administrator's start kit. Start the training with: mapseg federate run {place}\n"
-    place = _write_kit(plan, folder, made, kit, text.format(place="admin"))
+    readme = "The administrator's start kit. Start the training with: mapseg federate run admin\n"
+    place = _write_kit(folder, made, _kit(plan, "admin", "admin"), plan, readme)
     write_job(place / "job", plan.name, executor, controller, heartbeat)
     return place
 
 
-def _write_site(plan: Plan, folder: Path, made: Path, site: Any, executor: str) -> Path:
-    kit = Kit(
-        kind="site",
-        name=site.name,
-        role=site.role,
-        project=plan.name,
-        host=plan.server.host,
-        port=plan.server.port,
-    )
-    wanted = "scans and label maps" if site.role == "source" else "scans"
-    text = (
+def _write_site(plan: Plan, folder: Path, made: Path, site: PlannedSite, executor: str) -> Path:
+    labels = " --labels FOLDER" if site.role == "source" else ""
+    readme = (
         f"The start kit of {site.name}, a {site.role} site. It holds this site's key: give it to nobody else.\n"
-        f"Start it with: mapseg federate run {site.name} --images FOLDER\n"
-        f"FOLDER holds your {wanted}; they never leave this machine.\n"
+        f"Start it with: mapseg federate run {site.name} --images FOLDER{labels}\n"
+        "Your scans never leave this machine.\n"
     )
-    place = _write_kit(plan, folder, made, kit, text)
-    shutil.copyfile(plan.model, place / plan.model.name)
+    place = _write_kit(folder, made, _kit(plan, "site", site.name, site.role), plan, readme)
     local = place / "flare" / "local"
     filters = _filters(plan.privacy)
     resources = _resources(local, [executor, *(entry["path"] for entry in filters)])
     resources["allow_log_streaming"] = False
-    resources["components"] = [p for p in resources["components"] if p["id"] != "site_log_streamer"]
+    resources["components"] = [part for part in resources["components"] if part["id"] != "site_log_streamer"]
     for part in resources["components"]:
         if part["id"] == "process_launcher":
             part["path"] = _LAUNCHER

@@ -147,6 +147,7 @@ def refuse_strangers(federation, folder):
         assert secure.recv(1) == b""
 
 
+@pytest.mark.timeout(600)
 def test_a_training_outlives_its_sites_and_its_server(federation, tmp_path):
     kits = federation.kits
     for name in SITES:

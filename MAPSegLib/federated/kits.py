@@ -78,10 +78,9 @@ def choose_data(
     Raises:
         InputError: none were named, or they do not fit the role.
     """
-    if images is None:
-        data = local_data(folder)
-    else:
-        data = LocalData(images=images.absolute(), labels=labels.absolute() if labels else None)
+    data = LocalData(images=images.absolute()) if images else local_data(folder)
+    if labels:
+        data = data.model_copy(update={"labels": labels.absolute()})
     notes = []
     if role == "source":
         count = len(list_pairs(data.images, data.labels))

@@ -152,6 +152,10 @@ class TestData:
             choose_data(kits / "hospital-a", "source", images)
         labels = make_scans(tmp_path / "labels")
         assert choose_data(kits / "hospital-a", "source", images, labels) == (2, [])
+        moved = labels.rename(tmp_path / "moved")
+        with pytest.raises(InputError):
+            choose_data(kits / "hospital-a", "source")
+        assert choose_data(kits / "hospital-a", "source", labels=moved) == (2, [])
 
     def test_of_a_target_ignores_labels_and_says_so(self, kits, tmp_path):
         images, labels = make_scans(tmp_path / "scans"), make_scans(tmp_path / "labels")

@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-app.add_typer(federate)
+app.add_typer(federate, name="federate")
 
 Model = Annotated[str, typer.Argument(help="Name (see `mapseg models`) or file of a model.", metavar="MODEL")]
 Scans = Annotated[

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import __version__
 from ..errors import InputError
 from ..models import SUFFIX, load_model, resolve, save_model
 from ..reports import plain, replacing, write_json
@@ -33,29 +34,29 @@ class Coordinator:
 
     Args:
         plan: names the model to start from.
+        afresh: begin anew where the folder holds a federation that has ended, or another one.
         folder: gets the state after every round (continued from where it exists), ``rounds.json`` and the model.
 
     Raises:
         InputError: the folder holds the state of another federation, or the start model cannot be read.
     """
 
-    def __init__(self, plan: Plan, folder: Path):
+    def __init__(self, plan: Plan, folder: Path, afresh: bool = False):
         self.federation, self.folder = agree(plan), folder
-        self.rounds: list[dict[str, Any]] = []
+        self.history: list[dict[str, Any]] = []
         """What every round so far brought; written to ``rounds.json``."""
+        self.weights = _start(plan, self.federation)
         if (folder / STATE).exists():
-            self._load()
-        else:
-            self.weights = _start(plan, self.federation)
+            self._load(afresh)
 
     @property
     def done(self) -> bool:
-        return self.number > self.federation.plan.rounds
+        return self.round > self.federation.plan.rounds
 
     @property
-    def number(self) -> int:
+    def round(self) -> int:
         """Of the round that is next, from 1."""
-        return 1 + sum(entry["averaged"] for entry in self.rounds)
+        return 1 + sum(entry["averaged"] for entry in self.history)
 
     def payload(self) -> Weights:
         """The weights that the next round starts from."""
@@ -98,7 +99,7 @@ class Coordinator:
             if fault is None:
                 good[member.name] = update
         entry = {
-            "round": self.number,
+            "round": self.round,
             "averaged": len(good) >= plan.min_sites,
             "seconds": round(seconds, 2),
             "bytes_to_a_site": size(self.payload()),
@@ -108,15 +109,15 @@ class Coordinator:
             shares = self._average(good)
             for name, known in shares.items():
                 sites[name] |= known
-        self.rounds.append(entry)
+        self.history.append(entry)
         self._save()
         return entry
 
     def finish(self, overwrite: bool = False) -> Path:
-        """Write the model, and remove the state. Raises InputError where its file exists and may not be replaced."""
+        """Write the model. Raises InputError where its file exists and may not be replaced."""
         federation, plan = self.federation, self.federation.plan
         counts: dict[str, int] = {}
-        for entry in self.rounds:
+        for entry in self.history:
             counts |= {name: site["scans"] for name, site in entry["sites"].items() if site["used"]}
         provenance = {
             "federation": {
@@ -129,7 +130,7 @@ class Coordinator:
                     for m in plan.sites
                 ],
                 "options": plan.options.model_dump(mode="json", exclude={"device", "precision", "threads"}),
-                "version": federation.version,
+                "version": __version__,
             },
         }
         if plan.task == "adapt":
@@ -140,9 +141,7 @@ class Coordinator:
         if plan.task == "pretrain":
             weights = {name: tensor for name, tensor in weights.items() if name.startswith("encoder.")}
         card = federation.card.model_copy(update=changes)
-        path = save_model(self.folder / f"{plan.name}{SUFFIX}", weights, card, overwrite)
-        (self.folder / STATE).unlink(missing_ok=True)
-        return path
+        return save_model(self.folder / f"{plan.name}{SUFFIX}", weights, card, overwrite)
 
     def _fault(self, update: Update) -> str | None:
         """Why an answer cannot be averaged."""
@@ -173,28 +172,32 @@ class Coordinator:
     def _save(self) -> None:
         from safetensors.torch import save
 
-        told = {"federation": self.federation.model_dump_json(), "rounds": json.dumps(plain(self.rounds))}
+        told = {"federation": self.federation.model_dump_json(), "rounds": json.dumps(plain(self.history))}
         with replacing(self.folder / STATE, overwrite=True) as temporary:
             temporary.write_bytes(save(self.weights, metadata=told))
-        write_json(self.folder / ROUNDS, self.rounds, overwrite=True)
+        write_json(self.folder / ROUNDS, self.history, overwrite=True)
 
-    def _load(self) -> None:
+    def _load(self, afresh: bool) -> None:
         from safetensors import SafetensorError, safe_open
 
         path = self.folder / STATE
         try:
             with safe_open(path, "pt") as file:
                 told = file.metadata()
-                self.weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            self.rounds = json.loads(told["rounds"])
+                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            history = json.loads(told["rounds"])
             same = told["federation"] == self.federation.model_dump_json()
         except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
             raise InputError(f"{path} is damaged.", "Remove it to start the federation afresh.") from error
+        ended = sum(entry["averaged"] for entry in history) >= self.federation.plan.rounds
+        if afresh and (ended or not same):
+            return
         if not same:
             raise InputError(
                 f"{self.folder} holds the state of another federation.",
                 "Choose another folder, or remove it to start afresh.",
             )
+        self.weights, self.history = weights, history
 
 
 def _start(plan: Plan, federation: Federation) -> dict[str, Tensor]:

@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator, model_validator
 
-from .. import __version__
 from ..config import (
     ARCHITECTURES,
     Name,
@@ -36,14 +35,49 @@ class FederatedStep(StepOptions):
     )
 
 
+SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=60)]
+
+
 class Member(Options):
     """A site, as the others know it."""
 
-    name: Name
+    name: SiteName
     role: Role = Field("target", description="source: has labelled scans; target: has unlabelled ones")
     credit: str | None = Field(
         None, description="how the model card names the site, where it agrees to be named there"
     )
+
+
+class ServerAddress(Options):
+    """Where the sites find the server."""
+
+    host: str = Field(min_length=1, description="name or address that every site reaches the server under")
+    port: int = Field(8002, ge=1, le=65535)
+    valid_days: int = Field(360, ge=1, le=360, description="how long the certificates hold")
+
+
+class PercentileFilter(Options):
+    """Send only the largest differences: FLARE's PercentilePrivacy."""
+
+    percentile: float = Field(10, ge=0, le=100, description="differences below this percentile become 0")
+    gamma: float = Field(0.01, gt=0, description="the others are clipped to this size")
+
+
+class NoiseFilter(Options):
+    """Send a noisy share of the differences: FLARE's SVTPrivacy (sparse vector technique)."""
+
+    fraction: float = Field(0.1, gt=0, le=1, description="share of the differences that is sent")
+    epsilon: float = Field(0.1, gt=0, description="privacy budget of their choice; smaller is noisier")
+    noise_var: float = Field(0.1, gt=0, description="privacy budget of each value sent; smaller is noisier")
+    gamma: float = Field(1e-5, gt=0, description="differences are clipped to this size first")
+    tau: float = Field(1e-6, gt=0, description="size that a difference must have to be chosen")
+
+
+class PrivacyOptions(Options):
+    """Filters on what leaves a site, applied at the site in this order."""
+
+    percentile: PercentileFilter | None = None
+    noise: NoiseFilter | None = None
 
 
 class Plan(Options):
@@ -60,7 +94,9 @@ class Plan(Options):
     rounds: int = Field(20, ge=1)
     steps: int = Field(20, ge=1, description="of training at a site, in a round")
     min_sites: int = Field(1, ge=1, description="a round with fewer answers is repeated")
-    minutes: float = Field(60.0, gt=0, description="a round waits this long for a site's answer")
+    minutes: float = Field(60.0, gt=0, description="a round waits this long for late sites")
+    server: ServerAddress | None = Field(None, description="needed for start kits, not to simulate")
+    privacy: PrivacyOptions = PrivacyOptions()
     license: str = Field("", description="of the resulting weights; goes into the model card")
     options: SerializeAsAny[StepOptions | PretrainingStep] = Field(FederatedStep(), validate_default=True)
 
@@ -94,9 +130,8 @@ class Plan(Options):
 
 
 class Federation(Options):
-    """A plan with all that a site needs to train; nothing in it names a file of the coordinator's."""
+    """A plan with all that is needed to train by it; nothing in it names a file."""
 
-    version: str = Field(__version__, description="of MAPSeg; each site must run the same")
     plan: Plan
     card: ModelCard = Field(description="of the model to start from")
 
@@ -116,7 +151,7 @@ def read_plan(path: Path) -> Plan:
     try:
         plan = Plan.model_validate(content)
     except ValidationError as error:
-        raise InputError(f"{path}: {first_problem(error)}.") from error
+        raise InputError(f"{path} is not a plan: {first_problem(error)}.") from error
     if plan.model and (path.parent / plan.model).is_file():
         plan = plan.model_copy(update={"model": str((path.parent / plan.model).absolute())})
     return plan

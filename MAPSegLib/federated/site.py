@@ -8,7 +8,7 @@ the weights received, as those are an average of teachers; the optimiser's momen
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -16,13 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from .. import __version__
 from ..augmentation import published_source
-from ..config import RECIPES, InferenceOptions, Options, check_path
+from ..config import RECIPES
 from ..datasets import ScanSource, resize_whole
 from ..domains import Domains, UnlabelledScans
 from ..errors import InputError
-from ..manifests import list_pairs, list_scans
 from ..networks.autoencoder import Autoencoder
 from ..networks.segmenter import Segmenter
 from ..preprocessing import prepare
@@ -30,24 +28,9 @@ from ..training.loop import Loop
 from ..training.pretraining import reconstruction_losses, view_scans
 from ..training.terms import SourceTerms, TargetTerms, ema_decay
 from ..volumes import read_image, read_labels
-from .exchange import Update, Weights, difference, fingerprint, to_half, to_tensors
+from .exchange import Report, Update, Weights, difference, fingerprint, to_half, to_tensors
 from .plan import Federation
-
-Report = Callable[..., None]
-"""Called as ``report(event, **fields)``; raising from it ends the round, and the site keeps its last one."""
-
-
-class SiteData(Options):
-    """Where a site's scans are, and how it trains: written at the site and sent nowhere."""
-
-    images: Path
-    labels: Path | None = None
-    options: InferenceOptions = InferenceOptions()
-
-    def beside(self, folder: Path) -> SiteData:
-        """The same, with relative paths taken from ``folder``."""
-        labels = folder / self.labels.expanduser() if self.labels else None
-        return self.model_copy(update={"images": folder / self.images.expanduser(), "labels": labels})
+from .scans import SiteData, find
 
 
 class _Material(Protocol):
@@ -78,32 +61,28 @@ class Site:
         data: the site's scans.
         folder: keeps the optimiser, the teacher and the random state after every round, so that a site that was
             killed goes on with the next round.
-        report: told ``log`` and ``progress``.
+        report: told ``log``.
 
     Raises:
-        InputError: the plan does not know the site, it runs another version of MAPSeg, or its folder does not fit
-            its role.
+        InputError: the plan does not know the site, or its scans do not fit its role.
     """
 
     def __init__(self, federation: Federation, name: str, data: SiteData, folder: Path, report: Report):
-        if federation.version != __version__:
-            raise InputError(
-                f"The federation runs MAPSeg {federation.version}, but this site has {__version__}.",
-                f"Install it with pip install mapseg=={federation.version}.",
-            )
-        self.federation, self.report = federation, report
-        self.member = federation.plan.member(name)
-        self.material = self._material(data)
+        self.federation, self.member = federation, federation.plan.member(name)
+        self.material = self._material(data, report)
         self.own = data.options.model_dump(include={"device", "precision", "threads"})
         self.checkpoint = folder / f"federation-{federation.digest}.pt"
         self.loop = self._new_loop()
         if self.checkpoint.exists():
             self.loop.load(self.checkpoint)
 
-    def train_round(self, number: int, weights: Weights) -> Update:
+    def train_round(self, number: int, weights: Weights, report: Report) -> Update:
         """Train the plan's steps from ``weights``, keep a checkpoint, and answer.
 
         A round that was trained before, from the same weights, gets the same answer: whoever asked has been killed.
+
+        Args:
+            report: told ``progress`` at every step; raising from it ends the round, and the site keeps its last one.
 
         Raises:
             InputError: the weights are not those of this federation's network, or the checkpoint cannot be written.
@@ -129,7 +108,7 @@ class Site:
             losses = loop.update(lambda: self.material.terms(loop))
             for term, value in losses.items():
                 sums[term] += value / steps
-            self.report(
+            report(
                 "progress",
                 stage="round",
                 site=self.member.name,
@@ -157,29 +136,23 @@ class Site:
             betas=(0.9, 0.95) if pretrains else (0.9, 0.999),
         )
 
-    def _material(self, data: SiteData) -> _Material:
-        images, labels = check_path(data.images), check_path(data.labels) if data.labels else None
+    def _material(self, data: SiteData, report: Report) -> _Material:
         plan, card = self.federation.plan, self.federation.card
-        if plan.task == "adapt" and self.member.role == "source":
-            try:
-                pairs = list_pairs(images, labels)
-            except InputError as error:
-                raise InputError(
-                    f"{self.member.name} is a source and needs labelled scans: {error.message}", error.advice
-                ) from error
-            self._check_labels([label for _, label in pairs])
-            return _Source(self.federation, pairs)
-        files = list_scans(images)
-        if labels or _are_labelled(images):
-            told = f"{self.member.name}: label maps are there and are not read, as only a source's are."
-            self.report("log", message=told)
+        labelled = plan.task == "adapt" and self.member.role == "source"
+        found = find(data, labelled)
+        for note in found.notes:
+            report("log", message=f"{self.member.name}: {note}")
+        if labelled:
+            self._check_labels([label for _, label in found.cases], report)
+            return _Source(self.federation, found.cases)
+        files = [image for image, _ in found.cases]
         if plan.task == "pretrain":
             return _Unlabelled(self.federation, files)
         return _Target(
             self.federation, [prepare(read_image(file), card.preprocessing).image for file in files]
         )
 
-    def _check_labels(self, files: Sequence[Path]) -> None:
+    def _check_labels(self, files: Sequence[Path], report: Report) -> None:
         """A structure that a source lacks would be learnt as background there."""
         found = {int(value) for file in files for value in torch.from_numpy(read_labels(file).array).unique()}
         known = {label.value: label.name for label in self.federation.card.labels}
@@ -190,17 +163,10 @@ class Site:
                 "Map the values to the model's; `mapseg models NAME` shows them.",
             )
         if more := sorted(found - known.keys() - {0}):
-            self.report(
+            report(
                 "log",
                 message=f"{self.member.name}: the model has no {', '.join(map(str, more))}; they count as background.",
             )
-
-
-def _are_labelled(images: Path) -> bool:
-    try:
-        return bool(list_pairs(images))
-    except InputError:
-        return False
 
 
 class _Source:

@@ -17,7 +17,7 @@ from .outputs import output_folder, refuse_existing
 
 if TYPE_CHECKING:
     from ..federated.plan import Plan
-    from ..federated.site import SiteData
+    from ..federated.scans import SiteData
 
 
 def simulate(job: SimulateJob, report: Report) -> dict[str, Any]:
@@ -31,17 +31,19 @@ def simulate(job: SimulateJob, report: Report) -> dict[str, Any]:
     folder = check_path(job.output)
     refuse_existing([folder / f"{plan.name}{SUFFIX}"], job.overwrite)
     with output_folder(folder):
-        coordinator = Coordinator(plan, folder)
+        coordinator = Coordinator(plan, folder, job.overwrite)
         sites = {}
         for name, scans in data.items():
             own = folder / name
             with output_folder(own):
                 sites[name] = Site(coordinator.federation, name, scans, own, report)
-        if coordinator.number > 1 and not coordinator.done:
-            report("log", message=f"Continuing with round {coordinator.number} of {plan.rounds}.")
+        if coordinator.round > 1 and not coordinator.done:
+            report("log", message=f"Continuing with round {coordinator.round} of {plan.rounds}.")
         while not coordinator.done:
             started, weights = time.monotonic(), coordinator.payload()
-            updates = {name: site.train_round(coordinator.number, weights) for name, site in sites.items()}
+            updates = {
+                name: site.train_round(coordinator.round, weights, report) for name, site in sites.items()
+            }
             entry = coordinator.absorb(updates, time.monotonic() - started)
             if not entry["averaged"]:
                 raise InputError(
@@ -52,14 +54,14 @@ def simulate(job: SimulateJob, report: Report) -> dict[str, Any]:
     return {
         "files": [str(model), str(folder / ROUNDS)],
         "model": str(model),
-        "rounds": coordinator.rounds,
+        "rounds": coordinator.history,
         "failed": [],
     }
 
 
 def _site_data(path: Path, plan: Plan) -> dict[str, SiteData]:
     """Every site's scans; paths are relative to the file. Raises InputError where a site lacks them."""
-    from ..federated.site import SiteData
+    from ..federated.scans import SiteData
 
     content = read_json(path, "the sites' scans")
     try:

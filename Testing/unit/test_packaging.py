@@ -16,7 +16,8 @@ from MAPSegLib.synthesis import brain_labels
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(MAPSegLib.__file__).parent
-OPTIONAL = {"matplotlib", "nilearn"}  # extra "demo"
+OPTIONAL = {"demo": {"matplotlib", "nilearn"}, "federated": {"cryptography", "nvflare", "psutil"}}
+"""What the extras bring."""
 HEAVY = {"torch", "nibabel", "SimpleITK", "scipy", "matplotlib"}
 
 
@@ -54,8 +55,10 @@ def test_version_is_the_packages(distribution):
 
 def test_dependencies_are_those_imported(distribution):
     names = imported(PACKAGE)
-    assert {n.lower() for n in names - OPTIONAL} == set(declared(None))
-    assert {n.lower() for n in names & OPTIONAL} == set(declared("demo"))
+    optional = set().union(*OPTIONAL.values())
+    assert {n.lower() for n in names - optional} == set(declared(None))
+    for extra, known in OPTIONAL.items():
+        assert {n.lower() for n in names & known} == set(declared(extra))
 
 
 def test_the_command_is_installed(distribution):
@@ -94,11 +97,21 @@ def test_commands_in_the_documents_exist():
 
     from MAPSegLib.cli import app
 
-    commands = get_command(app).commands
+    commands = {}
+    for name, command in get_command(app).commands.items():
+        parts = getattr(command, "commands", None)
+        commands |= {f"{name} {part}": parts[part] for part in parts} if parts else {name: command}
     told = set()
-    for name in ("README.md", "CONTRIBUTING.md", "Docs/method.md", "Resources/Models/README.md"):
+    documents = (
+        "README.md",
+        "CONTRIBUTING.md",
+        "Docs/method.md",
+        "Docs/federated.md",
+        "Resources/Models/README.md",
+    )
+    for name in documents:
         text = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", " ")
-        for command, rest in re.findall(r"\bmapseg ([a-z]+)([^\n`]*)", text):
+        for command, rest in re.findall(r"\bmapseg ((?:federate )?[a-z]+)([^\n`]*)", text):
             assert command in commands, command
             known = {option for parameter in commands[command].params for option in parameter.opts}
             given = set(re.findall(r"(?<!\S)--?[a-z][a-z-]*", rest.split("#")[0]))

@@ -1,0 +1,248 @@
+"""Start kits: what is in them, what they allow, and the sentences for what cannot run."""
+
+import datetime
+import json
+import shutil
+import socket
+import subprocess
+import sys
+
+import psutil
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from nvflare.apis.fl_exception import UnsafeComponentError
+from nvflare.apis.workspace import Workspace
+from nvflare.app_common.widgets.component_path_authorizer import ComponentPathAuthorizer
+from typer.testing import CliRunner
+
+from MAPSegLib.cli import app
+from MAPSegLib.errors import InputError
+from MAPSegLib.federated.flare_project import write_project
+from MAPSegLib.federated.kits import choose_data, kit_plan, local_data, read_kit
+from MAPSegLib.federated.plan import read_plan
+from MAPSegLib.federated.processes import holding, owner
+
+from .conftest import SITES, make_plan, make_scans
+
+
+def mapseg(*arguments):
+    return CliRunner().invoke(app, ["federate", *map(str, arguments)])
+
+
+def test_init_writes_a_kit_for_everyone(tmp_path):
+    plan, start = make_plan(tmp_path), (tmp_path / "start.safetensors").read_bytes()
+    content = plan.model_dump(mode="json") | {"model": "start.safetensors"}
+    (tmp_path / "plan.json").write_text(json.dumps(content))
+    result = mapseg("init", tmp_path / "plan.json", "-o", tmp_path / "kits")
+    assert result.exit_code == 0, result.output
+    kits = {folder.name: read_kit(folder) for folder in (tmp_path / "kits").iterdir()}
+    assert {name: kit.kind for name, kit in kits.items()} == {
+        "server": "server",
+        "admin": "admin",
+        **dict.fromkeys(SITES, "site"),
+    }
+    assert {name: kit.role for name, kit in kits.items() if kit.role} == SITES
+    for name in ("server", *SITES):
+        assert (tmp_path / "kits" / name / "start.safetensors").read_bytes() == start
+        assert kit_plan(tmp_path / "kits" / name).model == str(tmp_path / "kits" / name / "start.safetensors")
+
+
+def test_keys_are_each_participants_own(untouched):
+    keys = list(untouched.rglob("*.key"))
+    assert {key.relative_to(untouched).parts[0] for key in keys} == {"server", "admin", *SITES}
+    assert len({key.read_bytes() for key in keys}) == len(keys)
+    assert all(key.stat().st_mode & 0o077 == 0 for key in keys)
+    # The authority's key would make further kits.
+    with_key = {
+        file for file in untouched.rglob("*") if file.is_file() and b"PRIVATE KEY" in file.read_bytes()
+    }
+    assert with_key == set(keys)
+
+
+def test_a_site_runs_only_classes_of_its_own_list(untouched):
+    workspace = Workspace(str(untouched / "hospital-b" / "flare"), site_name="hospital-b")
+    guard = ComponentPathAuthorizer()
+    guard.authorize_component_config({"path": "standin.StandInExecutor"}, workspace=workspace)
+    for path in (
+        "subprocess.Popen",
+        "nvflare.app_common.np.np_trainer.NPTrainer",
+        "standin.StandInController",
+    ):
+        with pytest.raises(UnsafeComponentError):
+            guard.authorize_component_config({"path": path}, workspace=workspace)
+
+
+def test_a_site_grants_only_jobs_and_sends_no_log(untouched):
+    for name in SITES:
+        local = untouched / name / "flare" / "local"
+        rules = json.loads((local / "authorization.json").read_text())
+        assert rules["permissions"] == {"project_admin": {"submit_job": "any", "manage_job": "any"}}
+        resources = json.loads((local / "resources.json").read_text())
+        assert resources["allow_log_streaming"] is False
+        assert not any("log" in part["path"].lower() for part in resources["components"])
+
+
+def test_filters_stand_in_the_sites_kits(untouched):
+    for name in SITES:
+        privacy = json.loads((untouched / name / "flare" / "local" / "privacy.json").read_text())
+        (scope,) = privacy["scopes"]
+        assert [entry["path"].rsplit(".")[-1] for entry in scope["task_result_filters"]] == [
+            "PercentilePrivacy",
+            "SVTPrivacy",
+        ]
+        assert scope["task_result_filters"][0]["args"] == {"percentile": 50, "gamma": 0.01}
+        assert privacy["default_scope"] == scope["name"]
+
+
+def test_the_job_carries_no_code(untouched):
+    files = {file.name for file in (untouched / "admin" / "job").rglob("*") if file.is_file()}
+    assert files == {"meta.json", "config_fed_server.json", "config_fed_client.json"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"server": None}, "names no server"),
+        (
+            {"sites": [{"name": "server", "role": "source"}, {"name": "b", "role": "target"}]},
+            "No site can be called server",
+        ),
+    ],
+)
+def test_plans_that_make_no_kits(tmp_path, changes, sentence):
+    with pytest.raises(InputError, match=sentence):
+        write_project(make_plan(tmp_path, **changes), tmp_path / "kits")
+
+
+def test_kits_need_the_start_model_and_an_empty_folder(tmp_path):
+    plan = make_plan(tmp_path)
+    with pytest.raises(InputError, match="is not empty"):
+        write_project(plan, tmp_path)
+    (tmp_path / "start.safetensors").unlink()
+    with pytest.raises(InputError, match="does not exist"):
+        write_project(plan, tmp_path / "kits")
+
+
+def test_a_plan_that_is_none(tmp_path):
+    (tmp_path / "plan.json").write_text('{"name": "demo"}')
+    with pytest.raises(InputError, match="is not a plan"):
+        read_plan(tmp_path / "plan.json")
+
+
+class TestData:
+    def test_is_named_once(self, kits, tmp_path):
+        images = make_scans(tmp_path / "scans")
+        assert choose_data(kits / "hospital-b", images) == (2, [])
+        assert choose_data(kits / "hospital-b") == (2, [])
+        assert local_data(kits / "hospital-b").images == images
+
+    def test_was_not_named(self, kits):
+        with pytest.raises(InputError, match="has not named its scans"):
+            choose_data(kits / "hospital-b")
+
+    @pytest.mark.parametrize("name", ["hospital-a", "hospital-b"])
+    def test_of_an_empty_folder(self, kits, tmp_path, name):
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(InputError):
+            choose_data(kits / name, tmp_path / "empty")
+        assert not (kits / name / "data.json").exists()
+
+    def test_of_a_source_needs_labels(self, kits, tmp_path):
+        images = make_scans(tmp_path / "scans")
+        with pytest.raises(InputError):
+            choose_data(kits / "hospital-a", images)
+        labels = make_scans(tmp_path / "labels")
+        assert choose_data(kits / "hospital-a", images, labels) == (2, [])
+        moved = labels.rename(tmp_path / "moved")
+        with pytest.raises(InputError):
+            choose_data(kits / "hospital-a")
+        assert choose_data(kits / "hospital-a", labels=moved) == (2, [])
+
+    def test_of_a_target_ignores_labels_and_says_so(self, kits, tmp_path):
+        images, labels = make_scans(tmp_path / "scans"), make_scans(tmp_path / "labels")
+        count, notes = choose_data(kits / "hospital-b", images, labels)
+        assert count == 2 and "label maps are ignored" in notes[0]
+        assert local_data(kits / "hospital-b").labels is None
+
+    def test_refuses_the_start(self, kits, tmp_path):
+        result = mapseg("run", kits / "hospital-a", "--images", make_scans(tmp_path / "scans"))
+        assert result.exit_code == 2
+        assert result.stderr.startswith("Error: ") and result.stderr.count("\n") == 1
+
+
+def expire(file):
+    """Replace a certificate by one of last year."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
+    start = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=400)
+    made = x509.CertificateBuilder(
+        name, name, key.public_key(), 1, start, start + datetime.timedelta(days=360)
+    )
+    file.write_bytes(made.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
+    return start + datetime.timedelta(days=360)
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("server", "server.crt"), ("hospital-b", "client.crt"), ("admin", "client.crt")]
+)
+def test_an_expired_certificate_is_told(kits, tmp_path, name, file):
+    day = expire(kits / name / "flare" / "startup" / file)
+    images = ["--images", make_scans(tmp_path / "scans")] if name == "hospital-b" else []
+    result = mapseg("run", kits / name, *images)
+    assert result.exit_code == 2
+    assert f"expired on {day:%Y-%m-%d}" in result.stderr
+
+
+def test_a_port_in_use_is_told(kits):
+    port = read_kit(kits / "server").port
+    with socket.socket() as other:
+        other.bind(("", port))
+        other.listen()
+        result = mapseg("run", kits / "server")
+    assert result.exit_code == 2
+    assert f"Port {port} is in use" in result.stderr
+    assert owner(kits / "server" / "run.pid") is None
+
+
+def test_a_path_with_a_space_is_told(kits, tmp_path):
+    shutil.copytree(kits / "server", tmp_path / "my server")
+    result = mapseg("run", tmp_path / "my server")
+    assert result.exit_code == 2 and "space in its path" in result.stderr
+
+
+def test_only_sites_have_scans(kits, tmp_path):
+    result = mapseg("run", kits / "server", "--images", tmp_path)
+    assert result.exit_code == 2 and "Only a site has scans" in result.stderr
+
+
+def test_a_folder_that_is_no_kit(tmp_path):
+    result = mapseg("run", tmp_path)
+    assert result.exit_code == 2 and "is not a start kit" in result.stderr
+
+
+def test_a_kit_runs_once(kits):
+    file = kits / "server" / "run.pid"
+    sleeper = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        file.write_text(f"{sleeper.pid} {psutil.Process(sleeper.pid).create_time()}")
+        result = mapseg("run", kits / "server")
+        assert result.exit_code == 2 and f"in use by process {sleeper.pid}" in result.stderr
+        assert f"process {sleeper.pid}" in mapseg("status", kits / "server").stdout
+        assert "Stopped" in mapseg("stop", kits / "server").stdout
+        assert not psutil.pid_exists(sleeper.pid)
+    finally:
+        sleeper.kill()
+        sleeper.communicate()
+    assert "Not running" in mapseg("status", kits / "server").stdout
+    with holding(file):
+        assert owner(file) is not None
+    assert not file.exists()
+
+
+def test_flare_is_absent(kits, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    result = mapseg("run", kits / "server")
+    assert result.exit_code == 2
+    assert result.stderr == "Error: NVIDIA FLARE is not installed. Run: pip install 'mapseg[federated]'\n"

@@ -1,25 +1,31 @@
 """Which embedded model for a scan of unknown contrast: source-only Dice of each, as scans are and in changed contrasts.
 
-python -m Benchmarks.unknown --data FOLDER [--models brain-t1 brain-mr] [--scans 1000 1001] [--changes "sine 3.2"]
+    python -m Benchmarks.unknown --data FOLDER [--scans 1000 1001] [--changes "sine 3.2"] [--release]
+
+With ``--release`` the choice between them becomes the embedded model ``brain``, with these figures in its card.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from MAPSegLib.config import InferenceOptions
 from MAPSegLib.inference import segment_scan
-from MAPSegLib.models import load_model, resolve
+from MAPSegLib.models import ModelCard, load_model, resolve, save_model
 from MAPSegLib.preprocessing import prepare
 from MAPSegLib.quality import assess_scan
 
 from . import oasis
+from .brain import EMBEDDED, TRAINED_ON
 from .contrasts import CHANGES, change
 from .shift import NATIVE
 from .tables import write_section
+
+MODELS = ("brain-t1", "brain-mr")
 
 
 def line(name: str, models: list, data: Path, scans: list[str]) -> list[str]:
@@ -43,17 +49,40 @@ def line(name: str, models: list, data: Path, scans: list[str]) -> list[str]:
     return [*cells, f"{chosen.mean():.1f}", f"{dice.max(0).mean():.1f}"]
 
 
+def release(cards: Sequence[ModelCard], rows: Sequence[Sequence[str]], scans: int) -> Path:
+    """Write the choice between the models, with the figures of its own column."""
+    names = [card.name for card in cards]
+    scores = {
+        f"oasis_t1 {row[0]}": {"mean_dice_of_seven": round(float(row[-2]) / 100, 3), "scans": scans}
+        for row in rows
+    }
+    card = ModelCard(
+        kind="choice",
+        name="brain",
+        description=f"31 structures of the adult brain on any MR: {' or '.join(names)}, by scan",
+        architecture=cards[0].architecture,
+        preprocessing=cards[-1].preprocessing,
+        labels=cards[0].labels,
+        members=tuple(names),
+        provenance={"data": TRAINED_ON},
+        scores=scores | {"command": "python -m Benchmarks.unknown"},
+        priors=cards[-1].priors,
+        license=cards[0].license,
+    )
+    return save_model(EMBEDDED / "brain.safetensors", {}, card, overwrite=True)
+
+
 def main() -> None:
     """Run the benchmark and write its section of the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True, help="folder that holds oasis_t1")
-    parser.add_argument("--models", nargs="+", default=["brain-t1", "brain-mr"])
     parser.add_argument("--scans", nargs="+", default=list(oasis.SCANS), choices=oasis.SCANS)
+    parser.add_argument("--release", action="store_true", help="embed the choice between the models")
     parser.add_argument("--changes", nargs="+", default=[NATIVE, *CHANGES], choices=[NATIVE, *CHANGES])
     arguments = parser.parse_args()
-    models = [load_model(resolve(name)) for name in arguments.models]
+    models = [load_model(resolve(name)) for name in MODELS]
     rows = [line(name, models, arguments.data, arguments.scans) for name in arguments.changes]
     header = ["contrast"]
     for _, card in models:
@@ -66,6 +95,9 @@ def main() -> None:
         [*header, "by score", "by Dice"],
         rows,
     )
+    if arguments.release:
+        cards = [card for _, card in models]
+        print(f"wrote {release(cards, rows, len(arguments.scans))}")
 
 
 if __name__ == "__main__":

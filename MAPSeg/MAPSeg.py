@@ -75,7 +75,7 @@ class MAPSegLogic(ScriptedLoadableModuleLogic):
             print(result["trusted"], result["reason"])
     """
 
-    def segment(self, volumeNodes, model="brain-t1", wait=True, onProgress=None, onFinished=None, **options):
+    def segment(self, volumeNodes, model="brain", wait=True, onProgress=None, onFinished=None, **options):
         """Segment volumes with a model.
 
         Args:
@@ -97,7 +97,7 @@ class MAPSegLogic(ScriptedLoadableModuleLogic):
         parameters = console.parameters_of(model, False, options)
         return console.begin(volumeNodes, parameters, wait, onProgress, onFinished)
 
-    def adapt(self, volumeNodes, model="brain-t1", wait=True, onProgress=None, onFinished=None, **options):
+    def adapt(self, volumeNodes, model="brain", wait=True, onProgress=None, onFinished=None, **options):
         """Adapt a model to volumes of one domain, then segment them; as ``segment``, and ``minutes`` in all."""
         from MAPSegModule import console
 

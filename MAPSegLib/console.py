@@ -191,7 +191,7 @@ def show_models(name: str | None) -> int:
 
     if name:
         try:
-            card = load_card(resolve(name), encoder=True)
+            card = load_card(resolve(name), encoder=True, choice=True)
             print(json.dumps(card.model_dump(mode="json"), indent=2, ensure_ascii=False))
         except MAPSegError as error:
             _err.print(f"[bold red]Error[/]: {escape(error.message)} {escape(error.advice)}", highlight=False)

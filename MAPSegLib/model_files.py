@@ -33,7 +33,8 @@ def embedded_folders() -> tuple[Path, ...]:
 def model_files() -> list[Path]:
     """The embedded models, then the user's; of files with one name, the first counts."""
     folders = (*embedded_folders(), user_folder())
-    return [path for folder in folders if folder.is_dir() for path in sorted(folder.glob(f"*{SUFFIX}"))]
+    found = (sorted(folder.glob(f"*{SUFFIX}"), key=lambda path: path.stem) for folder in folders)
+    return [path for paths in found for path in paths]
 
 
 def read_card(path: Path) -> dict[str, Any]:
@@ -83,7 +84,10 @@ def _header(path: Path) -> dict[str, Any]:
             if len(start) < 8 or length > min(_HEADER_LIMIT, path.stat().st_size):
                 raise ValueError("no header")
             header = json.loads(file.read(length))
-        end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+        ends = (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+        end = max(ends, default=0)  # a choice between models has no weights
+        if not header:
+            raise ValueError("nothing in it")
         if path.stat().st_size != 8 + length + end:
             raise ValueError("truncated")
         return header

@@ -38,6 +38,7 @@ __all__ = [
     "load_card",
     "load_encoder",
     "load_model",
+    "members",
     "resolve",
     "save_model",
     "user_folder",
@@ -48,16 +49,20 @@ class ModelCard(Options):
     """What a model is, was made of, and expects.
 
     Class 0 of the network is the background; class i + 1 is ``labels[i]``. A pretrained encoder, a file of kind
-    ``encoder``, has no labels; the sizes of its head are those that a training will give it.
+    ``encoder``, has no labels; the sizes of its head are those that a training will give it. A ``choice`` has no
+    weights: of its ``members``, which have its labels, every scan gets the one with the better supported result.
     """
 
     format_version: int = FORMAT_VERSION
-    kind: Literal["segmenter", "encoder"] = "segmenter"
+    kind: Literal["segmenter", "encoder", "choice"] = "segmenter"
     name: str = Field(min_length=1)
     description: str = ""
     architecture: Architecture
     preprocessing: Preprocessing
     labels: tuple[Label, ...] = ()
+    members: tuple[str, ...] = Field(
+        (), description="of a choice: names of the models, beside it or known by name"
+    )
     provenance: dict[str, Any] = Field({}, description="data, steps, seed, versions")
     scores: dict[str, Any] = Field({}, description="measured Dice, by test set")
     priors: dict[str, Any] = Field(
@@ -70,8 +75,10 @@ class ModelCard(Options):
         values = [label.value for label in self.labels]
         if len(set(values)) < len(values):
             raise ValueError("two labels share a value")
-        if bool(values) != (self.kind == "segmenter"):
+        if bool(values) != (self.kind != "encoder"):
             raise ValueError("a segmenter has labels, and an encoder has none")
+        if bool(self.members) != (self.kind == "choice"):
+            raise ValueError("a choice has members, and no other model has")
         return self
 
 
@@ -93,15 +100,16 @@ def save_model(path: Path, state: Mapping[str, Tensor], card: ModelCard, overwri
     return Path(path)
 
 
-def load_card(path: Path, encoder: bool = False) -> ModelCard:
+def load_card(path: Path, encoder: bool = False, choice: bool = False) -> ModelCard:
     """Read the card from a model file's header, without its weights.
 
     Args:
         encoder: whether a pretrained encoder will do.
+        choice: whether a choice between models will do.
 
     Raises:
-        InputError: missing, damaged, pickled, not a MAPSeg model, from a newer version of the format, or an
-            encoder where a model that segments is needed.
+        InputError: missing, damaged, pickled, not a MAPSeg model, from a newer version of the format, or of a kind
+            that will not do.
     """
     path = Path(path)
     content = read_card(path)
@@ -114,7 +122,30 @@ def load_card(path: Path, encoder: bool = False) -> ModelCard:
             f"{path.name} is a pretrained encoder, which cannot segment.",
             "Train a model from it with `mapseg train --init`.",
         )
+    if card.kind == "choice" and not choice:
+        raise InputError(
+            f"{path.name} is a choice between models, and one is needed here.",
+            f"Give one of {', '.join(card.members)}.",
+        )
     return card
+
+
+def members(path: Path) -> list[Path]:
+    """The model files that a file stands for: itself, or those that it is a choice between.
+
+    Raises:
+        InputError: as for :func:`load_card`, or a member is missing or has other labels.
+    """
+    card = load_card(path, choice=True)
+    if card.kind != "choice":
+        return [path]
+    found = []
+    for name in card.members:
+        beside = path.with_name(f"{name}{SUFFIX}")
+        found.append(beside if beside.is_file() else resolve(name))
+        if load_card(found[-1]).labels != card.labels:
+            raise InputError(f"{path.name}: its member {name} has other structures.", "Get the file again.")
+    return found
 
 
 def load_model(path: Path, device: str = "cpu") -> tuple[Segmenter, ModelCard]:
@@ -178,7 +209,7 @@ def list_models() -> list[tuple[str, Path, ModelCard]]:
     found = {}
     for path in model_files():
         try:
-            found.setdefault(path.stem, (path.stem, path, load_card(path, encoder=True)))
+            found.setdefault(path.stem, (path.stem, path, load_card(path, encoder=True, choice=True)))
         except InputError as error:
             logging.getLogger(__name__).warning("%s", error)
     return list(found.values())

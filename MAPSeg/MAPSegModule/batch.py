@@ -37,7 +37,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         prog="MAPSegBatch",
         description="Segment scans with MAPSeg, without a window. Research software: not for clinical use.",
     )
-    parser.add_argument("--model", default="brain-t1", help="name or file of a model")
+    parser.add_argument("--model", default="brain", help="name or file of a model")
     parser.add_argument("--input", nargs="+", required=True, help="scans, DICOM folders, or folders of them")
     parser.add_argument("--output", required=True, help="folder for the results")
     parser.add_argument("--adapt", action="store_true", help="adapt the model to every scan first")

@@ -21,7 +21,7 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 class Parameters:
     """Choices of one run; ``options`` goes to the backend as it is (MAPSegLib/config.py)."""
 
-    model: str = "brain-t1"
+    model: str = "brain"
     """Name or file."""
     adapt: bool = False
     minutes: float = 2.5

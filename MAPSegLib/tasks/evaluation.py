@@ -26,7 +26,11 @@ def evaluate(job: EvaluateJob, report: Report) -> dict[str, Any]:
     files = [folder / "metrics.json", folder / "metrics.csv"]
     refuse_existing(files, job.overwrite)
     pairs = pair_cases(check_path(job.prediction), check_path(job.reference))
-    names = {label.value: label.name for label in load_card(resolve(job.model)).labels} if job.model else None
+    names = (
+        {label.value: label.name for label in load_card(resolve(job.model), choice=True).labels}
+        if job.model
+        else None
+    )
     rows: list[dict[str, Any]] = []
     failed: list[dict[str, Any]] = []
     errors: list[MAPSegError] = []

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__, distributed
-from ..config import check_path
+from ..config import InferenceOptions, check_path
 from ..errors import Cancelled, MAPSegError
 from ..jobs import AdaptJob, Report, SegmentJob
 from ..manifests import list_pairs
-from ..models import ModelCard, load_card, load_model, resolve, save_model
+from ..models import ModelCard, load_card, resolve, save_model
 from ..reports import plain, write_csv, write_json
 from ..volumes import Volume, find_scans, read_image, write_volume
 from . import resume
+from .candidates import Candidate, choose, load_candidates
 from .outputs import ScanOutputs, collect_scans, output_folder, refuse_existing
 
 if TYPE_CHECKING:
@@ -141,9 +142,9 @@ def segment(job: SegmentJob, report: Report) -> dict[str, Any]:
     kinds = ["uncertainty"] if job.uncertainty else []
     _refuse_existing(job, outputs, scans, kinds)
     path = resolve(job.model)
-    load_card(path)
+    card = load_card(path, choice=True)
     with output_folder(outputs.folder):
-        model, card = load_model(path, job.options.device)
+        candidates = load_candidates(path, job.options.device)
         findings = _Findings(job, card, outputs, report)
         started = time.monotonic()
         for index, scan in enumerate(scans):
@@ -164,14 +165,14 @@ def segment(job: SegmentJob, report: Report) -> dict[str, Any]:
             report("progress", stage="read", scan=str(scan), step=index, steps=len(scans), seconds_left=None)
             found = None
             with findings.isolated(scan):
-                found = _segment_one(model, card, scan, job, progress)
+                found = _segment_one(candidates, scan, job, progress)
             if found:
                 findings.add(_write_segmented(findings, scan, *found))
         return findings.finish()
 
 
 def _segment_one(
-    model: Segmenter, card: ModelCard, scan: Path, job: SegmentJob, progress: Progress
+    candidates: Sequence[Candidate], scan: Path, job: SegmentJob, progress: Progress
 ) -> tuple[Volume, Segmentation, Assessment]:
     from ..inference import segment_scan
     from ..preprocessing import prepare
@@ -179,12 +180,14 @@ def _segment_one(
 
     started = time.monotonic()
     volume = read_image(scan)
+    (model, card, _), why = choose(candidates, [volume], job.options)
     prepared = prepare(volume, card.preprocessing)
     segmentation = segment_scan(
         model, card.labels, prepared, job.options, uncertainty=job.uncertainty, progress=progress
     )
     verdict, _ = assess_scan(model, card, prepared, job.options, segmentation.classes)
     segmentation.seconds = time.monotonic() - started
+    segmentation.notes += [why] if why else []
     return volume, segmentation, verdict
 
 
@@ -207,11 +210,11 @@ def adapt(job: AdaptJob, report: Report) -> dict[str, Any]:
     kinds = ["seg_source", "seg_adapted", *(["uncertainty"] if job.uncertainty else [])]
     _refuse_existing(job, outputs, scans, kinds)
     path = resolve(job.model)
-    load_card(path)
+    load_card(path, choice=True)
     known = _source_files(job)
     with output_folder(outputs.folder), output_folder(outputs.beside("adaptation")) as folder:
-        model, card = load_model(path, job.options.device)
-        findings = _Findings(job, card, outputs, report)
+        candidates = load_candidates(path, job.options.device)
+        findings = _Findings(job, candidates[0].card, outputs, report)
         volumes: dict[Path, Volume] = {}
         for scan in scans:
             report(
@@ -225,6 +228,8 @@ def adapt(job: AdaptJob, report: Report) -> dict[str, Any]:
             with findings.isolated(scan):
                 volumes[scan] = read_image(scan)
         if volumes:
+            model, card, path = _chosen(candidates, volumes, job, report)
+            findings.card = card
             source = _source(job, card, known)
             files = [file for case in known for file in case if file]
             with resume.claim(folder, job, [path, *volumes, *files]) as resumed:
@@ -240,6 +245,22 @@ def adapt(job: AdaptJob, report: Report) -> dict[str, Any]:
             return result
 
         return distributed.on_first(finish)
+
+
+def _chosen(
+    candidates: Sequence[Candidate], volumes: dict[Path, Volume], job: AdaptJob, report: Report
+) -> Candidate:
+    """The model to adapt, the same in every process."""
+    options = InferenceOptions(**job.options.model_dump(include={"device", "precision", "threads"}))
+
+    def work() -> tuple[int, str]:
+        best, why = choose(candidates, list(volumes.values()), options)
+        return candidates.index(best), why.replace("Segmented with", "Adapting")
+
+    index, why = distributed.on_first(work)
+    if why:
+        report("log", message=why)
+    return candidates[index]
 
 
 def _write_all(findings: _Findings, volumes: dict[Path, Volume], adapted: Adapted) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from MAPSegLib import api
 from MAPSegLib.jobs import build_job
-from MAPSegLib.models import load_model
+from MAPSegLib.models import load_model, save_model
 from MAPSegLib.worker import run_job
 
 from .calls import CPU, files, labels_of, mapseg, refused
@@ -211,3 +211,28 @@ def test_models_are_listed_and_imported(model, tmp_path, monkeypatch):
     assert card["architecture"]["width"] == 16 and card["preprocessing"]["spacing"] == [2, 2, 2]
     refused("import", tmp_path / "authors.pth", "--name", "theirs", "--patch", 32)
     refused("models", "nobody")
+
+
+def test_of_a_choice_each_scan_gets_the_better_supported_model(model, data, tmp_path):
+    import torch
+
+    trained, card = load_model(model)
+    torch.manual_seed(0)
+    blank = {name: torch.randn_like(tensor) for name, tensor in trained.state_dict().items()}
+    save_model(tmp_path / "blank.safetensors", blank, card.model_copy(update={"name": "blank"}))
+    shutil.copyfile(model, tmp_path / "ball.safetensors")
+    either = card.model_copy(update={"kind": "choice", "name": "either", "members": ("blank", "ball")})
+    save_model(tmp_path / "either.safetensors", {}, either)
+    scan = data / "images" / "case0.nii.gz"
+    text, _ = mapseg("segment", tmp_path / "either.safetensors", scan, "-o", tmp_path / "out", *CPU)
+    mapseg("segment", model, scan, "-o", tmp_path / "alone", *CPU)
+    assert "Segmented with ball (score: blank" in text
+    one, other = (labels_of(tmp_path / place / "case0_seg.nii.gz") for place in ("out", "alone"))
+    assert np.array_equal(one, other)
+    _, told = mapseg(
+        "adapt", tmp_path / "either.safetensors", scan, "-o", tmp_path / "adapted", "--steps", 2, *CPU
+    )
+    assert "Adapting ball (score: blank" in told
+    start = ["train", "--images", data / "images", "--labels", data / "labels", "--name", "next"]
+    text = refused(*start, "--init", tmp_path / "either.safetensors", "-o", tmp_path / "next")
+    assert "is a choice between models" in text and "Give one of blank, ball" in text

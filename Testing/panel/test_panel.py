@@ -16,6 +16,9 @@ from .conftest import MODULE, Screen, add_ball
 FORM = MODULE.parent / "Resources" / "UI" / "MAPSeg.ui"
 
 
+BRAIN = ["brain", "brain-mr", "brain-t1"]
+
+
 def models_shown(screen):
     widget = screen.ui.modelList
     return [widget.item(row).text().splitlines()[0] for row in range(widget.count)]
@@ -69,15 +72,15 @@ def test_every_volume_is_looked_at(screen):
 
 
 def test_models_are_found_by_what_they_label(screen):
-    assert models_shown(screen) == ["brain-t1", "ball"] and screen.panel.models.entry.name == "ball"
+    assert models_shown(screen) == [*BRAIN, "ball"] and screen.panel.models.entry.name == "ball"
     screen.ui.modelSearch.text = "hippocampus MR"
-    assert models_shown(screen) == ["brain-t1"]
+    assert models_shown(screen) == BRAIN
     assert "brain" in screen.ui.modelCardLabel.text
     screen.ui.modelSearch.text = "no such thing"
     assert models_shown(screen) == [] and "No model matches" in screen.ui.modelCardLabel.text
     assert not screen.ui.segmentButton.enabled and not screen.ui.removeModelButton.enabled
     screen.ui.modelSearch.text = ""
-    assert models_shown(screen) == ["brain-t1", "ball"]
+    assert models_shown(screen) == [*BRAIN, "ball"]
 
 
 def test_the_card_tells_what_is_known(screen):
@@ -86,7 +89,7 @@ def test_the_card_tells_what_is_known(screen):
     for word in ("SynthSeg", "Apache-2.0", "oasis_t1, 8 scans", "left thalamus", "right amygdala"):
         assert word in screen.ui.modelCardLabel.toolTip, word
     assert (
-        "31 structures" in screen.ui.modelList.item(0).text() and "MR" in screen.ui.modelList.item(0).text()
+        "31 structures" in screen.ui.modelList.item(2).text() and "MR" in screen.ui.modelList.item(2).text()
     )
     assert not screen.ui.removeModelButton.enabled
     screen.panel.models.refresh("ball")

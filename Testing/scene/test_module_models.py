@@ -40,7 +40,7 @@ def test_models_are_added_and_removed(model):
             models.add_model(model, taken)
     models.remove(entry)
     assert not entry.path.exists()
-    with pytest.raises(InputError, match=r"Unknown model mine; known: brain-t1"):
+    with pytest.raises(InputError, match=r"Unknown model mine; known: brain, brain-mr, brain-t1"):
         models.find_entry("mine")
 
 

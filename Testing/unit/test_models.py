@@ -18,6 +18,7 @@ from MAPSegLib.models import (
     load_card,
     load_encoder,
     load_model,
+    members,
     resolve,
     save_model,
 )
@@ -333,3 +334,51 @@ def test_other_checkpoints_are_told_apart(tmp_path):
     with pytest.raises(InputError, match="damaged"):
         import_checkpoint(path, out, name="x")
     assert not out.exists()
+
+
+# --- a choice between models ----------------------------------------------------------------------------------------
+
+
+def choice_of(tmp_path, names=("a", "b"), labels=LABELS):
+    card = ModelCard(
+        kind="choice",
+        name="either",
+        architecture=ARCHITECTURES["tiny"],
+        preprocessing=Preprocessing(),
+        labels=labels,
+        members=names,
+    )
+    return save_model(tmp_path / "either.safetensors", {}, card, overwrite=True)
+
+
+def test_a_choice_stands_for_its_members(tmp_path):
+    for name in "ab":
+        model = Segmenter(ARCHITECTURES["tiny"], LABELS)
+        card = ModelCard(
+            name=name, architecture=model.architecture, preprocessing=Preprocessing(), labels=LABELS
+        )
+        save_model(tmp_path / f"{name}.safetensors", model.state_dict(), card)
+    path = choice_of(tmp_path)
+    assert load_card(path, choice=True).kind == "choice"
+    assert [member.stem for member in members(path)] == ["a", "b"]
+    assert members(members(path)[0]) == [tmp_path / "a.safetensors"]
+    with pytest.raises(InputError, match="is a choice between models, and one is needed here") as caught:
+        load_model(path)
+    assert caught.value.advice == "Give one of a, b."
+    with pytest.raises(InputError, match="Unknown model c"):
+        members(choice_of(tmp_path, ("a", "c")))
+    with pytest.raises(InputError, match="its member a has other structures"):
+        members(choice_of(tmp_path, labels=LABELS[:1]))
+
+
+def test_a_choice_has_members_and_nothing_else_has():
+    sizes = {"architecture": ARCHITECTURES["tiny"], "preprocessing": Preprocessing(), "labels": LABELS}
+    for wrong in ({"kind": "choice"}, {"kind": "segmenter", "members": ("a",)}):
+        with pytest.raises(ValueError, match="a choice has members"):
+            ModelCard(name="either", **sizes, **wrong)
+
+
+def test_the_embedded_choice_is_between_embedded_models():
+    found = members(resolve("brain"))
+    assert [path.stem for path in found] == ["brain-t1", "brain-mr"]
+    assert list_models()[0][0] == "brain"

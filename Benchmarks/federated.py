@@ -1,6 +1,6 @@
 """One source site and three target sites, against the same scans in one place and against each site alone.
 
-    python -m Benchmarks.federated TASK --data FOLDER --work FOLDER [--seeds 0 1 2] [--preset cpu]
+    python -m Benchmarks.federated TASK --data FOLDER --work FOLDER [--seeds 0 1 2] [--preset cpu] [--privacy]
 
 All start from the same source model (``start-strong`` of ``Benchmarks.uda``, whose folders are shared) and take the
 same number of steps; a site's target scans are every third one. The recipe is ``plus`` without its intensity curve,
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,14 @@ WAYS = (
     f"federated, one target site of {FEW} scans",
     "centralised",
 )
+PRIVATE: dict[str, dict[str, dict[str, float]]] = {
+    "the largest half": {"percentile": {"percentile": 50, "gamma": 0.01}},
+    "the largest tenth": {"percentile": {"percentile": 90, "gamma": 0.01}},
+    "clipped to 0.001": {"percentile": {"percentile": 0, "gamma": 0.001}},
+    "half, weak noise": {"noise": {"fraction": 0.5, "epsilon": 10, "noise_var": 100, "gamma": 0.01}},
+    "half, strong noise": {"noise": {"fraction": 0.5, "epsilon": 1, "noise_var": 10, "gamma": 0.01}},
+}
+"""Filters on what leaves a site (``Docs/federated.md``), each with all target sites."""
 
 
 def options(bench: Bench) -> dict[str, Any]:
@@ -87,7 +96,9 @@ def alone(bench: Bench) -> list[tuple[Path, dict]]:
     return models
 
 
-def federated(bench: Bench, name: str, targets: Sequence[Sequence[Path]]) -> list[tuple[Path, dict]]:
+def federated(
+    bench: Bench, name: str, targets: Sequence[Sequence[Path]], privacy: dict[str, Any] | None = None
+) -> list[tuple[Path, dict]]:
     """A federation of the source and ``targets``, with its rounds."""
     folder, source = bench.place(name), bench.material / "source"
     folder.mkdir(parents=True, exist_ok=True)
@@ -101,6 +112,7 @@ def federated(bench: Bench, name: str, targets: Sequence[Sequence[Path]]) -> lis
         "rounds": bench.size.own // ROUND,
         "steps": ROUND,
         "options": step,
+        "privacy": privacy or {},
     }
     sites: dict[str, Any] = {"source": {"images": source / "images", "labels": source / "labels"}}
     for name, scans in zip(names, targets, strict=True):
@@ -118,7 +130,8 @@ def federated(bench: Bench, name: str, targets: Sequence[Sequence[Path]]) -> lis
 
 def run_way(bench: Bench, way: str) -> dict[str, Any]:
     """The test scores of one way of training with one seed, or what an earlier run found."""
-    file = bench.place("federated-cells") / f"{WAYS.index(way)}.json"
+    number = [*WAYS, *PRIVATE].index(way)
+    file = bench.place("federated-cells") / f"{number}.json"
     if file.exists():
         return read_json(file, "a result")
     sites = site_scans(bench)
@@ -129,6 +142,8 @@ def run_way(bench: Bench, way: str) -> dict[str, Any]:
         WAYS[3]: lambda: federated(bench, "federated-few", [sites[0][:FEW]]),
         WAYS[4]: lambda: centralised(bench),
     }
+    for filters, privacy in PRIVATE.items():
+        ways[filters] = partial(federated, bench, f"federated-private-{number}", sites, privacy)
     results: Scores = []
     more: dict[str, Any] = {}
     for model, told in ways[way]():
@@ -140,12 +155,17 @@ def run_way(bench: Bench, way: str) -> dict[str, Any]:
     return cell
 
 
-def tables(cells: Sequence[dict[str, Any]]) -> tuple[list[list[str]], list[list[str]]]:
-    """A line per way, and a line per federation of what its rounds cost."""
-    by_way = {way: [cell for cell in cells if cell["way"] == way] for way in WAYS}
+def tables(cells: Sequence[dict[str, Any]]) -> tuple[list[list[str]], list[list[str]], list[list[str]]]:
+    """A line per way, a line per federation of what its rounds cost, and a line per choice of filters."""
+    by_way = {way: [cell for cell in cells if cell["way"] == way] for way in (*WAYS, *PRIVATE)}
     means = {way: seed_means(own, "final", "dice") for way, own in by_way.items() if own}
-    main, cost = [], []
+    main, cost, private = [], [], []
     for way, dice in means.items():
+        if way in PRIVATE:
+            loss = [a - b for a, b in zip(dice, means.get(WAYS[2], ()), strict=False)]
+            filters = ", ".join(f"{k} {v:g}" for options in PRIVATE[way].values() for k, v in options.items())
+            private.append([way, filters, str(len(dice)), spread(dice), spread(loss)])
+            continue
         gap = [a - b for a, b in zip(dice, means.get(WAYS[4], ()), strict=False)]
         distance = spread(seed_means(by_way[way], "final", "hd95"))
         main.append([way, str(len(dice)), spread(dice), distance, spread(gap) if way != WAYS[4] else ""])
@@ -164,7 +184,7 @@ def tables(cells: Sequence[dict[str, Any]]) -> tuple[list[list[str]], list[list[
                     f"{np.mean(up) / 1e6:.2f} MB",
                 ]
             )
-    return main, cost
+    return main, cost, private
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -177,6 +197,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, required=True, help="folder for scans, models and results")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--preset", choices=("cpu", "gpu", "smoke"), default="cpu")
+    parser.add_argument("--privacy", action="store_true", help="measure the privacy filters, too")
     arguments = parser.parse_args(words)
     try:
         task = TASKS[arguments.task]
@@ -186,7 +207,7 @@ def main(words: Sequence[str] | None = None) -> int:
         prepare(task, size, arguments.data, folder / "scans")
         cells = []
         for seed in arguments.seeds:
-            for way in WAYS:
+            for way in (*WAYS, *(PRIVATE if arguments.privacy else ())):
                 cells.append(run_way(Bench(task, size, folder / "scans", folder, seed), way))
                 print(
                     f"{way}, seed {seed}: Dice {seed_means(cells[-1:], 'final', 'dice')[0]:.1f}", flush=True
@@ -196,7 +217,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return error.exit_code
     path = folder / "RESULTS.md" if arguments.preset == "smoke" else RESULTS
     section = f"federated {arguments.task}"
-    table, cost = tables(cells)
+    table, cost, private = tables(cells)
     write_section(
         section,
         f"Federated adaptation, {task.title}: Dice (%) and HD95 (mm) on the test scans, mean ± deviation over seeds. "
@@ -213,6 +234,15 @@ def main(words: Sequence[str] | None = None) -> int:
         cost,
         path,
     )
+    if private:
+        write_section(
+            f"{section}, privacy",
+            "The same federation with privacy filters on what leaves a site (`privacy` of a plan; "
+            "`Docs/federated.md`): Dice (%) on the test scans, mean ± deviation over seeds.",
+            ["filters", "options", "seeds", "Dice", "Dice less federated"],
+            private,
+            path,
+        )
     return 0
 
 

@@ -358,9 +358,9 @@ def _preprocessing(spacing: float | None, modality: str | None) -> dict[str, Any
 def _run(
     task: str, job: dict[str, Any], flags: dict[str, Any] | None = None, options: Path | None = None
 ) -> None:
-    from . import console
+    from . import console, distributed
 
-    raise typer.Exit(console.run(task, job, flags, options))
+    distributed.end(console.run(task, job, flags, options))
 
 
 if __name__ == "__main__":

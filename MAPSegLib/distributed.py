@@ -13,13 +13,14 @@ it (:func:`on_first`). Without torchrun nothing here does anything, nor imports 
 from __future__ import annotations
 
 import os
+import sys
 import time
 import uuid
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from .errors import InputError, MAPSegError
 
@@ -95,6 +96,18 @@ def leave() -> None:
 
         dist.destroy_process_group()
         _store = None
+
+
+def end(code: int) -> NoReturn:
+    """End this process with an exit code.
+
+    One of several skips the interpreter's own way out, which threads of gloo that still run can abort.
+    """
+    if world() == 1:
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def own(device: torch.device) -> torch.device:

@@ -107,7 +107,7 @@ def try_devices(environment: frozenset[tuple[str, str]]) -> dict | None:
         done = subprocess.run(
             [sys.executable, "-c", _TRY_DEVICES],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             timeout=120,
             env=dict(environment),
             check=False,

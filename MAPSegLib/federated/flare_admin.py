@@ -185,7 +185,7 @@ def _follow_job(session: Session, job: str, say: Say) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(session.download_job_result(job, scratch))
         try:
-            return json.loads((place / "workspace" / PROGRESS).read_text())
+            return json.loads((place / "workspace" / PROGRESS).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {"problem": f"the job ended as {status}."}
 

@@ -29,9 +29,10 @@ from nvflare.lighter.provisioner import Provisioner
 from ..errors import InputError
 from ..models import resolve
 from ..reports import unwritable, write_json, write_text
+from .flare_privacy import chosen
 from .flare_terms import TASK
 from .kits import Kit
-from .plan import Member, Plan, PrivacyOptions, agree
+from .plan import Member, Plan, agree
 
 ORGANISATION = "mapseg"
 ADMIN = "admin@mapseg.org"
@@ -42,8 +43,6 @@ SIGN_OF_LIFE = 5.0
 """Seconds between two signs of life of a site that waits; after six without one the server forgets it."""
 _LAUNCHER = "MAPSegLib.federated.flare_site.Launcher"
 _ANNOUNCER = "MAPSegLib.federated.flare_site.Announcer"
-_PERCENTILE = "nvflare.app_common.filters.percentile_privacy.PercentilePrivacy"
-_NOISE = "nvflare.app_common.filters.svt_privacy.SVTPrivacy"
 
 
 def write_project(
@@ -165,7 +164,9 @@ def _write_site(plan: Plan, folder: Path, made: Path, site: Member, executor: st
     )
     place = _write_kit(folder, made, _kit(plan, "site", site.name, site.role), plan, readme)
     local = place / "flare" / "local"
-    filters = _filters(plan.privacy)
+    filters = [
+        {"path": f"{kind.__module__}.{kind.__name__}", "args": args} for kind, args in chosen(plan.privacy)
+    ]
     resources = _resources(local, [executor, *(entry["path"] for entry in filters)])
     resources["allow_log_streaming"] = False
     resources["components"] = [part for part in resources["components"] if part["id"] != "site_log_streamer"]
@@ -183,7 +184,7 @@ def _write_site(plan: Plan, folder: Path, made: Path, site: Member, executor: st
 
 def _resources(local: Path, classes: list[str]) -> dict[str, Any]:
     """FLARE's resources with our list of what a job may build."""
-    resources = json.loads((local / "resources.json.default").read_text())
+    resources = json.loads((local / "resources.json.default").read_text(encoding="utf-8"))
     return resources | {"class_allow_list": classes, "class_list_enforcement_mode": "enforce"}
 
 
@@ -192,19 +193,9 @@ def _rules(*rights: str) -> dict[str, Any]:
     return {"format_version": "1.0", "permissions": {"project_admin": dict.fromkeys(rights, "any")}}
 
 
-def _filters(privacy: PrivacyOptions) -> list[dict[str, Any]]:
-    """The filters on what leaves a site. They stand in the site's kit, where the server cannot turn them off."""
-    found = []
-    if privacy.percentile:
-        found.append({"path": _PERCENTILE, "args": privacy.percentile.model_dump()})
-    if privacy.noise:
-        found.append({"path": _NOISE, "args": privacy.noise.model_dump()})
-    return found
-
-
 def _logging(defaults: Path) -> dict[str, Any]:
     """Our own lines on the terminal, and everything in FLARE's log files."""
-    config = json.loads(defaults.read_text())
+    config = json.loads(defaults.read_text(encoding="utf-8"))
     config["formatters"]["plain"] = {"format": "%(asctime)s %(message)s", "datefmt": "%H:%M:%S"}
     config["filters"]["ours"] = {
         "()": "nvflare.fuel.utils.log_utils.LoggerNameFilter",

@@ -79,6 +79,11 @@ class PrivacyOptions(Options):
     percentile: PercentileFilter | None = None
     noise: NoiseFilter | None = None
 
+    @property
+    def filters(self) -> list[PercentileFilter | NoiseFilter]:
+        """Those that are asked for, in the order in which they are applied."""
+        return [options for options in (self.percentile, self.noise) if options]
+
 
 class Plan(Options):
     """A federation, validated whole before anything is sent."""

@@ -1,8 +1,13 @@
-"""A federation on one machine: every site trains in turn, in this process, and no engine is needed."""
+"""A federation on one machine: every site trains in turn, in this process.
+
+No engine is needed, but for the privacy filters of a plan that has any: they are FLARE's.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +21,7 @@ from ..reports import read_json
 from .outputs import output_folder, refuse_existing
 
 if TYPE_CHECKING:
+    from ..federated.exchange import Update
     from ..federated.plan import Plan
     from ..federated.scans import SiteData
 
@@ -27,6 +33,7 @@ def simulate(job: SimulateJob, report: Report) -> dict[str, Any]:
     from ..federated.site import Site
 
     plan = read_plan(check_path(job.plan))
+    leave = _way_out(plan)
     data = _site_data(check_path(job.sites), plan)
     folder = check_path(job.output)
     refuse_existing([folder / f"{plan.name}{SUFFIX}"], job.overwrite)
@@ -42,7 +49,8 @@ def simulate(job: SimulateJob, report: Report) -> dict[str, Any]:
         while not coordinator.done:
             started, weights = time.monotonic(), coordinator.payload()
             updates = {
-                name: site.train_round(coordinator.round, weights, report) for name, site in sites.items()
+                name: leave(site.train_round(coordinator.round, weights, report))
+                for name, site in sites.items()
             }
             entry = coordinator.absorb(updates, time.monotonic() - started)
             if not entry["averaged"]:
@@ -57,6 +65,20 @@ def simulate(job: SimulateJob, report: Report) -> dict[str, Any]:
         "rounds": coordinator.history,
         "failed": [],
     }
+
+
+def _way_out(plan: Plan) -> Callable[[Update], Update]:
+    """What the plan's privacy filters leave of an answer. Raises InputError where FLARE is needed and missing."""
+    if not plan.privacy.filters:
+        return lambda update: update
+    if find_spec("nvflare") is None:
+        raise InputError(
+            "The plan's privacy filters are NVIDIA FLARE's, which is not installed.",
+            "Install it with: pip install 'mapseg[federated]'",
+        )
+    from ..federated.flare_privacy import filtered
+
+    return lambda update: filtered(update, plan.privacy)
 
 
 def _site_data(path: Path, plan: Plan) -> dict[str, SiteData]:

@@ -142,7 +142,7 @@ def test_ctrl_c_cancels_and_leaves_nothing_half_written(model, data, tmp_path):
     options.write_text('{"check_every": 100000}')
     command += ["-o", tmp_path / "out", "--steps", "100000", "--minutes", "5", "--options", options]
     process = subprocess.Popen(
-        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
     )
     begun = tmp_path / "out" / "adaptation" / "job.json"
     try:
@@ -216,7 +216,7 @@ def test_job_files_that_cannot_be_run(content, tmp_path, capfd):
 
     (tmp_path / "job.json").write_text(content)
     code = f"from MAPSegLib.worker import main; import sys; sys.exit(main([{str(tmp_path / 'job.json')!r}]))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8")
     started, error = map(json.loads, done.stdout.splitlines())
     assert done.returncode == 2 and started["event"] == "started" and error["kind"] == "input"
     assert main([]) == 2 and "usage" in capfd.readouterr().err

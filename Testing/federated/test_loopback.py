@@ -125,7 +125,7 @@ def refuse_strangers(federation, folder):
     """Kits of another project, and none at all, against the server that runs."""
     kit = read_kit(federation.kits / "server")
     stranger = make_kits(folder, server={"host": kit.host, "port": kit.port}) / "hospital-c"
-    result = subprocess.run(federation.command(stranger), capture_output=True, text=True)
+    result = subprocess.run(federation.command(stranger), capture_output=True, encoding="utf-8")
     assert result.returncode == 2
     assert f"The server {kit.host}:{kit.port} is not the one of this kit" in result.stderr
     assert result.stderr.count("\n") == 1
@@ -133,7 +133,7 @@ def refuse_strangers(federation, folder):
     # It trusts the server, but the server does not trust it.
     authority = Path("flare", "startup", "rootCA.pem")
     shutil.copyfile(federation.kits / "hospital-c" / authority, stranger / authority)
-    result = subprocess.run(federation.command(stranger), capture_output=True, text=True)
+    result = subprocess.run(federation.command(stranger), capture_output=True, encoding="utf-8")
     assert result.returncode == 2
     assert f"The server {kit.host}:{kit.port} refused this kit's certificate" in result.stderr
 

@@ -198,7 +198,7 @@ def alive(pid) -> bool:
 
 def workers() -> list[int]:
     """Processes of this one's children that run the worker."""
-    listed = subprocess.run(["ps", "-eo", "pid,ppid,stat,args"], capture_output=True, text=True).stdout
+    listed = subprocess.run(["ps", "-eo", "pid,ppid,stat,args"], capture_output=True, encoding="utf-8").stdout
     lines = (line.split(None, 3) for line in listed.splitlines()[1:])
     own = str(os.getpid())
     return [

@@ -119,7 +119,7 @@ def test_files_and_dicom_in_segmentations_and_tables_out(inputs, tmp_path, argum
     assert scan.shape == labels.shape and np.array_equal(scan.affine, labels.affine)
     truth = make_ball(6, 0)[1].transpose(2, 1, 0)
     values = np.asarray(labels.dataobj)
-    assert 2 * np.sum((values == 2) & (truth == 2)) / (np.sum(values == 2) + np.sum(truth == 2)) > 0.8
+    assert 2 * np.sum((values > 0) & (truth > 0)) / (np.sum(values > 0) + np.sum(truth > 0)) > 0.8
     other = sitk.ReadImage(str(output / "head.seg.nrrd"))
     resampled = sitk.Resample(
         other, sitk.ReadImage(str(output / "head_seg.nii.gz")), sitk.Transform(), sitk.sitkNearestNeighbor
@@ -192,7 +192,7 @@ def test_an_interrupted_batch_leaves_no_process_and_nothing_half_written(inputs,
         "from Testing.host import batch\n"
         f"sys.exit(batch.run_script({[*arguments, '--input', str(inputs), '--adapt', '--minutes', '5']!r}))"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, encoding="utf-8")
     try:
         for line in process.stdout:
             if "adapt" in line:

@@ -26,7 +26,7 @@ for name in sorted({{name.split(".")[0] for name in set(sys.modules) - before}})
 
 def loaded(further: bool) -> set[str]:
     code = START.format(root=str(ROOT), module=str(ROOT / "MAPSeg"), further=further)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     return set(done.stdout.split()) - set(sys.stdlib_module_names)
 

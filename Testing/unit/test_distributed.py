@@ -22,7 +22,7 @@ CPU = dict(device="cpu", precision="fp32")
 def torchrun(*arguments, processes=2):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     command += [str(processes), shared_runs.__file__, *arguments]
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=240)
+    return subprocess.run(list(map(str, command)), capture_output=True, encoding="utf-8", timeout=240)
 
 
 # --- two processes against one --------------------------------------------------------------------------------------

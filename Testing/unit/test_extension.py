@@ -133,7 +133,7 @@ def test_the_backends_light_parts_need_the_standard_library_and_numpy_alone():
         "heavy = {'torch', 'pydantic', 'nibabel', 'scipy', 'SimpleITK', 'safetensors'} & set(sys.modules);"
         "sys.exit(f'loaded: {heavy}' if heavy else 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", cwd=ROOT)
     assert done.returncode == 0, done.stderr
 
 

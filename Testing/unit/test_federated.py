@@ -371,3 +371,24 @@ def test_all_answers_rejected_end_a_simulation_with_the_reasons(place, tmp_path,
     monkeypatch.setattr(server.Coordinator, "_fault", lambda self, update: "rejected: a test")
     with pytest.raises(InputError, match="Round 1 has fewer than 1 answers.*a: rejected: a test"):
         simulate(place, tmp_path / "out")
+
+
+def test_privacy_filters_are_simulated(place, tmp_path):
+    pytest.importorskip("nvflare", reason="needs NVIDIA FLARE: pip install 'mapseg[federated]'")
+    clipped = {"percentile": {"percentile": 0, "gamma": 5e-5}}
+    start = load_model(place / "start.safetensors")[0].state_dict()
+
+    def largest(result):
+        end = load_model(result["model"])[0].state_dict()
+        return max(float((end[name] - start[name]).abs().max()) for name in end)
+
+    two_rounds = 2 * 5e-5
+    assert largest(simulate(place, tmp_path / "open")) > 3 * two_rounds
+    assert 0 < largest(simulate(place, tmp_path / "clipped", privacy=clipped)) <= 1.01 * two_rounds
+
+
+def test_privacy_filters_without_flare_are_refused(place, tmp_path, monkeypatch):
+    monkeypatch.setattr("MAPSegLib.tasks.federation.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="FLARE's, which is not installed"):
+        simulate(place, tmp_path / "out", privacy={"noise": {}})
+    assert not (tmp_path / "out").exists()

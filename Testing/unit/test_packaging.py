@@ -88,7 +88,7 @@ def test_every_file_of_the_models_folder_is_reachable():
 def test_light_modules_stay_light(module):
     unwanted = HEAVY if module in (".config", ".jobs") else HEAVY | {"pydantic", "numpy"}
     code = f"import sys, MAPSegLib{module}; print(*sorted(set(sys.modules) & {unwanted!r}))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
     assert result.stdout.strip() == ""
 
 

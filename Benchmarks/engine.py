@@ -1,24 +1,29 @@
 """What a round costs beside training, over FLARE with mutual TLS on this machine, and whether it changes the result.
 
-    python -m Benchmarks.engine [--sizes tiny small] [--targets 2] [--rounds 4] [--port 8202]
+    python -m Benchmarks.engine [--runs tiny:2 small:2 small:5 wide:1] [--rounds 4] [--port 8202]
+    python -m Benchmarks.engine --averages small:20 paper:20
 
 Server, sites and administrator are processes of their own, started from kits as `Docs/federated.md` tells. The same
 plan is simulated, which needs no engine: both must end with the same weights. Sites train on balls, as bytes and
 seconds do not ask what is shown. All share this machine's cores, so that training takes longer than it would at a site.
+The second command measures the server's part of a round with answers of noise from many sites, without FLARE.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,12 +35,21 @@ import torch
 from safetensors.torch import load_file
 
 from MAPSegLib.config import ARCHITECTURES, Label, Preprocessing
+from MAPSegLib.federated.coordinator import Coordinator
+from MAPSegLib.federated.exchange import Update
+from MAPSegLib.federated.plan import read_plan
 from MAPSegLib.models import ModelCard, save_model
 from MAPSegLib.networks.segmenter import Segmenter
 from MAPSegLib.reports import read_json, write_json
 
 from .tables import write_section
 
+SIZES = ARCHITECTURES | {
+    "wide": ARCHITECTURES["paper"].model_copy(
+        update={"width": 256, "dilations": (1, 2, 4), "patch": 32, "global_size": 32}
+    )
+}
+"""``wide``: large messages at little computing; half of the paper's width, and small patches."""
 LABELS = (Label(value=1, name="dim"), Label(value=2, name="bright"))
 SCANS = 3
 HEADER = [
@@ -72,7 +86,7 @@ def write_material(folder: Path) -> None:
 def write_plan(folder: Path, size: str, targets: int, rounds: int, port: int) -> None:
     """A start model with random weights, plan.json, and sites.json for the simulation."""
     torch.manual_seed(0)
-    model = Segmenter(ARCHITECTURES[size], LABELS)
+    model = Segmenter(SIZES[size], LABELS)
     card = ModelCard(
         name="start",
         architecture=model.architecture,
@@ -207,17 +221,72 @@ def line(
     ]
 
 
+def average(size: str, sites: int) -> list[str]:
+    """A line of the second table: rounds that end with an answer of noise from every site."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_plan(folder, size, sites - 1, 3, 8202)
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            seconds, start, peak = pool.submit(absorb, folder).result()
+    return [size, str(sites), f"{median(seconds):.1f} s", f"{peak / 1e9:.1f} GB", f"{start / 1e9:.1f} GB"]
+
+
+def absorb(folder: Path) -> tuple[list[float], int, int]:
+    """Seconds of each round's end, resident bytes with all answers at hand, and at most. In a process of its own."""
+    plan = read_plan(folder / "plan.json")
+    coordinator = Coordinator(plan, folder)
+    noise = np.random.default_rng(0)
+    updates = {
+        site.name: Update(
+            {
+                name: (1e-3 * noise.standard_normal(array.shape, np.float32)).astype(np.float16)
+                for name, array in coordinator.payload().items()
+            },
+            SCANS,
+            {},
+        )
+        for site in plan.sites
+    }
+    held, seconds = psutil.Process().memory_info().rss, []
+    for _ in range(plan.rounds):
+        started = time.monotonic()
+        assert coordinator.absorb(updates, 0)["averaged"]
+        seconds.append(time.monotonic() - started)
+    return seconds, held, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def run(text: str) -> tuple[str, int]:
+    """A network's size, and how many sites."""
+    size, _, sites = text.partition(":")
+    if size not in SIZES:
+        raise argparse.ArgumentTypeError(f"{size!r} is none of {', '.join(SIZES)}")
+    return size, int(sites)
+
+
 def main(words: Sequence[str] | None = None) -> None:
     """Run the benchmark and write its section of the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sizes", nargs="+", choices=list(ARCHITECTURES), default=["tiny", "small"])
-    parser.add_argument("--targets", type=int, default=2, help="sites beside the source")
+    parser.add_argument(
+        "--runs", nargs="+", type=run, default=[("tiny", 2), ("small", 2)], metavar="SIZE:TARGETS"
+    )
+    parser.add_argument(
+        "--averages", nargs="+", type=run, metavar="SIZE:SITES", help="the server's part alone"
+    )
     parser.add_argument("--rounds", type=int, default=4, help="two at least")
     parser.add_argument("--port", type=int, default=8202)
     arguments = parser.parse_args(words)
-    rows = [measure(size, arguments.targets, arguments.rounds, arguments.port) for size in arguments.sizes]
+    if arguments.averages:
+        write_section(
+            "engine, averaging",
+            "The end of a round at the server: all answers checked, averaged and the state written. Median of three "
+            "rounds. Memory: resident, with the answers that are held in half precision.",
+            ["size", "sites", "a round's end", "peak memory", "of it model and answers"],
+            [average(size, sites) for size, sites in arguments.averages],
+        )
+        return
+    rows = [measure(size, targets, arguments.rounds, arguments.port) for size, targets in arguments.runs]
     write_section(
         "engine",
         "A federation over NVIDIA FLARE with mutual TLS, server and sites on one machine; a step a round. Medians of "

@@ -11,15 +11,23 @@ best label-free score. What is done is kept in WORK and not run again.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
+import time
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from MAPSegLib.errors import MAPSegError
+from MAPSegLib.federated.coordinator import Coordinator
+from MAPSegLib.federated.plan import read_plan
+from MAPSegLib.federated.scans import SiteData
+from MAPSegLib.federated.site import Site
 from MAPSegLib.reports import plain, read_json, write_json
 from MAPSegLib.tasks.scans import ADAPTED_MODEL
 from MAPSegLib.volumes import find_scans
@@ -41,6 +49,7 @@ WAYS = (
     "federated",
     f"federated, one target site of {FEW} scans",
     "centralised",
+    "federated, optimisers afresh in every round",
 )
 PRIVATE: dict[str, dict[str, dict[str, float]]] = {
     "the largest half": {"percentile": {"percentile": 50, "gamma": 0.01}},
@@ -96,12 +105,12 @@ def alone(bench: Bench) -> list[tuple[Path, dict]]:
     return models
 
 
-def federated(
-    bench: Bench, name: str, targets: Sequence[Sequence[Path]], privacy: dict[str, Any] | None = None
-) -> list[tuple[Path, dict]]:
-    """A federation of the source and ``targets``, with its rounds."""
-    folder, source = bench.place(name), bench.material / "source"
+def write_plan(
+    bench: Bench, folder: Path, targets: Sequence[Sequence[Path]], privacy: dict[str, Any] | None = None
+) -> tuple[Path, Path]:
+    """The plan of a federation of the source and ``targets``, and where each site's scans are."""
     folder.mkdir(parents=True, exist_ok=True)
+    source = bench.material / "source"
     names = [f"target-{number}" for number in range(len(targets))]
     known = options(bench)
     step = {key: known[key] for key in ("patches", "learning_rate", "ema_decay", "preset", "seed")}
@@ -118,20 +127,53 @@ def federated(
     for name, scans in zip(names, targets, strict=True):
         cases = {"cases": [{"image": str(scan)} for scan in scans]}
         sites[name] = {"images": write_json(folder / f"{name}.json", cases, overwrite=True)}
-    job = {
-        "task": "simulate",
-        "plan": write_json(folder / "plan.json", plan, overwrite=True),
-        "sites": write_json(folder / "sites.json", plain(sites), overwrite=True),
-        "output": folder,
-    }
-    run_worker(folder, job, folder / "state.safetensors")
+    return (
+        write_json(folder / "plan.json", plan, overwrite=True),
+        write_json(folder / "sites.json", plain(sites), overwrite=True),
+    )
+
+
+def federated(
+    bench: Bench, name: str, targets: Sequence[Sequence[Path]], privacy: dict[str, Any] | None = None
+) -> list[tuple[Path, dict]]:
+    """A federation, with its rounds."""
+    folder = bench.place(name)
+    plan, sites = write_plan(bench, folder, targets, privacy)
+    run_worker(
+        folder,
+        {"task": "simulate", "plan": plan, "sites": sites, "output": folder},
+        folder / "state.safetensors",
+    )
     return [(folder / "model.safetensors", {"rounds": read_json(folder / "rounds.json", "rounds")})]
+
+
+def forgetful(bench: Bench, targets: Sequence[Sequence[Path]]) -> list[tuple[Path, dict]]:
+    """A federation whose sites' optimisers start every round anew. Not continued: the product has no such option."""
+    folder = bench.place("federated-afresh")
+    plan, places = write_plan(bench, folder, targets)
+    coordinator, sites = Coordinator(read_plan(plan), folder, afresh=True), {}
+    with TemporaryDirectory() as scratch:
+        for name, place in read_json(places, "sites").items():
+            own = Path(scratch, name)
+            own.mkdir()
+            sites[name] = Site(coordinator.federation, name, SiteData(**place), own, ignore)
+        fresh = {name: deepcopy(site.loop.optimizer.state_dict()) for name, site in sites.items()}
+        while not coordinator.done:
+            started, weights, answers = time.monotonic(), coordinator.payload(), {}
+            for name, site in sites.items():
+                site.loop.optimizer.load_state_dict(deepcopy(fresh[name]))
+                answers[name] = site.train_round(coordinator.round, weights, ignore)
+            coordinator.absorb(answers, time.monotonic() - started)
+    return [(coordinator.finish(overwrite=True), {})]
+
+
+def ignore(*_: object, **__: object) -> None:
+    """Hear a report and do nothing."""
 
 
 def run_way(bench: Bench, way: str) -> dict[str, Any]:
     """The test scores of one way of training with one seed, or what an earlier run found."""
-    number = [*WAYS, *PRIVATE].index(way)
-    file = bench.place("federated-cells") / f"{number}.json"
+    file = bench.place("federated-cells") / f"{_slug(way)}.json"
     if file.exists():
         return read_json(file, "a result")
     sites = site_scans(bench)
@@ -141,9 +183,10 @@ def run_way(bench: Bench, way: str) -> dict[str, Any]:
         WAYS[2]: lambda: federated(bench, "federated", sites),
         WAYS[3]: lambda: federated(bench, "federated-few", [sites[0][:FEW]]),
         WAYS[4]: lambda: centralised(bench),
+        WAYS[5]: lambda: forgetful(bench, sites),
     }
     for filters, privacy in PRIVATE.items():
-        ways[filters] = partial(federated, bench, f"federated-private-{number}", sites, privacy)
+        ways[filters] = partial(federated, bench, f"federated-{_slug(filters)}", sites, privacy)
     results: Scores = []
     more: dict[str, Any] = {}
     for model, told in ways[way]():
@@ -153,6 +196,10 @@ def run_way(bench: Bench, way: str) -> dict[str, Any]:
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, cell)
     return cell
+
+
+def _slug(way: str) -> str:
+    return re.sub("[^a-z0-9]+", "-", way)
 
 
 def tables(cells: Sequence[dict[str, Any]]) -> tuple[list[list[str]], list[list[str]], list[list[str]]]:

@@ -39,7 +39,7 @@ def to_half(state: Mapping[str, Tensor]) -> Weights:
 
 def to_tensors(weights: Weights) -> dict[str, Tensor]:
     """Weights as they were received, in single precision."""
-    return {name: torch.from_numpy(array.astype(np.float32)) for name, array in weights.items()}
+    return {name: torch.from_numpy(array).float() for name, array in weights.items()}
 
 
 def difference(after: nn.Module, before: Mapping[str, Tensor]) -> Weights:

@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--model", default="brain-t1")
     parser.add_argument("--release", action="store_true", help="make the model the embedded one of its name")
     arguments = parser.parse_args()
-    card = load_card(resolve(arguments.model))
+    card = load_card(resolve(arguments.model), choice=True)
     pairs = [
         (label.value, label.mirror) for label in card.labels if label.mirror and label.value < label.mirror
     ]

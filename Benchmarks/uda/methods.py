@@ -136,7 +136,7 @@ def train_model(
         "task": "train",
         "output": folder,
         "name": "model",
-        "init": str(bench.place(init) / "model.safetensors" if init else _fresh(bench)),
+        "init": str(bench.place(init) / "model.safetensors" if init else fresh_model(bench)),
         "options": training_options(bench.size, steps, bench.seed, strong),
     }
     job |= (
@@ -147,7 +147,7 @@ def train_model(
     return run_worker(folder, job, folder / "checkpoint.pt")
 
 
-def _fresh(bench: Bench) -> Path:
+def fresh_model(bench: Bench) -> Path:
     """A model file with random weights, which every training of a seed starts from."""
     path = bench.place("fresh") / "model.safetensors"
     if not path.exists():

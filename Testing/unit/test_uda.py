@@ -6,13 +6,15 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
+from model_cases import tiny_model
 
 from MAPSegLib.errors import InputError
 from MAPSegLib.volumes import Volume
 
 sys.path.append(str(Path(__file__).parents[2]))  # the benchmarks are no part of the installed package
 
-from Benchmarks import claims  # noqa: E402
+from Benchmarks import claims, parts  # noqa: E402
 from Benchmarks.uda import __main__ as uda  # noqa: E402
 from Benchmarks.uda import data, methods, report, tasks  # noqa: E402
 
@@ -207,3 +209,27 @@ def test_missing_data_are_told_in_a_sentence(task, tmp_path, capsys):
     assert uda.main(words) == 2
     told = capsys.readouterr().err
     assert "does not exist" in told and len(told.splitlines()) == 1
+
+
+def test_without_collaboration_the_whole_scan_makes_no_difference():
+    model, patches = tiny_model(), torch.rand(2, 1, 32, 32, 32)
+    box = torch.zeros(2, 3), torch.ones(2, 3)
+    with torch.no_grad():
+        first, second = (model(patches, torch.rand(1, 1, 32, 32, 32), *box) for _ in range(2))
+        assert not torch.equal(first, second)
+        with parts.apart(together=False):
+            first, second = (model(patches, torch.rand(1, 1, 32, 32, 32), *box) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_the_paper_s_ablation_trains_its_rows_once(tmp_path, monkeypatch, capsys):
+    write_phantoms(tmp_path)
+    words = ["hippocampus", "--data", str(tmp_path), "--work", str(tmp_path / "work"), "--preset", "smoke"]
+    words += ["--seeds", "0", "--rows", "MAE", "all", "all, 5 target scans"]
+    assert parts.main(words) == 0
+    folder = tmp_path / "work" / "hippocampus" / "smoke"
+    text = (folder / "RESULTS.md").read_text(encoding="utf-8")
+    assert all(f"| {row} | 1 |" in text for row in ("MAE", "all", "all, 5 target scans"))
+    assert (folder / "parts-0" / "mae-0.7" / "encoder.safetensors").is_file()
+    monkeypatch.setattr(parts, "_result", None)
+    assert parts.main(words) == 0

@@ -1,0 +1,228 @@
+"""The paper's ablation: masked autoencoding, masked pseudo-labels, global-local collaboration, with and without each.
+
+    python -m Benchmarks.parts TASK --data FOLDER --work FOLDER [--seeds 0 1 2] [--rows ...] [--preset cpu]
+
+Every row is one training on the source and then one of two: on the source alone, or, with masked pseudo-labels, the
+preset ``paper``. Scored on the test scans, without a gate. Folders and options are those of ``Benchmarks.uda``, whose
+``source-only`` and ``paper`` are two of the rows; what is done is kept in WORK and not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from MAPSegLib import api
+from MAPSegLib.config import ARCHITECTURES
+from MAPSegLib.errors import MAPSegError
+from MAPSegLib.models import load_encoder, load_model, save_model
+from MAPSegLib.networks.segmenter import Segmenter
+from MAPSegLib.reports import plain, read_json, write_json
+from MAPSegLib.tasks.scans import ADAPTED_MODEL
+from MAPSegLib.volumes import find_scans
+
+from .tables import RESULTS, write_section
+from .uda.__main__ import prepare
+from .uda.methods import Bench, Scores, fresh_model, run_cell, score, train_model
+from .uda.report import seed_means, spread
+from .uda.tasks import TASKS, adaptation_options, training_options
+
+
+class Row(NamedTuple):
+    """Which parts a training has."""
+
+    mae: bool = True
+    """Masked autoencoding before: as many steps as on the source, on the scans of both domains."""
+    pseudo: bool = True
+    """Masked pseudo-labels of the target, in place of the last steps on the source."""
+    collaboration: bool = True
+    """Whole scans beside patches: their features in the head, and their two terms of the loss."""
+    ratio: float = 0.7
+    """Share of masked cubes, in autoencoding and after."""
+    scans: int | None = None
+    """Target scans to adapt to; all when absent."""
+
+
+ROWS = {
+    "nothing": Row(mae=False, pseudo=False, collaboration=False),
+    "MPL": Row(mae=False, collaboration=False),
+    "MAE": Row(pseudo=False, collaboration=False),
+    "GLC": Row(mae=False, pseudo=False),
+    "GLC + MPL": Row(mae=False),
+    "MAE + GLC": Row(pseudo=False),
+    "MAE + MPL": Row(collaboration=False),
+    "all": Row(),
+    "all, half masked": Row(ratio=0.5),
+    "all, nine tenths masked": Row(ratio=0.9),
+    "all, 10 target scans": Row(scans=10),
+    "all, 5 target scans": Row(scans=5),
+}
+HEADER = ["parts", "seeds", "Dice", "HD95 (mm)", "Dice less all parts"]
+
+
+@contextmanager
+def apart(together: bool) -> Iterator[None]:
+    """Unless ``together``: the head sees none of the whole scan's features."""
+    if together:
+        yield
+        return
+    decode = Segmenter.decode
+
+    def local(self: Segmenter, features: Tensor, under: Tensor, patches: Tensor) -> Tensor:
+        return decode(self, features, torch.zeros_like(under), patches)
+
+    with patch.object(Segmenter, "decode", local):
+        yield
+
+
+def _loss(row: Row) -> dict[str, float]:
+    known = {"mask_ratio": row.ratio}
+    return known if row.collaboration else known | {"global_weight": 0.0, "cosine_weight": 0.0}
+
+
+def _initial(bench: Bench, row: Row) -> Path:
+    """Random weights, those of the encoder replaced by pretrained ones where the row has them."""
+    fresh = fresh_model(bench)
+    if not row.mae:
+        return fresh
+    folder = bench.place("parts") / f"mae-{row.ratio:g}"
+    path = folder / "model.safetensors"
+    if path.exists():
+        return path
+    place, size = bench.material, bench.size
+    known: dict[str, Any] = {"domains": [place / "target" / "images"]}
+    if bench.task.synthetic:
+        known["from_labels"] = place / "source" / "labels"
+    else:
+        known["domains"].append(place / "source" / "images")
+    known |= {"steps": size.start, "scans": 2 * size.patches, "mask_ratio": row.ratio, "seed": bench.seed}
+    known |= {"learning_rate": 1e-3, "warmup": min(50, size.start // 4), "reuse": 2, "picture_every": 0}
+    with patch.dict(ARCHITECTURES, small=size.architecture):
+        grid = {"spacing": bench.task.spacing}
+        api.pretrain(folder, "encoder", preset="small", preprocessing=grid, overwrite=True, **known)
+    model, card = load_model(fresh)
+    load_encoder(folder / "encoder.safetensors", model)
+    return save_model(path, model.state_dict(), card)
+
+
+def _train(bench: Bench, row: Row, name: str, steps: int, init: Path) -> Path:
+    """A training on the source, or what an earlier run left."""
+    folder, place = bench.place("parts") / name, bench.material / "source"
+    path = folder / "model.safetensors"
+    if not path.exists():
+        known: dict[str, Any] = {"labels": place / "labels", "images": place / "images"}
+        if bench.task.synthetic:
+            known = {"from_labels": place / "labels"}
+        known |= training_options(bench.size, steps, bench.seed) | _loss(row)
+        api.train(folder, "model", init=init, **known)
+    return path
+
+
+def _start(bench: Bench, row: Row) -> Path:
+    """The source model of a row: rows that differ later share it."""
+    if row == Row(mae=False, pseudo=row.pseudo):
+        train_model(bench, "start", bench.size.start)
+        return bench.place("start") / "model.safetensors"
+    name = f"start{'-mae' * row.mae}{'' if row.collaboration else '-local'}-{row.ratio:g}"
+    return _train(bench, row, name, bench.size.start, _initial(bench, row))
+
+
+def _result(bench: Bench, name: str) -> Scores:
+    row = ROWS[name]
+    if row == ROWS["GLC"]:
+        return run_cell(bench, "source-only")["results"]["final"]
+    if row == ROWS["GLC + MPL"]:
+        return run_cell(bench, "paper")["results"]["adapted"]
+    slug = name.replace(" + ", "-").replace(", ", "-").replace(" ", "-")
+    folder = bench.place("parts") / slug
+    with apart(row.collaboration):
+        start = _start(bench, row)
+        if row.pseudo:
+            place = bench.material / "source"
+            known: dict[str, Any] = {"source": place / "images", "source_labels": place / "labels"}
+            if bench.task.synthetic:
+                known = {"source_from_labels": place / "labels"}
+            known |= adaptation_options(bench.size, "paper", bench.seed) | _loss(row)
+            scans = find_scans(bench.material / "target" / "images")[: row.scans]
+            api.adapt(start, scans, folder, save_model=True, overwrite=True, **known)
+            model = folder / ADAPTED_MODEL
+        else:
+            model = _train(bench, row, slug, bench.size.own, start)
+        return score(bench, model, folder / "test")
+
+
+def run_row(bench: Bench, name: str) -> dict[str, Any]:
+    """Test scores of a row with one seed, or what an earlier run found."""
+    file = bench.place("parts") / f"{name}.json"
+    if file.exists():
+        return read_json(file, "a result")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    cell = plain({"row": name, "seed": bench.seed, "results": {"final": _result(bench, name)}})
+    write_json(file, cell)
+    return cell
+
+
+def table(cells: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """A line per row."""
+    whole = {c["seed"]: seed_means([c], "final", "dice")[0] for c in cells if c["row"] == "all"}
+    lines = []
+    for name in ROWS:
+        own = [cell for cell in cells if cell["row"] == name]
+        if own:
+            dice = seed_means(own, "final", "dice")
+            less = [d - whole[c["seed"]] for d, c in zip(dice, own, strict=True) if c["seed"] in whole]
+            distance = spread(seed_means(own, "final", "hd95"))
+            lines.append([name, str(len(own)), spread(dice), distance, "" if name == "all" else spread(less)])
+    return lines
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code, 2 where the data are missing."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("task", choices=list(TASKS))
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds the tasks' data")
+    parser.add_argument("--work", type=Path, required=True, help="folder for scans, models and results")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--preset", choices=("cpu", "gpu", "smoke"), default="cpu")
+    arguments = parser.parse_args(words)
+    task = TASKS[arguments.task]
+    size = task.sizes[arguments.preset]
+    folder = arguments.work.absolute() / arguments.task / arguments.preset
+    cells = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        prepare(task, size, arguments.data, folder / "scans")
+        for seed in arguments.seeds:
+            for name in arguments.rows:
+                cells.append(run_row(Bench(task, size, folder / "scans", folder, seed), name))
+                print(
+                    f"{name}, seed {seed}: Dice {seed_means(cells[-1:], 'final', 'dice')[0]:.1f}", flush=True
+                )
+    except MAPSegError as error:
+        print(f"{error.message} {error.advice}".strip(), file=sys.stderr)
+        return error.exit_code
+    write_section(
+        f"parts {arguments.task}",
+        f"The paper's ablation, {task.title}: Dice (%) and HD95 (mm) on the test scans, ungated, mean ± deviation over "
+        f"seeds. {size.start} steps on the source, of autoencoding before them as many where there is any, and "
+        f"{size.own} after them: of the preset `paper` with MPL, on the source without.",
+        HEADER,
+        table(cells),
+        folder / "RESULTS.md" if arguments.preset == "smoke" else RESULTS,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,7 +2,8 @@
 
     python -m Benchmarks.shift --data FOLDER [--scans 1000 1001] [--changes "sine 3.2"] [--seeds 0 1 2] --work FOLDER
 
-Every case is a line of ``WORK/shift.jsonl``; cases found there are not run again, so that a stopped run resumes.
+Every case is a line of ``WORK/shift.jsonl``; cases found there are not run again, so that a stopped run resumes. Of a
+choice between models (``--model brain``) source-only is the first of them, and what is adapted the one that suits.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ import argparse
 import json
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from MAPSegLib.config import AdaptationOptions
-from MAPSegLib.models import load_model, resolve
+from MAPSegLib.config import AdaptationOptions, InferenceOptions
+from MAPSegLib.inference import segment_volume
+from MAPSegLib.models import load_card, resolve
+from MAPSegLib.tasks.candidates import Candidate, choose, load_candidates
 from MAPSegLib.training.adaptation import adapt
 
 from . import claims, oasis
@@ -29,7 +33,9 @@ HISTORY = ("step", "agreement", "volume_deviation", "score", "eta", "kept", "dic
 """What is remembered of each label-free check."""
 
 
-def run_case(model, card, scan: str, name: str, seed: int, data: Path, options: AdaptationOptions) -> dict:
+def run_case(
+    candidates: Sequence[Candidate], scan: str, name: str, seed: int, data: Path, options: AdaptationOptions
+) -> dict:
     """Dice (mean of the seven structures) of source-only, adapted and gated results, and of every check."""
     volume, reference = oasis.load_pair(data, scan)
     volume = volume if name == NATIVE else change(volume, name)
@@ -39,31 +45,42 @@ def run_case(model, card, scan: str, name: str, seed: int, data: Path, options: 
         checks.append(oasis.mean_dice(labels, reference))
 
     started = time.monotonic()
+    (model, card, _), _ = choose(candidates, [volume], InferenceOptions())
     with tempfile.TemporaryDirectory() as folder:
         adapted = adapt(model, card, [volume], options, Path(folder), lambda event, **fields: None, preview)
+    seconds = time.monotonic() - started
     result = adapted.results[0]
     history = [entry | {"dice": dice} for entry, dice in zip(adapted.history, checks, strict=True)]
+    source, first = result.source, candidates[0]
+    if model is not first.model:
+        source = segment_volume(first.model, first.card, volume, InferenceOptions())
     return {
         "scan": scan,
         "change": name,
         "seed": seed,
-        "source": oasis.mean_dice(result.source.labels, reference),
+        "model": card.name,
+        "source": oasis.mean_dice(source.labels, reference),
+        "start": oasis.mean_dice(result.source.labels, reference),
         "adapted": oasis.mean_dice(result.adapted.labels, reference),
         "gated": oasis.mean_dice(result.segmentation.labels, reference),
         "chosen": result.chosen,
         "trusted": result.assessment.trusted,
-        "source_trusted": result.assessment_source.trusted,
+        "start_trusted": result.assessment_source.trusted,
         "steps": adapted.steps,
         "best_step": adapted.best_step,
         "stop": [entry["dice"] for entry in history if entry["kept"]][-1],
         "best": max(checks),
         "history": [{key: value for key, value in entry.items() if key in HISTORY} for entry in history],
-        "seconds": round(time.monotonic() - started, 1),
+        "seconds": round(seconds, 1),
     }
 
 
-def table(rows: list[dict]) -> list[list[str]]:
-    """A line per change: medians would hide the worst case, so means, with the worst beside them."""
+def table(rows: list[dict], choice: bool) -> list[list[str]]:
+    """A line per change: medians would hide the worst case, so means, with the worst beside them.
+
+    Args:
+        choice: whether there were several models: then also which one each scan got, and its result as it was.
+    """
     groups: dict[str, list[dict]] = defaultdict(list)
     native = {row["scan"]: row["source"] for row in rows if row["change"] == NATIVE}
     for row in rows:
@@ -73,7 +90,11 @@ def table(rows: list[dict]) -> list[list[str]]:
         cases = groups.get(name, [])
         if not cases:
             continue
-        dice = {key: np.array([100 * case[key] for case in cases]) for key in ("source", "adapted", "gated")}
+        kinds = ("source", "start", "adapted", "gated")
+        dice = {kind: np.array([100 * case[kind] for case in cases]) for kind in kinds}
+        told = {kind: f"{values.mean():.1f} ± {values.std():.1f}" for kind, values in dice.items()}
+        counts = Counter(case["model"] for case in cases)
+        models = ", ".join(f"{model} {n}" for model, n in counts.items())
         base = np.array([100 * native.get(case["scan"], np.nan) for case in cases])
         lost = base - dice["source"]
         regained = (
@@ -86,10 +107,11 @@ def table(rows: list[dict]) -> list[list[str]]:
             [
                 name,
                 str(len(cases)),
-                f"{np.nanmean(lost):.1f}",
-                f"{dice['source'].mean():.1f} ± {dice['source'].std():.1f}",
-                f"{dice['adapted'].mean():.1f} ± {dice['adapted'].std():.1f}",
-                f"{dice['gated'].mean():.1f} ± {dice['gated'].std():.1f}",
+                "" if np.isnan(lost).all() else f"{np.nanmean(lost):.1f}",
+                told["source"],
+                *([models, told["start"]] if choice else []),
+                told["adapted"],
+                told["gated"],
                 "" if np.isnan(regained) else f"{100 * regained:.0f} %",
                 f"{(dice['gated'] - dice['source']).min():+.1f}",
                 f"{regret.mean():.1f} / {regret.max():.1f}",
@@ -117,10 +139,10 @@ def claims_table(rows: list[dict]) -> list[list[str]]:
     ]
     judged = []
     for row in rows:
-        judged.append(claims.Result(row["source"], {}, row["source_trusted"]))
+        judged.append(claims.Result(row["start"], {}, row["start_trusted"]))
         if row["chosen"] == "adapted":
             judged.append(claims.Result(row["adapted"], {}, row["trusted"]))
-    choices = [(row["gated"], row["source"] + row["adapted"] - row["gated"]) for row in rows]
+    choices = [(row["gated"], row["start"] + row["adapted"] - row["gated"]) for row in rows]
     native = [row["source"] for row in rows if row["change"] == NATIVE]
     return claims.table(checks + judged, choices, float(np.mean(native)) if native else None)
 
@@ -130,6 +152,8 @@ HEADER = [
     "cases",
     "lost",
     "source-only",
+    "chosen",
+    "not adapted",
     "adapted",
     "gated",
     "regained",
@@ -161,14 +185,16 @@ def main() -> None:
         else []
     )
     done = {(row["scan"], row["change"], row["seed"]) for row in rows}
-    model, card = load_model(resolve(arguments.model))
+    path = resolve(arguments.model)
+    candidates, title = load_candidates(path, AdaptationOptions().device), load_card(path, choice=True).name
+    choice = len(candidates) > 1
     for seed in arguments.seeds:
         for name in arguments.changes:
             for scan in arguments.scans:
                 if (scan, name, seed) in done or (seed != arguments.seeds[0] and name in MONOTONE):
                     continue
                 options = AdaptationOptions(seed=seed, minutes=arguments.minutes, preview_seconds=1e-6)
-                row = run_case(model, card, scan, name, seed, arguments.data, options)
+                row = run_case(candidates, scan, name, seed, arguments.data, options)
                 rows.append(row)
                 with results.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
@@ -178,12 +204,13 @@ def main() -> None:
                     f"{'trusted' if row['trusted'] else 'untrusted'}, {row['seconds']} s)",
                     flush=True,
                 )
-    section = "shift" if arguments.model == "brain-t1" else f"shift {card.name}"
+    section = "shift" if arguments.model == "brain-t1" else f"shift {title}"
+    told = f" Source-only: {candidates[0].card.name}, whatever was chosen." if choice else ""
     write_section(
         section,
-        f"{card.name}, adaptation under changed contrast: oasis_t1, mean Dice (%) of the seven structures",
-        HEADER,
-        table(rows),
+        f"{title}, adaptation under changed contrast: oasis_t1, mean Dice (%) of the seven structures.{told}",
+        HEADER if choice else [column for column in HEADER if column not in ("chosen", "not adapted")],
+        table(rows, choice),
     )
     write_section(
         f"{section}, claims",

@@ -204,6 +204,13 @@ def main() -> None:
                     f"{'trusted' if row['trusted'] else 'untrusted'}, {row['seconds']} s)",
                     flush=True,
                 )
+    rows = [
+        row
+        for row in rows
+        if row["scan"] in arguments.scans
+        and row["change"] in arguments.changes
+        and row["seed"] in arguments.seeds
+    ]
     section = "shift" if arguments.model == "brain-t1" else f"shift {title}"
     told = f" Source-only: {candidates[0].card.name}, whatever was chosen." if choice else ""
     write_section(

@@ -4,7 +4,8 @@
 
 Presets: cpu takes two cores about an hour for a seed of cardiac (estimated from its parts) and ten minutes for one of
 hippocampus, gpu is made for one graphics card with the `small` model, smoke for a trial of a minute that says nothing.
-A method and seed that is done is kept in WORK and not run again; a training that was killed continues.
+A method and seed that is done is kept in WORK and not run again; a training that was killed continues. The scores of
+every scan go into Benchmarks/uda/cells; with --add the tables hold what is there of other methods and seeds as well.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from MAPSegLib.errors import MAPSegError
 
 from ..claims import HEADER as CLAIMS_HEADER
 from ..tables import RESULTS, write_section
+from . import kept
 from .data import existing
-from .methods import Bench, run_cell
+from .methods import Bench, cell_settings, run_cell
 from .report import (
     GATE_HEADER,
     MAIN_HEADER,
@@ -56,7 +58,7 @@ def write_results(name: str, preset: str, cells: Cells, path: Path) -> None:
         f"seeds. Every method took {size.start} + {size.own} steps; grid {grid} mm; width "
         f"{size.architecture.width}, depth {size.architecture.depth}, patches of {size.architecture.patch}³. "
         "Not found: structures without a voxel, which have no distance. Training: seconds of all its steps, "
-        "label-free checks included. Memory: resident.",
+        f"label-free checks included. Memory: resident. Scan by scan: `Benchmarks/uda/cells/{name}-{preset}.jsonl`.",
         MAIN_HEADER,
         main_table(cells),
         path,
@@ -102,8 +104,12 @@ def run(arguments: argparse.Namespace) -> None:
             print(f"{method} seed {seed}: Dice {dice:.1f}, {cell['seconds']:.0f} s", flush=True)
             cells.append(cell)
     # A trial's figures mean nothing: they stay out of the published ones.
-    path = folder / "RESULTS.md" if arguments.preset == "smoke" else RESULTS
-    write_results(arguments.task, arguments.preset, cells, path)
+    trial = arguments.preset == "smoke"
+    file = (folder if trial else kept.FOLDER) / f"{arguments.task}-{arguments.preset}.jsonl"
+    if arguments.add:
+        cells = kept.added(file, cells, lambda method, seed: cell_settings(size, method, seed))
+    kept.write(file, cells)
+    write_results(arguments.task, arguments.preset, cells, folder / "RESULTS.md" if trial else RESULTS)
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -116,6 +122,9 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, required=True, help="folder for scans, models and cells")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument(
+        "--add", action="store_true", help="leave the cells that the results have already in the tables"
+    )
     parser.add_argument("--preset", choices=("cpu", "gpu", "smoke"), default="cpu")
     try:
         run(parser.parse_args(words))

@@ -6,6 +6,7 @@ one continues from its checkpoint.
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 import os
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 
 from MAPSegLib import api
-from MAPSegLib.config import AdaptationOptions, Preprocessing
+from MAPSegLib.config import RECIPES, AdaptationOptions, Preprocessing
 from MAPSegLib.errors import InputError, MAPSegError
 from MAPSegLib.models import ModelCard, save_model
 from MAPSegLib.networks.segmenter import Segmenter
@@ -29,6 +30,7 @@ from MAPSegLib.quality import better_supported
 from MAPSegLib.reports import plain, read_json, write_json
 from MAPSegLib.tasks.scans import ADAPTED_MODEL
 
+from .kept import rounded
 from .tasks import ADAPTING, STRONG, Size, Task, adaptation_options, training_options
 
 Scores = list[dict[str, Any]]
@@ -51,6 +53,19 @@ class Bench:
         return self.folder / f"{name}-{self.seed}"
 
 
+def cell_settings(size: Size, method: str, seed: int) -> dict[str, Any]:
+    """Everything that a cell's figures depend on, as JSON has it."""
+    recipe = RECIPES.get(method)
+    return plain(
+        {
+            "size": size.model_dump(mode="json"),
+            "training": training_options(size, size.start, seed),
+            "adaptation": adaptation_options(size, method, seed) if method in ADAPTING else None,
+            "recipe": recipe and recipe._asdict(),
+        }
+    )
+
+
 def run_cell(bench: Bench, method: str) -> dict[str, Any]:
     """Train, segment the test scans and score them; or what an earlier run found.
 
@@ -58,20 +73,16 @@ def run_cell(bench: Bench, method: str) -> dict[str, Any]:
         InputError: the earlier run had other options.
     """
     file = bench.place(method) / "cell.json"
-    settings = plain(
-        {
-            "size": bench.size.model_dump(mode="json"),
-            "training": training_options(bench.size, bench.size.start, bench.seed),
-            "adaptation": adaptation_options(bench.size, method, bench.seed) if method in ADAPTING else None,
-        }
-    )
+    settings = cell_settings(bench.size, method, bench.seed)
     if file.exists():
         cell = read_json(file, "a result")
         if cell["settings"] != settings:
             raise InputError(f"{file} was made with other options.", "Choose another folder (--work).")
         return cell
     run = _adapting if method in ADAPTING else _supervised
-    cell = plain({"method": method, "seed": bench.seed, "settings": settings, **run(bench, method)})
+    day = datetime.date.today().isoformat()
+    cell = {"method": method, "seed": bench.seed, "date": day, "settings": settings}
+    cell = rounded(plain(cell | run(bench, method)))
     write_json(file, cell)
     return cell
 

@@ -16,7 +16,7 @@ sys.path.append(str(Path(__file__).parents[2]))  # the benchmarks are no part of
 
 from Benchmarks import claims, parts  # noqa: E402
 from Benchmarks.uda import __main__ as uda  # noqa: E402
-from Benchmarks.uda import data, methods, report, tasks  # noqa: E402
+from Benchmarks.uda import data, kept, methods, report, tasks  # noqa: E402
 
 
 def scores(*dice, distance=2.0):
@@ -182,6 +182,11 @@ def test_a_small_run_writes_its_tables_and_is_not_run_again(tmp_path, monkeypatc
     for name in ("uda hippocampus (smoke)", "source-strong", "paper, ungated", "anterior", "adapted kept"):
         assert name in text
 
+    folder = tmp_path / "work" / "hippocampus" / "smoke"
+    cells = kept.read(folder / "hippocampus-smoke.jsonl")
+    assert [cell["method"] for cell in cells] == ["source-strong", "paper"]
+    assert cells[1] == methods.read_json(folder / "paper-0" / "cell.json", "a cell")
+
     def refuse(*_, **__):
         raise AssertionError("run again")
 
@@ -189,11 +194,32 @@ def test_a_small_run_writes_its_tables_and_is_not_run_again(tmp_path, monkeypatc
         monkeypatch.setattr(methods, name, refuse)
     assert uda.main(words) == 0
     size = tasks.TASKS["hippocampus"].sizes["smoke"].model_copy(update={"own": 5})
-    folder = tmp_path / "work" / "hippocampus" / "smoke"
     with pytest.raises(InputError, match="other options"):
         methods.run_cell(
             methods.Bench(tasks.TASKS["hippocampus"], size, folder / "scans", folder, 0), "paper"
         )
+
+
+def test_cells_of_other_seeds_are_added_if_they_were_made_alike(tmp_path):
+    file, size = tmp_path / "cells.jsonl", tasks.TASKS["hippocampus"].sizes["cpu"]
+
+    def settings(method, seed):
+        return methods.cell_settings(size, method, seed)
+
+    def made(method, seed, **changed):
+        return cell(method, seed, [0.5]) | {"settings": settings(method, seed) | changed}
+
+    kept.write(file, [made("plus", 1), made("plus", 0), made("paper", 0, recipe=None), made("paper", 1)])
+    assert [(c["method"], c["seed"]) for c in kept.read(file)] == [
+        ("paper", 0),
+        ("paper", 1),
+        ("plus", 0),
+        ("plus", 1),
+    ]
+    again = made("plus", 0) | {"seconds": 1.0}
+    found = kept.added(file, [again, made("plus", 2)], settings)
+    assert [(c["method"], c["seed"]) for c in found] == [("plus", 0), ("plus", 2), ("paper", 1), ("plus", 1)]
+    assert found[0] == again and kept.added(tmp_path / "none.jsonl", [again], settings) == [again]
 
 
 def test_a_training_that_is_done_is_not_run_again(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ maximise this.)
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -64,6 +64,35 @@ def agreement(labels: Sequence[Label], one: Tensor, other: Tensor, priors: dict)
     return float(dice.masked_fill(dice.isnan() & expected, 0.0).nanmean().nan_to_num(0.0))
 
 
+@dataclass(frozen=True)
+class Transformation:
+    """What results are compared under: the way of an image there, and of its class indices back."""
+
+    there: Callable[[Tensor], Tensor]
+    back: Callable[[Tensor], Tensor]
+
+
+def transformation(labels: Sequence[Label], shape: Sequence[int], spacing: Sequence[float]) -> Transformation:
+    """The mirrored scan where ``labels`` name their mirror images, else the scan turned and made smaller.
+
+    Args:
+        shape: of the image, whose first axis runs left to right.
+        spacing: mm.
+    """
+    twin = mirrored_classes(labels)
+    if twin is not None:
+        return Transformation(lambda image: image.flip(0), lambda seen: twin[seen.flip(0).long()])
+    mm, shape = torch.tensor(spacing), tuple(shape)
+    small = tuple(max(1, round(n / SHRINK)) for n in shape)
+    matrix = SHRINK * aug.rotation((0.0, math.radians(TURN), 0.0))
+    there = aug.warp_grid(small, matrix, mm, mm, shape)
+    back = aug.warp_grid(shape, torch.linalg.inv(matrix), mm, mm, small)
+    return Transformation(
+        lambda image: aug.sample(image[None], there)[0],
+        lambda seen: aug.sample(seen[None].float(), back, "nearest")[0].round().long(),
+    )
+
+
 def transformed_classes(
     model: Segmenter,
     labels: Sequence[Label],
@@ -77,16 +106,8 @@ def transformed_classes(
         image: (X, Y, Z) on the working grid; the first axis runs left to right.
         spacing: of the working grid, mm.
     """
-    twin = mirrored_classes(labels)
-    if twin is not None:
-        return twin[predict_classes(model, image.flip(0), options)[0].flip(0).long()]
-    mm, shape = torch.tensor(spacing), tuple(image.shape)
-    small = tuple(max(1, round(n / SHRINK)) for n in shape)
-    there = SHRINK * aug.rotation((0.0, math.radians(TURN), 0.0))
-    positions = aug.warp_grid(small, there, mm, mm, shape)
-    seen = predict_classes(model, aug.sample(image[None], positions)[0], options)[0]
-    back = aug.warp_grid(shape, torch.linalg.inv(there), mm, mm, small)
-    return aug.sample(seen[None].float(), back, "nearest")[0].round().long()
+    way = transformation(labels, image.shape, spacing)
+    return way.back(predict_classes(model, way.there(image), options)[0])
 
 
 def volume_deviation(labels: Sequence[Label], counts: Tensor, voxel_ml: float, priors: dict) -> float | None:

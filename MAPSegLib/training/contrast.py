@@ -14,8 +14,8 @@ from torch import Generator, Tensor
 from ..datasets import resize_whole
 from ..devices import precision_context
 from ..networks.curve import apply_curve
-from ..networks.segmenter import Segmenter, mirrored_classes
-from ..quality import measure
+from ..networks.segmenter import Segmenter
+from ..quality import measure, transformation
 
 BATCH = 4
 ROUNDS = 4
@@ -38,7 +38,6 @@ def search_curve(
     """
     knots = model.architecture.curve_knots
     line = torch.linspace(0, 1, knots + 1)
-    whole = resize_whole(image, model.architecture.global_size)
     pool: list[tuple[float, Tensor]] = []
     candidates = [line, 1 - line] + [
         _bend(base, 0.35, generator) for base in (line, 1 - line) for _ in range(5)
@@ -46,7 +45,7 @@ def search_curve(
     tried: list[dict] = []
     for round_ in range(ROUNDS):
         for curve, score in zip(
-            candidates, _scores(model, card, whole, candidates, box_ml, precision), strict=True
+            candidates, _scores(model, card, image, candidates, box_ml, precision), strict=True
         ):
             pool.append((score, curve))
             tried.append({"round": round_, "score": score})
@@ -66,23 +65,29 @@ def _bend(curve: Tensor, size: float, generator: Generator) -> Tensor:
 
 @torch.inference_mode()
 def _scores(
-    model: Segmenter, card, whole: Tensor, curves: list[Tensor], box_ml: float, precision: str
+    model: Segmenter, card, image: Tensor, curves: list[Tensor], box_ml: float, precision: str
 ) -> list[float]:
-    """Label-free score of each curve, from f(X) of the whole scan and of its mirror image."""
-    twin = mirrored_classes(card.labels)
-    device = next(model.parameters()).device
-    scores = []
+    """Label-free score of each curve, from f(X) of the whole scan and of the transformed one, both small."""
+    size, device = model.architecture.global_size, next(model.parameters()).device
+    low = F.adaptive_avg_pool3d(image[None], [min(size, n) for n in image.shape])[0]
+    spacing = [
+        mm * n / m for mm, n, m in zip(card.preprocessing.spacing, image.shape, low.shape, strict=True)
+    ]
+    way = transformation(card.labels, low.shape, spacing)
+    views, scores = (low, way.there(low)), []
     for first in range(0, len(curves), BATCH):
-        seen = torch.cat([apply_curve(curve, whole) for curve in curves[first : first + BATCH]]).to(device)
         maps = []
-        for view in (seen, seen.flip(2)):
+        for view in views:
+            whole = resize_whole(view, size)
+            seen = torch.cat([apply_curve(curve, whole) for curve in curves[first : first + BATCH]]).to(
+                device
+            )
             with precision_context(device, precision):
-                features = model.encoder(view)
-                logits = model.lateral(model.head(torch.cat([features, features], 1), view))
-                maps.append(logits.argmax(1).cpu())
-        plain, mirrored = maps[0], maps[1].flip(1)
-        mirrored = twin[mirrored] if twin is not None else mirrored
-        for one, other in zip(plain, mirrored, strict=True):
-            measures = measure(card.labels, one, other, one, box_ml / one.numel(), card.priors)
+                features = model.encoder(seen)
+                logits = model.lateral(model.head(torch.cat([features, features], 1), seen))
+            found = logits.argmax(1, keepdim=True).cpu().float()
+            maps.append(F.interpolate(found, size=view.shape, mode="nearest-exact")[:, 0].long())
+        for one, other in zip(*maps, strict=True):
+            measures = measure(card.labels, one, way.back(other), one, box_ml / one.numel(), card.priors)
             scores.append(measures["score"])
     return scores

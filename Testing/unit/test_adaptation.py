@@ -6,13 +6,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from model_cases import PAIRED, card_of, tiny_model
+from model_cases import PAIRED, SINGLE, card_of, tiny_model
 
+from MAPSegLib import quality
 from MAPSegLib.config import AdaptationOptions
 from MAPSegLib.datasets import cut_patches
 from MAPSegLib.errors import Cancelled, Stopped
-from MAPSegLib.quality import Assessment
-from MAPSegLib.training import adaptation, terms
+from MAPSegLib.quality import Assessment, Transformation
+from MAPSegLib.training import adaptation, contrast, terms
 from MAPSegLib.training.adaptation import adapt
 from MAPSegLib.training.loop import Loop
 from MAPSegLib.training.terms import target_losses, with_curve
@@ -317,3 +318,24 @@ def test_the_search_starts_from_the_curve_it_found_when_that_is_better(tmp_path,
         run(folder, search=True, steps=2, curve_rate=1e-9)
         start = torch.load(folder / "checkpoint.pt", weights_only=True)["model"]["curve.values"]
         torch.testing.assert_close(start, falling if better else torch.linspace(0, 1, 5), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("labels", [PAIRED, SINGLE])
+def test_curves_are_judged_under_the_transformation_that_results_are_judged_under(monkeypatch, labels):
+    """Of the same scan on a coarser grid, in millimetres; and with the way back, or nothing would agree."""
+    asked, image = [], torch.rand(24, 12, 40, generator=torch.Generator().manual_seed(0))
+
+    def transformation(labels, shape, spacing):
+        asked.append((labels, tuple(shape), spacing))
+        way = quality.transformation(labels, shape, spacing)
+        return Transformation(lambda image: image, lambda seen: seen) if identical else way
+
+    monkeypatch.setattr(contrast, "transformation", transformation)
+    model = tiny_model(labels, curve_knots=4)
+    card = card_of(model, spacing=(1.0, 2.0, 0.5))
+    for identical in (True, False):
+        generator = torch.Generator().manual_seed(1)
+        curve, tried = contrast.search_curve(model, card, image, 1.0, generator, "fp32")
+        assert asked[-1] == (card.labels, (16, 12, 16), pytest.approx([1.5, 2.0, 1.25]))
+        assert curve.shape == (5,) and len(tried) == 48
+        assert all(entry["score"] == 1.0 for entry in tried) == identical

@@ -4,6 +4,9 @@ import os
 import sys
 from pathlib import Path
 
+# Before anything imports torch: in networks as small as these, threads wait longer for each other than they compute.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 

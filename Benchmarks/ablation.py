@@ -44,6 +44,7 @@ VARIANTS = {
     "plus": Variant(),
     "no curve": Variant(PLUS._replace(curve=False)),
     "no other contrasts": Variant(PLUS._replace(strong=False)),
+    "no target intensities": Variant(PLUS._replace(matched=False)),
     "neither": Variant(PLUS._replace(curve=False, strong=False)),
     "start without other contrasts": Variant(strong_start=False),
     "target masked only": Variant(PLUS._replace(target=Views(plain=0.0, masked=1.0))),

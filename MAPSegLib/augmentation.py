@@ -168,6 +168,58 @@ def recolour(image: Tensor, generator: Generator) -> Tensor:
     return image
 
 
+LEVELS = 33
+"""Quantiles that describe the intensities of a class."""
+
+
+def intensity_levels(image: Tensor, classes: Tensor, count: int) -> Tensor:
+    """Quantiles of a scan's intensities in every class, (count, LEVELS); NaN for a class that it does not show.
+
+    Args:
+        image: (X, Y, Z) in [0, 1]; 0 is outside of the scan.
+        classes: indices of the same shape, below ``count``.
+    """
+    wanted = torch.linspace(0, 1, LEVELS)
+    inside = image > 0
+    order = classes[inside].sort()
+    sizes = torch.bincount(order.values, minlength=count).tolist()
+    parts = image[inside][order.indices].split(sizes)
+    return torch.stack(
+        [
+            part[:: max(1, len(part) // 20_000)].quantile(wanted) if len(part) else wanted * math.nan
+            for part in parts
+        ]
+    )
+
+
+def wear(image: Tensor, classes: Tensor, levels: Tensor) -> Tensor:
+    """The image with the intensities of another scan: its histogram is matched within every class.
+
+    The change is smoothed, so that borders stay as soft as they were. Classes that the other scan does not show keep
+    their intensities.
+
+    Args:
+        image: (X, Y, Z) in [0, 1]; 0 stays 0.
+        classes: indices of the same shape.
+        levels: :func:`intensity_levels` of the other scan.
+    """
+    own = intensity_levels(image, classes, len(levels))
+    inside, change, sigma = image > 0, torch.zeros_like(image), (0.7,) * 3
+    for index in (~(own + levels).isnan().any(1)).nonzero().flatten().tolist():
+        here = inside & (classes == index)
+        change[here] = piecewise(image[here], own[index], levels[index]) - image[here]
+    share = blur(inside.float(), sigma).clamp(min=1e-3)  # of the blur's weights that lie within the scan
+    return inside * (image + blur(change, sigma) / share).clamp(0, 1)
+
+
+def piecewise(values: Tensor, knots: Tensor, heights: Tensor) -> Tensor:
+    """Values (N,) through the line that has ``heights`` at the rising ``knots``, and goes on level beyond them."""
+    above = torch.searchsorted(knots, values).clamp(1, len(knots) - 1)
+    below = above - 1
+    share = (values - knots[below]) / (knots[above] - knots[below]).clamp(min=1e-6)
+    return torch.lerp(heights[below], heights[above], share.clamp(0, 1))
+
+
 def percentile(values: Tensor, share: float) -> Tensor:
     """The value that ``share`` of (N,) do not exceed, of every so many of them where there are many."""
     step = max(1, values.numel() // 100_000)

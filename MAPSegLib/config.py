@@ -267,6 +267,8 @@ class Recipe(NamedTuple):
     target: Views
     strong: bool = False
     """Whether the source's scans, and the target as the student sees it, are shown in other contrasts as well."""
+    matched: bool = False
+    """Whether half of the source's scans get a target scan's intensities by structure, where there is one at hand."""
     curve: bool = False
     """Whether an intensity curve is looked for and learnt, before the network on the target's side alone."""
 
@@ -275,7 +277,11 @@ RECIPES = {
     "paper": Recipe(source=Views(plain=0.5, masked=0.5), target=Views(plain=0.0, masked=1.0)),
     "v2": Recipe(source=Views(plain=0.0, masked=1.0), target=Views(plain=0.5, masked=0.5)),
     "plus": Recipe(
-        source=Views(plain=0.5, masked=0.5), target=Views(plain=0.5, masked=0.5), strong=True, curve=True
+        source=Views(plain=0.5, masked=0.5),
+        target=Views(plain=0.5, masked=0.5),
+        strong=True,
+        matched=True,
+        curve=True,
     ),
 }
 """Centralised adaptation (section 3.4): as published, as the authors revised it, and ours.

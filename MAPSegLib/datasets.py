@@ -161,6 +161,23 @@ class Recoloured:
         return aug.recolour(image, generator), target
 
 
+@dataclass
+class Matched:
+    """Half of a source's scans with the intensities that a target scan shows in the structures found there."""
+
+    scans: Source
+    target: Source
+    classes: int
+    """Of the network, background included."""
+
+    def draw(self, generator: Generator) -> tuple[Tensor, Tensor]:
+        image, target = self.scans.draw(generator)
+        if uniform(0, 1, generator) < 1 / 2:
+            like, found = self.target.draw(generator)
+            image = aug.wear(image, target, aug.intensity_levels(like, found.long(), self.classes))
+        return image, target
+
+
 class ScanSource:
     """Labelled scans from files, prepared once, then changed at random at every draw.
 

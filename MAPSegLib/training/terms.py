@@ -22,7 +22,7 @@ from ..config import (
     StepOptions,
     Views,
 )
-from ..datasets import PatchBatch, Recoloured, Source, cut_patches
+from ..datasets import Matched, PatchBatch, Recoloured, Source, cut_patches
 from ..losses import cosine_loss, segmentation_loss
 from ..networks.segmenter import Segmenter, sample_global
 from .loop import Loop
@@ -119,9 +119,19 @@ class SourceTerms:
         if self.recipe.strong:
             self.source = Recoloured(self.source)
 
-    def __call__(self, loop: Loop, views: Views | None = None) -> dict[str, Tensor]:
-        """The terms of one step, with the recipe's weights of the views where no others are given."""
-        batch = draw_batch(loop, self.source, self.options).to(loop.device)
+    def __call__(
+        self, loop: Loop, views: Views | None = None, target: Source | None = None
+    ) -> dict[str, Tensor]:
+        """The terms of one step.
+
+        Args:
+            views: their weights, where not the recipe's.
+            target: scans to take intensities from, if the recipe does and they are at hand.
+        """
+        source = self.source
+        if self.recipe.matched and target is not None:
+            source = Matched(source, target, loop.model.classes)
+        batch = draw_batch(loop, source, self.options).to(loop.device)
         with loop.model.uncurved() if self.recipe.curve else nullcontext():
             return domain_losses(loop, batch, views or self.recipe.source, self.options, "source")
 
@@ -173,7 +183,7 @@ class Centralised:
     def __call__(self, loop: Loop, target: Source) -> tuple[dict[str, Tensor], dict]:
         if loop.step < self.warmup:
             return self.of_source(loop, WARMUP), {}
-        terms = self.of_source(loop)
+        terms = self.of_source(loop, target=target)
         more, eta = self.of_target(loop, target)
         return terms | more, eta
 

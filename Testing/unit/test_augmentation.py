@@ -149,3 +149,49 @@ def test_recoloured_scans_keep_their_range_and_repeat_with_the_generator():
     assert all(float(d.min()) >= 0 and float(d.max()) <= 1 for d in draws)
     assert any(not torch.equal(d, image()) for d in draws)
     assert torch.equal(draws[3], aug.recolour(image(), generator(3)))
+
+
+# --- another scan's intensities -----------------------------------------------------------------------------------
+
+
+def two_tissues(first, second):
+    """Two halves, each with a mean and a spread, and zeros along one face; and the classes."""
+    classes = torch.zeros(24, 24, 24, dtype=torch.long)
+    classes[12:] = 1
+    noise = image(24, 24, 24) - 0.5
+    shown = torch.where(classes == 0, first[0] + first[1] * noise, second[0] + second[1] * noise)
+    shown[:, :3] = 0
+    return shown, classes
+
+
+def test_levels_are_quantiles_of_each_class_s_own_voxels():
+    shown, classes = two_tissues((0.3, 0.2), (0.7, 0.4))
+    levels = aug.intensity_levels(shown, classes, 3)
+    assert levels.shape == (3, aug.LEVELS) and levels[2].isnan().all()
+    torch.testing.assert_close(levels[:2, aug.LEVELS // 2], torch.tensor([0.3, 0.7]), atol=0.02, rtol=0)
+    assert float(levels[0, 0]) == pytest.approx(0.2, abs=0.01)  # zeros outside of the scan are no intensities
+    assert float(levels[1, -1]) == pytest.approx(0.9, abs=0.01)
+
+
+def test_a_scan_wears_another_s_intensities_class_by_class():
+    shown, classes = two_tissues((0.3, 0.2), (0.7, 0.2))
+    other, places = two_tissues((0.8, 0.1), (0.2, 0.3))  # the other order: no single curve does this
+    worn = aug.wear(shown, classes, aug.intensity_levels(other, places.flip(0), 2))
+    assert torch.equal(worn == 0, shown == 0)
+    for half, mean in ((slice(0, 9), 0.2), (slice(15, 24), 0.8)):
+        assert float(worn[half, 6:].mean()) == pytest.approx(mean, abs=0.02)
+        assert (
+            float(torch.corrcoef(torch.stack([worn[half, 6:].flatten(), shown[half, 6:].flatten()]))[0, 1])
+            > 0.9
+        )
+
+
+def test_what_the_other_scan_lacks_keeps_its_intensities():
+    shown, classes = two_tissues((0.3, 0.2), (0.7, 0.2))
+    levels = aug.intensity_levels(shown, classes, 2)
+    torch.testing.assert_close(aug.wear(shown, classes, levels), shown, atol=1e-5, rtol=0)
+    levels[1] = math.nan
+    levels[0] = levels[0] / 2
+    worn = aug.wear(shown, classes, levels)
+    torch.testing.assert_close(worn[15:], shown[15:], atol=1e-6, rtol=0)
+    assert float(worn[:9, 6:].mean()) == pytest.approx(0.15, abs=0.01)

@@ -11,7 +11,7 @@ from test_adaptation import same, volume
 
 from MAPSegLib.augmentation import PUBLISHED_CHANCE, published_geometry, published_source
 from MAPSegLib.config import CentralisedOptions
-from MAPSegLib.datasets import cut_patches
+from MAPSegLib.datasets import Matched, cut_patches
 from MAPSegLib.errors import Cancelled
 from MAPSegLib.masking import cube_mask
 from MAPSegLib.networks.segmenter import sample_global
@@ -202,6 +202,22 @@ def test_with_plus_the_source_is_shown_in_other_contrasts():
     pairs = [tuple(s.draw(torch.Generator().manual_seed(seed)) for s in (plain, strong)) for seed in range(8)]
     assert all(torch.equal(a[1], b[1]) for a, b in pairs)
     assert any(not torch.equal(a[0], b[0]) for a, b in pairs)
+
+
+def test_with_plus_the_source_wears_the_target_s_intensities(monkeypatch):
+    drawn, draw_batch = [], terms.draw_batch
+    monkeypatch.setattr(terms, "draw_batch", lambda *given: drawn.append(given[1]) or draw_batch(*given))
+    for preset, matched in (("paper", False), ("plus", True)):
+        own, target = options(preset=preset, warmup=0), Blobs()
+        loop = Loop(with_curve(tiny_model(), 4), own, ema_decay(own, 0))
+        central = Centralised(own, Blobs(), (1.0, 1.0, 1.0))
+        drawn.clear()
+        central(loop, target)
+        assert isinstance(drawn[0], Matched) == matched
+        assert not matched or drawn[0].target is target
+        drawn.clear()
+        central.of_source(loop)  # a federation's labelled site has no target scans
+        assert not isinstance(drawn[0], Matched)
 
 
 # --- the warm-up and the teacher ------------------------------------------------------------------------------------

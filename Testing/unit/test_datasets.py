@@ -8,6 +8,7 @@ from head_phantom import CLASS_OF, LABELS, head
 
 from MAPSegLib.config import Preprocessing
 from MAPSegLib.datasets import (
+    Matched,
     PatchBatch,
     Recoloured,
     ScanSource,
@@ -233,3 +234,23 @@ def test_recoloured_scans_keep_their_labels():
     draws = [Recoloured(Scans()).draw(g) for _ in range(8)]
     assert all(torch.equal(target, Scans().draw(g)[1]) for _, target in draws)
     assert any(not torch.equal(shown, image(8, 9, 7)) for shown, _ in draws)
+
+
+def test_matched_scans_show_a_target_s_intensities_in_half_of_the_draws():
+    target = (image(8, 9, 7) * 3).long()
+    source, other = 0.2 + 0.1 * image(8, 9, 7), 0.6 + 0.1 * image(8, 9, 7)
+
+    class Scans:
+        def __init__(self, shown):
+            self.shown = shown
+
+        def draw(self, generator):
+            return self.shown, target
+
+    g = generator()
+    draws = [Matched(Scans(source), Scans(other), 3).draw(g) for _ in range(40)]
+    assert all(torch.equal(found, target) for _, found in draws)
+    levels = [float(shown.mean()) for shown, _ in draws]
+    kept = sum(level == pytest.approx(float(source.mean()), abs=1e-5) for level in levels)
+    worn = sum(level == pytest.approx(float(other.mean()), abs=0.02) for level in levels)
+    assert kept + worn == 40 and 10 <= kept <= 30

@@ -117,7 +117,8 @@ if __name__ == "__main__":
     what, folder = sys.argv[1], Path(sys.argv[2])
     if what == "memory":
         worker.run_job = fill_memory
-        sys.exit(worker.execute(lambda: None, lambda event: print(json.dumps(event), flush=True)))
+        distributed.end(worker.execute(lambda: None, lambda event: print(json.dumps(event), flush=True)))
     distributed.join()
     (folder / f"rank{distributed.rank()}.json").write_text(json.dumps(run_all(folder, 1)))
     distributed.leave()
+    distributed.end(0)

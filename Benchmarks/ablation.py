@@ -3,29 +3,25 @@
     python -m Benchmarks.ablation TASK --data FOLDER --work FOLDER [--seeds 0 1 2] [--variants ...] [--preset cpu]
 
 Scored on the target scans that are adapted to, with labels that no training sees; test scans take no part, so that
-nothing is chosen by them. Folders and source models are those of ``Benchmarks.uda``; what is done is kept in WORK.
+nothing is chosen by them. Folders and source models are those of ``Benchmarks.uda``, and so is ``--add``.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from MAPSegLib import api
 from MAPSegLib.config import RECIPES, Recipe, Views
-from MAPSegLib.errors import MAPSegError
-from MAPSegLib.reports import plain, read_json, write_json
 from MAPSegLib.tasks.scans import ADAPTED_MODEL
 
-from .tables import RESULTS, write_section
-from .uda.__main__ import prepare
-from .uda.methods import Bench, score, train_model
-from .uda.report import seed_means, spread
-from .uda.tasks import TASKS, adaptation_options
+from .tables import write_section
+from .uda.grid import Bench, Grid
+from .uda.methods import score, train_model
+from .uda.report import Cells, seed_means, spread
+from .uda.tasks import Size, Task, adaptation_options, training_options
 
 PLUS = RECIPES["plus"]
 HEADER = ["variant", "seeds", "start", "adapted", "gain", "steps kept", "less plus"]
@@ -56,15 +52,23 @@ VARIANTS = {
 }
 
 
+def settings(size: Size, name: str, seed: int) -> dict[str, Any]:
+    """Everything that a variant's figures depend on."""
+    variant = VARIANTS[name]
+    return {
+        "size": size.model_dump(mode="json"),
+        "training": training_options(size, size.start, seed, variant.strong_start),
+        "adaptation": adaptation_options(size, "plus", seed) | variant.options,
+        "recipe": variant.recipe._asdict(),
+    }
+
+
 def run_variant(bench: Bench, name: str) -> dict[str, Any]:
-    """Scores of the target scans by the start and by the adapted model, or what an earlier run found."""
-    file = bench.place("ablation") / f"{name.replace(' ', '-')}.json"
-    if file.exists():
-        return read_json(file, "a result")
+    """Scores of the target scans by the start and by the adapted model."""
     variant = VARIANTS[name]
     start = "start-strong" if variant.strong_start else "start"
     train_model(bench, start, bench.size.start, strong=variant.strong_start)
-    model, folder = bench.place(start) / "model.safetensors", file.with_suffix("")
+    model, folder = bench.place(start) / "model.safetensors", bench.place("ablation") / name.replace(" ", "-")
     place, target = bench.material / "source", bench.material / "target"
     source = (
         {"source_from_labels": place / "labels"}
@@ -79,28 +83,24 @@ def run_variant(bench: Bench, name: str) -> dict[str, Any]:
         )
     finally:
         RECIPES["plus"] = PLUS
-    cell = {
-        "variant": name,
-        "seed": bench.seed,
+    return {
         "best_step": adapted["adaptation"]["best_step"],
         "results": {
             "start": score(bench, model, folder / "start", "target"),
-            "adapted": score(bench, folder / ADAPTED_MODEL, folder / "adapted", "target"),
+            "final": score(bench, folder / ADAPTED_MODEL, folder / "adapted", "target"),
         },
     }
-    write_json(file, plain(cell))
-    return plain(cell)
 
 
-def table(cells: Sequence[dict[str, Any]]) -> list[list[str]]:
+def table(cells: Cells) -> list[list[str]]:
     """A line per variant."""
     lines = []
-    whole = {c["seed"]: seed_means([c], "adapted", "dice")[0] for c in cells if c["variant"] == "plus"}
+    whole = {c["seed"]: seed_means([c], "final", "dice")[0] for c in cells if c["method"] == "plus"}
     for name in VARIANTS:
-        own = [cell for cell in cells if cell["variant"] == name]
+        own = [cell for cell in cells if cell["method"] == name]
         if not own:
             continue
-        before, after = (seed_means(own, result, "dice") for result in ("start", "adapted"))
+        before, after = (seed_means(own, result, "dice") for result in ("start", "final"))
         less = [a - whole[c["seed"]] for a, c in zip(after, own, strict=True) if c["seed"] in whole]
         lines.append(
             [
@@ -116,44 +116,21 @@ def table(cells: Sequence[dict[str, Any]]) -> list[list[str]]:
     return lines
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code, 2 where the data are missing."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("task", choices=list(TASKS))
-    parser.add_argument("--data", type=Path, required=True, help="folder that holds the tasks' data")
-    parser.add_argument("--work", type=Path, required=True, help="folder for scans, models and results")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
-    parser.add_argument("--preset", choices=("cpu", "gpu", "smoke"), default="cpu")
-    arguments = parser.parse_args(words)
-    task = TASKS[arguments.task]
-    size = task.sizes[arguments.preset]
-    folder = arguments.work.absolute() / arguments.task / arguments.preset
-    cells = []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        prepare(task, size, arguments.data, folder / "scans")
-        for seed in arguments.seeds:
-            for name in arguments.variants:
-                cells.append(run_variant(Bench(task, size, folder / "scans", folder, seed), name))
-                dice = seed_means(cells[-1:], "adapted", "dice")[0]
-                print(f"{name}, seed {seed}: Dice {dice:.1f}, step {cells[-1]['best_step']}", flush=True)
-    except MAPSegError as error:
-        print(f"{error.message} {error.advice}".strip(), file=sys.stderr)
-        return error.exit_code
+def write_results(section: str, task: Task, size: Size, cells: Cells, path: Path) -> None:
+    """The section of a task."""
     write_section(
-        f"ablation {arguments.task}",
+        section,
         f"Parts of `plus`, {task.title}: Dice (%) on the target scans adapted to, whose labels no training sees, mean "
         f"± deviation over seeds; {size.start} + {size.own} steps. Scored is the step with the best label-free "
         "score, without a gate.",
         HEADER,
         table(cells),
-        folder / "RESULTS.md" if arguments.preset == "smoke" else RESULTS,
+        path,
     )
-    return 0
+
+
+GRID = Grid("ablation", "variants", list(VARIANTS), settings, run_variant, write_results)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(GRID.main(__doc__))

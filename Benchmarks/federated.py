@@ -33,8 +33,8 @@ from MAPSegLib.tasks.scans import ADAPTED_MODEL
 from MAPSegLib.volumes import find_scans
 
 from .tables import RESULTS, write_section
-from .uda.__main__ import prepare
-from .uda.methods import Bench, Scores, run_worker, score, train_model
+from .uda.grid import Bench, prepare
+from .uda.methods import Scores, run_worker, score, train_model
 from .uda.report import seed_means, spread
 from .uda.tasks import TASKS, adaptation_options
 

@@ -4,14 +4,13 @@
 
 Every row is one training on the source and then one of two: on the source alone, or, with masked pseudo-labels, the
 preset ``paper``. Scored on the test scans, without a gate. Folders and options are those of ``Benchmarks.uda``, whose
-``source-only`` and ``paper`` are two of the rows; what is done is kept in WORK and not run again.
+``source-only`` and ``paper`` are two of the rows.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,19 +20,18 @@ import torch
 from torch import Tensor
 
 from MAPSegLib import api
-from MAPSegLib.config import ARCHITECTURES
-from MAPSegLib.errors import MAPSegError
+from MAPSegLib.config import ARCHITECTURES, RECIPES
 from MAPSegLib.models import load_encoder, load_model, save_model
 from MAPSegLib.networks.segmenter import Segmenter
-from MAPSegLib.reports import plain, read_json, write_json
 from MAPSegLib.tasks.scans import ADAPTED_MODEL
 from MAPSegLib.volumes import find_scans
 
-from .tables import RESULTS, write_section
-from .uda.__main__ import prepare
-from .uda.methods import Bench, Scores, fresh_model, run_cell, score, train_model
-from .uda.report import seed_means, spread
-from .uda.tasks import TASKS, adaptation_options, training_options
+from .tables import write_section
+from .uda.__main__ import GRID as UDA
+from .uda.grid import Bench, Grid
+from .uda.methods import Scores, fresh_model, score, train_model
+from .uda.report import Cells, seed_means, spread
+from .uda.tasks import Size, Task, adaptation_options, training_options
 
 
 class Row(NamedTuple):
@@ -138,9 +136,9 @@ def _start(bench: Bench, row: Row) -> Path:
 def _result(bench: Bench, name: str) -> Scores:
     row = ROWS[name]
     if row == ROWS["GLC"]:
-        return run_cell(bench, "source-only")["results"]["final"]
+        return UDA.cell(bench, "source-only")["results"]["final"]
     if row == ROWS["GLC + MPL"]:
-        return run_cell(bench, "paper")["results"]["adapted"]
+        return UDA.cell(bench, "paper")["results"]["adapted"]
     slug = name.replace(" + ", "-").replace(", ", "-").replace(" ", "-")
     folder = bench.place("parts") / slug
     with apart(row.collaboration):
@@ -159,23 +157,28 @@ def _result(bench: Bench, name: str) -> Scores:
         return score(bench, model, folder / "test")
 
 
+def settings(size: Size, name: str, seed: int) -> dict[str, Any]:
+    """Everything that a row's figures depend on."""
+    return {
+        "size": size.model_dump(mode="json"),
+        "training": training_options(size, size.start, seed),
+        "adaptation": adaptation_options(size, "paper", seed),
+        "recipe": RECIPES["paper"]._asdict(),
+        "row": ROWS[name]._asdict(),
+    }
+
+
 def run_row(bench: Bench, name: str) -> dict[str, Any]:
-    """Test scores of a row with one seed, or what an earlier run found."""
-    file = bench.place("parts") / f"{name}.json"
-    if file.exists():
-        return read_json(file, "a result")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    cell = plain({"row": name, "seed": bench.seed, "results": {"final": _result(bench, name)}})
-    write_json(file, cell)
-    return cell
+    """Test scores of a row."""
+    return {"results": {"final": _result(bench, name)}}
 
 
-def table(cells: Sequence[dict[str, Any]]) -> list[list[str]]:
+def table(cells: Cells) -> list[list[str]]:
     """A line per row."""
-    whole = {c["seed"]: seed_means([c], "final", "dice")[0] for c in cells if c["row"] == "all"}
+    whole = {c["seed"]: seed_means([c], "final", "dice")[0] for c in cells if c["method"] == "all"}
     lines = []
     for name in ROWS:
-        own = [cell for cell in cells if cell["row"] == name]
+        own = [cell for cell in cells if cell["method"] == name]
         if own:
             dice = seed_means(own, "final", "dice")
             less = [d - whole[c["seed"]] for d, c in zip(dice, own, strict=True) if c["seed"] in whole]
@@ -184,45 +187,21 @@ def table(cells: Sequence[dict[str, Any]]) -> list[list[str]]:
     return lines
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code, 2 where the data are missing."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("task", choices=list(TASKS))
-    parser.add_argument("--data", type=Path, required=True, help="folder that holds the tasks' data")
-    parser.add_argument("--work", type=Path, required=True, help="folder for scans, models and results")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
-    parser.add_argument("--preset", choices=("cpu", "gpu", "smoke"), default="cpu")
-    arguments = parser.parse_args(words)
-    task = TASKS[arguments.task]
-    size = task.sizes[arguments.preset]
-    folder = arguments.work.absolute() / arguments.task / arguments.preset
-    cells = []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        prepare(task, size, arguments.data, folder / "scans")
-        for seed in arguments.seeds:
-            for name in arguments.rows:
-                cells.append(run_row(Bench(task, size, folder / "scans", folder, seed), name))
-                print(
-                    f"{name}, seed {seed}: Dice {seed_means(cells[-1:], 'final', 'dice')[0]:.1f}", flush=True
-                )
-    except MAPSegError as error:
-        print(f"{error.message} {error.advice}".strip(), file=sys.stderr)
-        return error.exit_code
+def write_results(section: str, task: Task, size: Size, cells: Cells, path: Path) -> None:
+    """The section of a task."""
     write_section(
-        f"parts {arguments.task}",
+        section,
         f"The paper's ablation, {task.title}: Dice (%) and HD95 (mm) on the test scans, ungated, mean ± deviation over "
         f"seeds. {size.start} steps on the source, of autoencoding before them as many where there is any, and "
         f"{size.own} after them: of the preset `paper` with MPL, on the source without.",
         HEADER,
         table(cells),
-        folder / "RESULTS.md" if arguments.preset == "smoke" else RESULTS,
+        path,
     )
-    return 0
+
+
+GRID = Grid("parts", "rows", list(ROWS), settings, run_row, write_results)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(GRID.main(__doc__))

@@ -6,7 +6,6 @@ one continues from its checkpoint.
 
 from __future__ import annotations
 
-import datetime
 import json
 import math
 import os
@@ -14,7 +13,6 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +21,14 @@ import torch
 
 from MAPSegLib import api
 from MAPSegLib.config import RECIPES, AdaptationOptions, Preprocessing
-from MAPSegLib.errors import InputError, MAPSegError
+from MAPSegLib.errors import MAPSegError
 from MAPSegLib.models import ModelCard, save_model
 from MAPSegLib.networks.segmenter import Segmenter
 from MAPSegLib.quality import better_supported
-from MAPSegLib.reports import plain, read_json, write_json
+from MAPSegLib.reports import read_json, write_json
 from MAPSegLib.tasks.scans import ADAPTED_MODEL
 
-from .kept import rounded
+from .grid import Bench
 from .tasks import ADAPTING, STRONG, Size, Task, adaptation_options, training_options
 
 Scores = list[dict[str, Any]]
@@ -38,53 +36,20 @@ Scores = list[dict[str, Any]]
 ``trusted`` and ``measures`` (the gate's ``score``, and ``confidence``, the mean over structures, among them)."""
 
 
-@dataclass(frozen=True)
-class Bench:
-    """A task at one size, in a folder, with a seed."""
-
-    task: Task
-    size: Size
-    material: Path
-    """Prepared scans (see :mod:`.data`)."""
-    folder: Path
-    seed: int
-
-    def place(self, name: str) -> Path:
-        return self.folder / f"{name}-{self.seed}"
-
-
-def cell_settings(size: Size, method: str, seed: int) -> dict[str, Any]:
-    """Everything that a cell's figures depend on, as JSON has it."""
+def settings(size: Size, method: str, seed: int) -> dict[str, Any]:
+    """Everything that a method's figures depend on."""
     recipe = RECIPES.get(method)
-    return plain(
-        {
-            "size": size.model_dump(mode="json"),
-            "training": training_options(size, size.start, seed),
-            "adaptation": adaptation_options(size, method, seed) if method in ADAPTING else None,
-            "recipe": recipe and recipe._asdict(),
-        }
-    )
+    return {
+        "size": size.model_dump(mode="json"),
+        "training": training_options(size, size.start, seed),
+        "adaptation": adaptation_options(size, method, seed) if method in ADAPTING else None,
+        "recipe": recipe and recipe._asdict(),
+    }
 
 
-def run_cell(bench: Bench, method: str) -> dict[str, Any]:
-    """Train, segment the test scans and score them; or what an earlier run found.
-
-    Raises:
-        InputError: the earlier run had other options.
-    """
-    file = bench.place(method) / "cell.json"
-    settings = cell_settings(bench.size, method, bench.seed)
-    if file.exists():
-        cell = read_json(file, "a result")
-        if cell["settings"] != settings:
-            raise InputError(f"{file} was made with other options.", "Choose another folder (--work).")
-        return cell
-    run = _adapting if method in ADAPTING else _supervised
-    day = datetime.date.today().isoformat()
-    cell = {"method": method, "seed": bench.seed, "date": day, "settings": settings}
-    cell = rounded(plain(cell | run(bench, method)))
-    write_json(file, cell)
-    return cell
+def run_method(bench: Bench, method: str) -> dict[str, Any]:
+    """Train, segment the test scans and score them."""
+    return (_adapting if method in ADAPTING else _supervised)(bench, method)
 
 
 def _supervised(bench: Bench, method: str) -> dict[str, Any]:

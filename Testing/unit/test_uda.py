@@ -15,8 +15,8 @@ from MAPSegLib.volumes import Volume
 sys.path.append(str(Path(__file__).parents[2]))  # the benchmarks are no part of the installed package
 
 from Benchmarks import claims, parts  # noqa: E402
-from Benchmarks.uda import __main__ as uda  # noqa: E402
-from Benchmarks.uda import data, kept, methods, report, tasks  # noqa: E402
+from Benchmarks.uda import data, grid, methods, report, tasks  # noqa: E402
+from Benchmarks.uda.__main__ import GRID  # noqa: E402
 
 
 def scores(*dice, distance=2.0):
@@ -177,49 +177,47 @@ def test_a_small_run_writes_its_tables_and_is_not_run_again(tmp_path, monkeypatc
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     words = ["hippocampus", "--data", str(tmp_path), "--work", str(tmp_path / "work"), "--preset", "smoke"]
     words += ["--seeds", "0", "--methods", "source-strong", "paper"]
-    assert uda.main(words) == 0
+    assert GRID.main("", words) == 0
     text = (tmp_path / "work" / "hippocampus" / "smoke" / "RESULTS.md").read_text(encoding="utf-8")
     for name in ("uda hippocampus (smoke)", "source-strong", "paper, ungated", "anterior", "adapted kept"):
         assert name in text
 
     folder = tmp_path / "work" / "hippocampus" / "smoke"
-    cells = kept.read(folder / "hippocampus-smoke.jsonl")
+    cells = grid.read(folder / "uda-hippocampus-smoke.jsonl")
     assert [cell["method"] for cell in cells] == ["source-strong", "paper"]
-    assert cells[1] == methods.read_json(folder / "paper-0" / "cell.json", "a cell")
+    assert cells[1] == methods.read_json(folder / "uda-0" / "paper.json", "a cell")
 
     def refuse(*_, **__):
         raise AssertionError("run again")
 
     for name in ("_supervised", "_adapting", "run_worker"):
         monkeypatch.setattr(methods, name, refuse)
-    assert uda.main(words) == 0
+    assert GRID.main("", words) == 0
     size = tasks.TASKS["hippocampus"].sizes["smoke"].model_copy(update={"own": 5})
     with pytest.raises(InputError, match="other options"):
-        methods.run_cell(
-            methods.Bench(tasks.TASKS["hippocampus"], size, folder / "scans", folder, 0), "paper"
-        )
+        GRID.cell(grid.Bench(tasks.TASKS["hippocampus"], size, folder / "scans", folder, 0), "paper")
 
 
 def test_cells_of_other_seeds_are_added_if_they_were_made_alike(tmp_path):
     file, size = tmp_path / "cells.jsonl", tasks.TASKS["hippocampus"].sizes["cpu"]
 
     def settings(method, seed):
-        return methods.cell_settings(size, method, seed)
+        return grid.plain(methods.settings(size, method, seed))
 
     def made(method, seed, **changed):
         return cell(method, seed, [0.5]) | {"settings": settings(method, seed) | changed}
 
-    kept.write(file, [made("plus", 1), made("plus", 0), made("paper", 0, recipe=None), made("paper", 1)])
-    assert [(c["method"], c["seed"]) for c in kept.read(file)] == [
+    GRID.keep(file, [made("plus", 1), made("plus", 0), made("paper", 0, recipe=None), made("paper", 1)])
+    assert [(c["method"], c["seed"]) for c in grid.read(file)] == [
         ("paper", 0),
         ("paper", 1),
         ("plus", 0),
         ("plus", 1),
     ]
     again = made("plus", 0) | {"seconds": 1.0}
-    found = kept.added(file, [again, made("plus", 2)], settings)
+    found = GRID.added(file, [again, made("plus", 2)], size)
     assert [(c["method"], c["seed"]) for c in found] == [("plus", 0), ("plus", 2), ("paper", 1), ("plus", 1)]
-    assert found[0] == again and kept.added(tmp_path / "none.jsonl", [again], settings) == [again]
+    assert found[0] == again and GRID.added(tmp_path / "none.jsonl", [again], size) == [again]
 
 
 def test_a_training_that_is_done_is_not_run_again(tmp_path, monkeypatch):
@@ -232,7 +230,7 @@ def test_a_training_that_is_done_is_not_run_again(tmp_path, monkeypatch):
 @pytest.mark.parametrize("task", tasks.TASKS)
 def test_missing_data_are_told_in_a_sentence(task, tmp_path, capsys):
     words = [task, "--data", str(tmp_path / "none"), "--work", str(tmp_path / "work")]
-    assert uda.main(words) == 2
+    assert GRID.main("", words) == 2
     told = capsys.readouterr().err
     assert "does not exist" in told and len(told.splitlines()) == 1
 
@@ -252,10 +250,10 @@ def test_the_paper_s_ablation_trains_its_rows_once(tmp_path, monkeypatch, capsys
     write_phantoms(tmp_path)
     words = ["hippocampus", "--data", str(tmp_path), "--work", str(tmp_path / "work"), "--preset", "smoke"]
     words += ["--seeds", "0", "--rows", "MAE", "all", "all, 5 target scans"]
-    assert parts.main(words) == 0
+    assert parts.GRID.main("", words) == 0
     folder = tmp_path / "work" / "hippocampus" / "smoke"
     text = (folder / "RESULTS.md").read_text(encoding="utf-8")
     assert all(f"| {row} | 1 |" in text for row in ("MAE", "all", "all, 5 target scans"))
     assert (folder / "parts-0" / "mae-0.7" / "encoder.safetensors").is_file()
     monkeypatch.setattr(parts, "_result", None)
-    assert parts.main(words) == 0
+    assert parts.GRID.main("", words) == 0

@@ -156,8 +156,16 @@ def random_curve(image: Tensor, generator: Generator, knots: int = 6) -> Tensor:
     return (image > 0) * torch.lerp(heights[below], heights[below + 1], place - below)
 
 
+DARKEST = 1e-3
+"""The least that is seen inside of a scan, as 0 is outside."""
+
+
 def recolour(image: Tensor, generator: Generator) -> Tensor:
-    """Another contrast in half of the draws; a blur, and noise, in a third each. (X, Y, Z) in [0, 1]."""
+    """Another contrast in half of the draws; a blur, and noise, in a third each. (X, Y, Z) in [0, 1].
+
+    What is 0, outside of the scan, may be blurred into; nothing inside becomes 0.
+    """
+    inside = image > 0
     if uniform(0, 1, generator) < 1 / 2:
         image = random_curve(image, generator)
     if uniform(0, 1, generator) < 1 / 3:
@@ -165,7 +173,7 @@ def recolour(image: Tensor, generator: Generator) -> Tensor:
     if uniform(0, 1, generator) < 1 / 3:
         noise = torch.randn(image.shape, generator=generator)
         image = (image + (image > 0) * uniform(0, 0.1, generator) * noise).clamp(0, 1)
-    return image
+    return torch.where(inside, image.clamp(min=DARKEST), image)
 
 
 LEVELS = 33
@@ -209,15 +217,22 @@ def wear(image: Tensor, classes: Tensor, levels: Tensor) -> Tensor:
         here = inside & (classes == index)
         change[here] = piecewise(image[here], own[index], levels[index]) - image[here]
     share = blur(inside.float(), sigma).clamp(min=1e-3)  # of the blur's weights that lie within the scan
-    return inside * (image + blur(change, sigma) / share).clamp(0, 1)
+    return inside * (image + blur(change, sigma) / share).clamp(DARKEST, 1)
 
 
 def piecewise(values: Tensor, knots: Tensor, heights: Tensor) -> Tensor:
-    """Values (N,) through the line that has ``heights`` at the rising ``knots``, and goes on level beyond them."""
-    above = torch.searchsorted(knots, values).clamp(1, len(knots) - 1)
+    """Values (N,) through the line that has ``heights`` at the rising ``knots``, and goes on level beyond them.
+
+    A value at which several knots lie takes the middle of their heights.
+    """
+    first, after = (torch.searchsorted(knots, values, right=right) for right in (False, True))
+    above = first.clamp(1, len(knots) - 1)
     below = above - 1
     share = (values - knots[below]) / (knots[above] - knots[below]).clamp(min=1e-6)
-    return torch.lerp(heights[below], heights[above], share.clamp(0, 1))
+    line = torch.lerp(heights[below], heights[above], share.clamp(0, 1))
+    last = len(knots) - 1
+    middle = (heights[first.clamp(max=last)] + heights[(after - 1).clamp(0, last)]) / 2
+    return torch.where(after - first > 1, middle, line)
 
 
 def percentile(values: Tensor, share: float) -> Tensor:

@@ -89,7 +89,8 @@ def cut_patches(
     batch = PatchBatch(patches, resize_whole(image, global_size), low, high)
     if target is not None:
         batch.target = torch.stack([crop(target, corner.tolist(), patch) for corner in corners])
-        batch.whole_target = F.interpolate(target[None, None].float(), size=[global_size] * 3)[0].long()
+        whole = F.interpolate(target[None, None].float(), size=[global_size] * 3, mode="nearest-exact")
+        batch.whole_target = whole[0].long()
     return batch
 
 
@@ -118,8 +119,15 @@ class SyntheticSource:
         self.spacing, self.contrast, self.extracted = preprocessing.spacing, contrast, extracted
 
     def draw(self, generator: Generator) -> tuple[Tensor, Tensor]:
+        return self._draw(generator, deform=True)
+
+    def draw_undeformed(self, generator: Generator) -> Tensor:
+        """A scan in which structures have the volumes of the label map."""
+        return self._draw(generator, deform=False)[0]
+
+    def _draw(self, generator: Generator, deform: bool) -> tuple[Tensor, Tensor]:
         anatomy = self.anatomies[int(torch.randint(len(self.anatomies), (), generator=generator))]
-        return synthesise(anatomy, self.spacing, generator, self.contrast, self.extracted)
+        return synthesise(anatomy, self.spacing, generator, self.contrast, self.extracted, deform)
 
 
 def _anatomy(path: Path, class_of: dict[int, int]) -> Anatomy:
@@ -145,9 +153,14 @@ def deform_and_relight(
     if uniform(0, 1, generator) < 0.5:
         matrix = aug.random_affine((0.8, 1.25), 20.0, 0.05, generator)
         image, target = aug.warp_pair(image, target, matrix, spacing)
+    return relight(image, generator), target
+
+
+def relight(image: Tensor, generator: Generator) -> Tensor:
+    """Another gamma, and a bias field in half of the draws."""
     if uniform(0, 1, generator) < 0.5:
         image = aug.bias_field(image, uniform(0, 0.35, generator), generator).clamp(0, 1)
-    return aug.gamma(image, 0.3 * float(torch.randn((), generator=generator))), target
+    return aug.gamma(image, 0.3 * float(torch.randn((), generator=generator)))
 
 
 @dataclass
@@ -207,5 +220,11 @@ class ScanSource:
             self.scans.append((scan.image, labels_to_working(classes, scan.grid)))
 
     def draw(self, generator: Generator) -> tuple[Tensor, Tensor]:
-        image, target = self.scans[int(torch.randint(len(self.scans), (), generator=generator))]
-        return self.augment(image, target, self.spacing, generator)
+        return self.augment(*self._pick(generator), self.spacing, generator)
+
+    def draw_undeformed(self, generator: Generator) -> Tensor:
+        """A scan in which structures have the volumes of its labels."""
+        return relight(self._pick(generator)[0], generator)
+
+    def _pick(self, generator: Generator) -> tuple[Tensor, Tensor]:
+        return self.scans[int(torch.randint(len(self.scans), (), generator=generator))]

@@ -178,7 +178,9 @@ class Replica:
 
             # said of convolutions over single voxels, whose few gradients are copied
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-            self.parallel = DistributedDataParallel(Losses())
+            # a warm-up, whose scans pass by the intensity curve, gives it no gradient
+            curved = any("curve." in name for name, _ in model.named_parameters())
+            self.parallel = DistributedDataParallel(Losses(), find_unused_parameters=curved)
 
     def backward(
         self, losses: Callable[[], dict[str, Tensor]], share: float, last: bool

@@ -209,7 +209,8 @@ class _Target:
             whole = resize_whole(image, size).to(self.loop.device)
             features = self.teacher.features(whole)
             classes = self.teacher.decode(features, features, whole).argmax(1)
-        return F.interpolate(classes[None].float().cpu(), size=list(image.shape))[0, 0].to(torch.int16)
+        size = list(image.shape)
+        return F.interpolate(classes[None].float().cpu(), size, mode="nearest-exact")[0, 0].to(torch.int16)
 
 
 class _Unlabelled:

@@ -23,7 +23,7 @@ from .outputs import output_folder, refuse_existing
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..datasets import Source
+    from ..datasets import ScanSource, SyntheticSource
     from ..networks.segmenter import Segmenter
 
 TRUST_DRAWS = 8
@@ -98,7 +98,9 @@ def _card(job: TrainJob, training: Sequence[Case], report: Report) -> ModelCard:
     )
 
 
-def with_trust(model: Segmenter, card: ModelCard, source: Source, options: TrainingOptions) -> ModelCard:
+def with_trust(
+    model: Segmenter, card: ModelCard, source: ScanSource | SyntheticSource, options: TrainingOptions
+) -> ModelCard:
     """The card with limits of trust and a profile of intensities, measured on scans drawn from the source."""
     import torch
 
@@ -106,7 +108,7 @@ def with_trust(model: Segmenter, card: ModelCard, source: Source, options: Train
 
     inference = InferenceOptions(device=options.device, precision=options.precision, threads=options.threads)
     generator = torch.Generator().manual_seed(options.seed + 2)
-    images = [source.draw(generator)[0] for _ in range(TRUST_DRAWS)]
+    images = [source.draw_undeformed(generator) for _ in range(TRUST_DRAWS)]
     voxel_ml = math.prod(card.preprocessing.spacing) / 1000
     measures = [assess_image(model, card, image, voxel_ml, inference)[0].measures for image in images]
     known = {"trust": trust_limits(measures), "intensity": intensity_profile(images)}
@@ -115,7 +117,7 @@ def with_trust(model: Segmenter, card: ModelCard, source: Source, options: Train
 
 def _material(
     job: TrainJob, card: ModelCard, training: Sequence[Case], kept: Sequence[Case]
-) -> tuple[Source, list[tuple[Tensor, Tensor]]]:
+) -> tuple[ScanSource | SyntheticSource, list[tuple[Tensor, Tensor]]]:
     """What to learn from, and images with class indices to validate on."""
     import torch
 

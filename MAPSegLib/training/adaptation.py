@@ -184,11 +184,13 @@ class _Run:
             loop.ema, self.card, scan.image, box_ml, loop.generator, loop.inference.precision
         )[0]
         before = [network.curve.values.detach().clone() for network in (loop.model, loop.ema)]
-        known = loop.extra["best_score"]
+        known, guess = loop.extra["best_score"], loop.extra["guess"]
         self._set_curves([curve, curve])
         self._check({}, None, preview, margin=self.options.gate_margin)
+        loop.extra["waited"] = 0  # for a gain of steps, of which none has been taken
         if loop.extra["best_score"] <= known:
             self._set_curves(before)
+            loop.extra["guess"] = guess
 
     def _set_curves(self, curves: Sequence[Tensor]) -> None:
         with torch.no_grad():
@@ -206,6 +208,7 @@ class _Run:
         judged = distributed.on_first(
             lambda: [assess_scan(loop.ema, self.card, scan, loop.inference) for scan in self.scans]
         )
+        loop.ema.to(loop.device)  # where memory ran out, segmenting has moved it
         names = judged[0][0].measures
         entry = {name: sum(a.measures[name] for a, _ in judged) / len(judged) for name in names}
         entry |= {

@@ -102,6 +102,7 @@ def train(
 
 def _validate(loop: Loop, validation: Sequence[tuple[Tensor, Tensor]], record: Record) -> None:
     dice = distributed.on_first(lambda: validation_dice(loop.ema, validation, loop.inference))
+    loop.ema.to(loop.device)  # where memory ran out, segmenting has moved it
     record.add(loop.step, validation_dice=dice)
     if dice > loop.extra.get("best_dice", -1.0):
         best = {k: v.cpu().clone() for k, v in loop.ema.state_dict().items()}

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import augmentation as aug
 from ..config import (
@@ -59,9 +58,14 @@ class Terms(Protocol):
 
 
 def with_curve(model: Segmenter, knots: int) -> Segmenter:
-    """A copy of ``model`` with an identity intensity curve before its encoder, unless it has one."""
+    """A copy of ``model`` with an identity intensity curve before its encoder, unless it has one.
+
+    Without knots its curve, if it has one, stays as it is.
+    """
     if model.architecture.curve_knots or not knots:
-        return copy.deepcopy(model)
+        copied = copy.deepcopy(model)
+        copied.curve.requires_grad_(bool(knots))
+        return copied
     architecture = model.architecture.model_copy(update={"curve_knots": knots})
     new = model.with_architecture(architecture)
     missing, unexpected = new.load_state_dict(model.state_dict(), strict=False)
@@ -130,9 +134,9 @@ class SourceTerms:
         """
         source = self.source
         if self.recipe.matched and target is not None:
-            source = Matched(source, target, loop.model.classes)
+            source = Matched(source, _Seen(target, loop.model.curve, loop.device), loop.model.classes)
         batch = draw_batch(loop, source, self.options).to(loop.device)
-        with loop.model.uncurved() if self.recipe.curve else nullcontext():
+        with loop.model.uncurved():
             return domain_losses(loop, batch, views or self.recipe.source, self.options, "source")
 
 
@@ -186,6 +190,21 @@ class Centralised:
         terms = self.of_source(loop, target=target)
         more, eta = self.of_target(loop, target)
         return terms | more, eta
+
+
+@dataclass
+class _Seen:
+    """The target's scans as the encoder sees them, through the intensity curve, which the source does not pass."""
+
+    scans: Source
+    curve: nn.Module
+    device: torch.device
+
+    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        image, classes = self.scans.draw(generator)
+        with torch.no_grad():
+            seen = self.curve(image.to(self.device)).cpu()
+        return torch.where(image > 0, seen.clamp(min=aug.DARKEST), 0), classes
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -58,8 +59,9 @@ def run_pretrain(folder: Path, accumulate: int) -> list[dict]:
     return told
 
 
-def run_adapt(folder: Path, accumulate: int) -> list[dict]:
-    told, own = Told(), {"warmup": 5, "check_every": 5, "learning_rate": 3e-3, "minutes": 1000.0}
+def run_adapt(folder: Path, accumulate: int, preset: str = "paper") -> list[dict]:
+    own = {"preset": preset, "search": False, "warmup": 5, "check_every": 5, "learning_rate": 3e-3}
+    told, own = Told(), own | {"minutes": 1000.0}
     options = CentralisedOptions(**COMMON, **own, preview_seconds=0.0, accumulate=accumulate)
     arrays = [np.random.default_rng(seed).random((20, 18, 20 + seed), np.float32) for seed in range(2)]
     volumes = [Volume(array * 100, np.eye(4)) for array in arrays]
@@ -87,7 +89,13 @@ def run_broken(folder: Path, accumulate: int) -> list[dict]:
     return [{"weight": weight, "skipped": loop.skipped, "step": loop.step}]
 
 
-RUNS = {"train": run_train, "pretrain": run_pretrain, "adapt": run_adapt, "broken": run_broken}
+RUNS = {
+    "train": run_train,
+    "pretrain": run_pretrain,
+    "adapt": run_adapt,
+    "plus": partial(run_adapt, preset="plus"),
+    "broken": run_broken,
+}
 
 
 def run_all(folder: Path, accumulate: int) -> dict[str, list[dict]]:

@@ -230,6 +230,25 @@ def test_the_best_step_is_kept(tmp_path, scripted):
     assert [entry["step"] for entry in adapted.history] == [0, 2, 4, 6]
 
 
+def test_a_curve_that_was_tried_in_vain_leaves_nothing(tmp_path, scripted, monkeypatch):
+    scripted(0.5, 0.4, 0.1)
+    tried, draw = [], adaptation._Run.draw
+    monkeypatch.setattr(
+        adaptation._Run,
+        "_find_contrast",
+        lambda self, preview, find=adaptation._Run._find_contrast: (
+            self.loop.extra.update(guess=[torch.ones_like(g) for g in self.loop.extra["guess"]]),
+            find(self, preview),
+        ),
+    )
+    monkeypatch.setattr(
+        adaptation._Run, "draw", lambda self, g: tried.append(self.loop.extra["guess"]) or draw(self, g)
+    )
+    adapted = run(tmp_path, steps=4, search=True, patience=1)
+    assert [entry["step"] for entry in adapted.history] == [0, 0, 2] and adapted.steps == 2
+    assert all(bool(guess.bool().all()) for guess in tried[0])
+
+
 @pytest.mark.parametrize(
     ("before", "after", "gate", "chosen"),
     [

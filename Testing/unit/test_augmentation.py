@@ -151,6 +151,23 @@ def test_recoloured_scans_keep_their_range_and_repeat_with_the_generator():
     assert torch.equal(draws[3], aug.recolour(image(), generator(3)))
 
 
+def test_recolouring_leaves_no_hole_in_a_scan():
+    bright = torch.ones(12, 12, 12)  # in many curves the darkest
+    bright[:3] = 0
+    for seed in range(60):
+        shown = aug.recolour(bright, generator(seed))
+        assert bool((shown[3:] > 0).all())
+
+
+def test_a_value_at_which_several_knots_lie_takes_the_middle_of_their_heights():
+    heights = torch.linspace(0, 1, 9)
+    constant = torch.full((9,), 0.4)
+    assert aug.piecewise(torch.tensor([0.4]), constant, heights).item() == pytest.approx(0.5)
+    clipped = torch.tensor([0.1, 0.1, 0.1, 0.2, 0.3, 0.4, 0.5, 0.9, 0.9])
+    found = aug.piecewise(torch.tensor([0.0, 0.1, 0.15, 0.3, 0.9, 1.0]), clipped, heights)
+    assert found.tolist() == pytest.approx([0, 0.125, 0.3125, 0.5, 0.9375, 1])
+
+
 # --- another scan's intensities -----------------------------------------------------------------------------------
 
 

@@ -214,10 +214,42 @@ def test_with_plus_the_source_wears_the_target_s_intensities(monkeypatch):
         drawn.clear()
         central(loop, target)
         assert isinstance(drawn[0], Matched) == matched
-        assert not matched or drawn[0].target is target
+        assert not matched or drawn[0].target.scans is target
         drawn.clear()
         central.of_source(loop)  # a federation's labelled site has no target scans
         assert not isinstance(drawn[0], Matched)
+
+
+def test_intensities_that_are_worn_are_those_that_the_encoder_sees(monkeypatch):
+    drawn, draw_batch = [], terms.draw_batch
+    monkeypatch.setattr(terms, "draw_batch", lambda *given: drawn.append(given[1]) or draw_batch(*given))
+    own, target = options(preset="plus", warmup=0), Blobs()
+    loop = Loop(with_curve(tiny_model(), 4), own, ema_decay(own, 0))
+    with torch.no_grad():
+        loop.model.curve.values.copy_(torch.tensor([0.9, 0.7, 0.4, 0.3, 0.0]))
+    Centralised(own, Blobs(), (1.0, 1.0, 1.0))(loop, target)
+    (image, classes), (seen, same) = (
+        scans.draw(torch.Generator().manual_seed(0)) for scans in (target, drawn[0].target)
+    )
+    assert torch.equal(classes, same) and torch.equal(seen > 0, image > 0)
+    torch.testing.assert_close(seen, loop.model.curve(image).detach(), atol=1.1e-3, rtol=0)
+
+
+def test_without_knots_the_curve_of_an_adapted_model_stays_and_the_source_passes_by(tmp_path):
+    curved = with_curve(tiny_model(), 4)
+    with torch.no_grad():
+        curved.curve.values.copy_(torch.tensor([0.9, 0.7, 0.4, 0.3, 0.1]))
+    seen = []
+    curved.curve.register_forward_hook(lambda module, given, result: seen.append(given[0]))
+    own = options(preset="paper", warmup=0)
+    central = Centralised(own, Blobs(), (1.0, 1.0, 1.0))
+    loop = Loop(central.student(curved), own, ema_decay(own, 0))
+    seen.clear()
+    central.of_source(loop)
+    assert not seen
+    for _ in range(2):
+        loop.update(lambda: central(loop, Blobs())[0])
+    assert torch.equal(loop.model.curve.values, curved.curve.values)
 
 
 # --- the warm-up and the teacher ------------------------------------------------------------------------------------

@@ -210,6 +210,12 @@ def test_real_scans_vary_and_return_by_seed(pair):
     assert float(first.min()) >= 0 and float(first.max()) <= 1
 
 
+def test_scans_for_measuring_volumes_keep_their_shape(pair):
+    source = ScanSource([pair], LABELS, FOUR)
+    plain, draws = source.scans[0][0], [source.draw_undeformed(generator(s)) for s in range(4)]
+    assert all(torch.equal(x > 0, plain > 0) for x in draws) and not torch.equal(draws[0], draws[1])
+
+
 def test_labels_that_the_model_does_not_know_are_refused(pair, tmp_path):
     foreign = save(tmp_path / "other.nii.gz", (head() > 0).numpy() * 999, "LPI", np.int32)
     with pytest.raises(InputError, match="none of the model's label values"):
@@ -220,6 +226,17 @@ def test_labels_of_another_grid_are_refused(pair, tmp_path):
     shifted = save(tmp_path / "other.nii.gz", head((36, 40, 41)).numpy(), "LPI", np.int32)
     with pytest.raises(InputError, match="a_img"):
         ScanSource([(pair[0], shifted)], LABELS, FOUR)
+
+
+def test_labels_of_the_whole_scan_lie_on_its_image():
+    side = 50
+    ball = (
+        torch.stack(torch.meshgrid(*[torch.arange(side) - 24.5] * 3, indexing="ij")).norm(dim=0) < 10
+    ).long()
+    batch = cut_patches(ball.float(), 1, 16, 32, generator(), ball)
+    for found in (batch.whole[0, 0], batch.whole_target[0]):
+        places = torch.stack(torch.where(found > 0.5)).float()
+        assert places.mean(1).tolist() == pytest.approx([15.5] * 3, abs=0.02)
 
 
 # --- folders ------------------------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ def both(tmp_path_factory):
     return one, two, shared_runs.run_all(one, 2), told
 
 
-@pytest.mark.parametrize("run", ["train", "pretrain", "adapt"])
+@pytest.mark.parametrize("run", ["train", "pretrain", "adapt", "plus"])
 def test_two_processes_have_the_losses_of_one_with_twice_the_accumulation(both, run):
     _, _, alone, (first, second) = both
     assert len(alone[run]) == 20 and second[run] in (first[run], [])  # an adaptation tells in the first alone
@@ -47,7 +47,7 @@ def test_two_processes_have_the_losses_of_one_with_twice_the_accumulation(both, 
         assert theirs == pytest.approx(ours, abs=1e-5)
 
 
-@pytest.mark.parametrize("run", ["train", "pretrain", "adapt"])
+@pytest.mark.parametrize("run", ["train", "pretrain", "adapt", "plus"])
 def test_record_and_checkpoint_are_those_of_one_process(both, run):
     one, two, *_ = both
     names = [sorted(path.name for path in (folder / run).iterdir()) for folder in (one, two)]

@@ -21,7 +21,7 @@ from .tables import write_section
 from .uda.grid import Bench, Grid
 from .uda.methods import score, train_model
 from .uda.report import Cells, seed_means, spread
-from .uda.tasks import Size, Task, adaptation_options, training_options
+from .uda.tasks import VERSION, Size, Task, adaptation_options, training_options
 
 PLUS = RECIPES["plus"]
 HEADER = ["variant", "seeds", "start", "adapted", "gain", "steps kept", "less plus"]
@@ -56,6 +56,7 @@ def settings(size: Size, name: str, seed: int) -> dict[str, Any]:
     """Everything that a variant's figures depend on."""
     variant = VARIANTS[name]
     return {
+        "version": VERSION,
         "size": size.model_dump(mode="json"),
         "training": training_options(size, size.start, seed, variant.strong_start),
         "adaptation": adaptation_options(size, "plus", seed) | variant.options,

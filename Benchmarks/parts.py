@@ -31,7 +31,7 @@ from .uda.__main__ import GRID as UDA
 from .uda.grid import Bench, Grid
 from .uda.methods import Scores, fresh_model, score, train_model
 from .uda.report import Cells, seed_means, spread
-from .uda.tasks import Size, Task, adaptation_options, training_options
+from .uda.tasks import VERSION, Size, Task, adaptation_options, training_options
 
 
 class Row(NamedTuple):
@@ -135,8 +135,6 @@ def _start(bench: Bench, row: Row) -> Path:
 
 def _result(bench: Bench, name: str) -> Scores:
     row = ROWS[name]
-    if row == ROWS["GLC"]:
-        return UDA.cell(bench, "source-only")["results"]["final"]
     if row == ROWS["GLC + MPL"]:
         return UDA.cell(bench, "paper")["results"]["adapted"]
     slug = name.replace(" + ", "-").replace(", ", "-").replace(" ", "-")
@@ -160,6 +158,7 @@ def _result(bench: Bench, name: str) -> Scores:
 def settings(size: Size, name: str, seed: int) -> dict[str, Any]:
     """Everything that a row's figures depend on."""
     return {
+        "version": VERSION,
         "size": size.model_dump(mode="json"),
         "training": training_options(size, size.start, seed),
         "adaptation": adaptation_options(size, "paper", seed),

@@ -69,7 +69,7 @@ class Grid:
         settings = plain(self.settings(bench.size, name, bench.seed))
         if file.exists():
             cell = read_json(file, "a result")
-            if cell["settings"] != settings:
+            if cell.get("settings") != settings:
                 raise InputError(f"{file} was made with other options.", "Choose another folder (--work).")
             return cell
         day = datetime.date.today().isoformat()

@@ -21,15 +21,15 @@ import torch
 
 from MAPSegLib import api
 from MAPSegLib.config import RECIPES, AdaptationOptions, Preprocessing
-from MAPSegLib.errors import MAPSegError
+from MAPSegLib.errors import InputError, MAPSegError
 from MAPSegLib.models import ModelCard, save_model
 from MAPSegLib.networks.segmenter import Segmenter
 from MAPSegLib.quality import better_supported
-from MAPSegLib.reports import read_json, write_json
+from MAPSegLib.reports import plain, read_json, write_json
 from MAPSegLib.tasks.scans import ADAPTED_MODEL
 
 from .grid import Bench
-from .tasks import ADAPTING, STRONG, Size, Task, adaptation_options, training_options
+from .tasks import ADAPTING, STRONG, VERSION, Size, Task, adaptation_options, training_options
 
 Scores = list[dict[str, Any]]
 """An entry per test scan: ``scan``; ``dice`` and ``hd95`` (mm) by structure; and what is known without labels,
@@ -40,6 +40,7 @@ def settings(size: Size, method: str, seed: int) -> dict[str, Any]:
     """Everything that a method's figures depend on."""
     recipe = RECIPES.get(method)
     return {
+        "version": VERSION,
         "size": size.model_dump(mode="json"),
         "training": training_options(size, size.start, seed),
         "adaptation": adaptation_options(size, method, seed) if method in ADAPTING else None,
@@ -53,14 +54,10 @@ def run_method(bench: Bench, method: str) -> dict[str, Any]:
 
 
 def _supervised(bench: Bench, method: str) -> dict[str, Any]:
-    size = bench.size
-    if method == "source-only":
-        costs = [train_model(bench, "start", size.start), train_model(bench, method, size.own, init="start")]
-    else:
-        part = "target" if method == "target-supervised" else "source"
-        costs = [train_model(bench, method, size.start + size.own, part, strong=method in STRONG)]
+    part = "target" if method == "target-supervised" else "source"
+    cost = train_model(bench, method, bench.size.start + bench.size.own, part, strong=method in STRONG)
     model = bench.place(method) / "model.safetensors"
-    return add_costs(costs) | {"results": {"final": score(bench, model, bench.place(method) / "test")}}
+    return cost | {"results": {"final": score(bench, model, bench.place(method) / "test")}}
 
 
 def _adapting(bench: Bench, method: str) -> dict[str, Any]:
@@ -98,21 +95,16 @@ def _adapting(bench: Bench, method: str) -> dict[str, Any]:
 
 
 def train_model(
-    bench: Bench,
-    name: str,
-    steps: int,
-    part: str = "source",
-    init: str | None = None,
-    strong: bool = False,
+    bench: Bench, name: str, steps: int, part: str = "source", strong: bool = False
 ) -> dict[str, Any]:
-    """A supervised training from fresh weights, or from the model of another; gives what it cost."""
+    """A supervised training from fresh weights; gives what it cost."""
     folder, place = bench.place(name), bench.material / part
     drawn = bench.task.synthetic and part == "source"
     job = {
         "task": "train",
         "output": folder,
         "name": "model",
-        "init": str(bench.place(init) / "model.safetensors" if init else fresh_model(bench)),
+        "init": str(fresh_model(bench)),
         "options": training_options(bench.size, steps, bench.seed, strong),
     }
     job |= (
@@ -144,15 +136,19 @@ def run_worker(folder: Path, job: dict[str, Any], checkpoint: Path) -> dict[str,
     """Run a job in a worker process, unless it is done: seconds, peak resident GB, and whether it was continued.
 
     Raises:
+        InputError: another job was done in this folder, or the same with an earlier :data:`~.tasks.VERSION`.
         MAPSegError: the job failed; the worker's log lies beside its results.
     """
-    done = folder / "cost.json"
+    done, asked = folder / "cost.json", folder / "asked.json"
+    content = plain({"version": VERSION, "task": job["task"], "options": job.get("options")})
+    continued = checkpoint.exists()
+    if (continued or done.exists()) and (not asked.exists() or read_json(asked, "a job") != content):
+        raise InputError(f"{folder} was made with other options.", "Choose another folder (--work).")
     if done.exists():
         return read_json(done, "a cost")
-    continued = checkpoint.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    job |= {"overwrite": True}
-    file = write_json(folder / "request.json", job, overwrite=True)
+    write_json(asked, content, overwrite=True)
+    file = write_json(folder / "request.json", job | {"overwrite": True}, overwrite=True)
     command = [sys.executable, "-m", "MAPSegLib.worker", "--attached", str(file)]
     started, told, failure = time.monotonic(), 0.0, None
     with (folder / "log.txt").open("a", encoding="utf-8") as log:

@@ -1,8 +1,7 @@
 """What is measured: tasks, their sizes, and every option that a training is given.
 
 A method takes ``start + own`` steps in all. The adapting ones spend the first on the source, on a model that they
-share (``plus`` has its own, strongly augmented), and the others on adapting it; source-only continues on the source;
-the two others are one training.
+share (``plus`` has its own, strongly augmented), and the others on adapting it; the others are one training.
 """
 
 from __future__ import annotations
@@ -18,6 +17,8 @@ from MAPSegLib.synthesis import brain_labels
 from .. import oasis
 from . import data
 
+VERSION = 2
+"""Raised with every change to the library, or to the scans, that changes figures: results of another are refused."""
 METHODS = ("source-only", "source-strong", "test-time", "paper", "v2", "plus", "target-supervised")
 ADAPTING = ("test-time", "paper", "v2", "plus")
 STRONG = ("source-strong", "plus")

@@ -220,11 +220,21 @@ def test_cells_of_other_seeds_are_added_if_they_were_made_alike(tmp_path):
     assert found[0] == again and GRID.added(tmp_path / "none.jsonl", [again], size) == [again]
 
 
-def test_a_training_that_is_done_is_not_run_again(tmp_path, monkeypatch):
-    cost = {"seconds": 3.0, "peak_gb": 1.0, "continued": False}
-    methods.write_json(tmp_path / "cost.json", cost)
+def test_a_training_that_is_done_is_not_run_again_and_another_is_refused_its_folder(tmp_path, monkeypatch):
+    cost, job = (
+        {"seconds": 3.0, "peak_gb": 1.0, "continued": False},
+        {"task": "train", "options": {"steps": 4}},
+    )
+    asked = {"version": tasks.VERSION, "task": "train", "options": {"steps": 4}}
+    grid.write_json(tmp_path / "cost.json", cost)
     monkeypatch.setattr(methods.subprocess, "Popen", lambda *_, **__: pytest.fail("run again"))
-    assert methods.run_worker(tmp_path, {}, tmp_path / "checkpoint.pt") == cost
+    for known in (None, asked | {"version": 0}, asked | {"options": {"steps": 5}}):
+        if known:
+            grid.write_json(tmp_path / "asked.json", known, overwrite=True)
+        with pytest.raises(InputError, match="other options"):
+            methods.run_worker(tmp_path, job, tmp_path / "checkpoint.pt")
+    grid.write_json(tmp_path / "asked.json", asked, overwrite=True)
+    assert methods.run_worker(tmp_path, job, tmp_path / "checkpoint.pt") == cost
 
 
 @pytest.mark.parametrize("task", tasks.TASKS)

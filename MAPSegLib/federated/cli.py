@@ -52,7 +52,7 @@ def run(
     with _telling():
         _need_flare()
         from .flare_run import run_kit, say
-        from .kits import choose_data, read_kit
+        from .kits import read_kit
 
         content = read_kit(kit)
         if content.kind != "site" and (images or labels):
@@ -62,12 +62,7 @@ def run(
 
             follow(kit, say)
             return
-        if content.kind == "site":
-            count, notes = choose_data(kit, images, labels)
-            say(f"{content.name}: {count} scans as {content.role}.")
-            for note in notes:
-                say(note)
-        code = run_kit(kit)
+        code = run_kit(kit, images, labels)
         sys.stdout.flush()
         os._exit(code)  # FLARE's threads do not end by themselves
 

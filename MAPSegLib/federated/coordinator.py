@@ -26,7 +26,7 @@ from .site import build_network
 
 STATE, ROUNDS = "state.safetensors", "rounds.json"
 CLIP = 3.0
-"""No difference counts for more than this many times the (lower) median norm of the round's differences."""
+"""No difference counts for more than this many times the (lower) median norm of the round's, zeros left out."""
 
 
 class Coordinator:
@@ -67,9 +67,9 @@ class Coordinator:
     ) -> dict[str, Any]:
         """End a round: average the answers that can be, and keep the state.
 
-        An answer with other parameters, with a number that is not finite, or without scans is rejected; one that is
-        much larger than the others is made smaller (:data:`CLIP`). With fewer than ``min_sites`` answers left, the
-        weights stay, and the round is to be repeated.
+        An answer with other parameters, with a number that is not finite or not of half precision, or without scans
+        is rejected; one that is much larger than the others is made smaller (:data:`CLIP`). With fewer than
+        ``min_sites`` answers left, the weights stay, and the round is to be repeated.
 
         Args:
             updates: by site.
@@ -148,6 +148,8 @@ class Coordinator:
         sent, own = update.difference, self.weights
         if sent.keys() != own.keys() or any(sent[name].shape != tuple(own[name].shape) for name in own):
             return "rejected: weights of another architecture"
+        if any(array.dtype != np.float16 for array in sent.values()):
+            return "rejected: numbers that are not of half precision"
         if not all(np.isfinite(array).all() for array in sent.values()):
             return "rejected: numbers that are not finite"
         if update.scans < 1:
@@ -158,7 +160,10 @@ class Coordinator:
         """Add the weighted mean of the differences; returns each site's share, norm and what clipping left of it."""
         # One answer at a time in single precision: at the paper's size it takes 0.8 GB, and there may be many.
         norms = {name: _norm(to_tensors(update.difference).values()) for name, update in updates.items()}
-        typical = sorted(norms.values())[(len(norms) - 1) // 2]
+        moved = sorted(
+            norm for norm in norms.values() if norm
+        )  # one that learnt nothing is no measure of the others
+        typical = moved[(len(moved) - 1) // 2] if moved else 0.0
         scans = sum(update.scans for update in updates.values())
         known = {}
         for name, update in updates.items():

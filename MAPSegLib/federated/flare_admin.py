@@ -55,7 +55,7 @@ def follow(folder: Path, say: Say) -> None:
     """
     plan, kit = kit_plan(folder), read_kit(folder)
     check_certificates(folder)
-    best, failures = 0, 0
+    best, failures = 1, 0  # a job that begins is at round 1
     while failures < _ATTEMPTS:
         try:
             with _session(folder, say) as session:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+from nvflare.apis.dxo import DXO
 from nvflare.apis.dxo_filter import DXOFilter
 from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
 from nvflare.app_common.filters.percentile_privacy import PercentilePrivacy
 from nvflare.app_common.filters.svt_privacy import SVTPrivacy
 
@@ -14,7 +17,30 @@ from .flare_server import unpack
 from .flare_site import pack
 from .plan import NoiseFilter, PercentileFilter, PrivacyOptions
 
-_KINDS: dict[type, type[DXOFilter]] = {PercentileFilter: PercentilePrivacy, NoiseFilter: SVTPrivacy}
+
+class LargestDifferences(PercentilePrivacy):
+    """FLARE's filter, in single precision: some versions of NumPy find no percentile of many halves."""
+
+    def process_dxo(self, dxo: DXO, shareable: Shareable, fl_ctx: FLContext) -> DXO | None:
+        dxo.data = {name: array.astype(np.float32) for name, array in dxo.data.items()}
+        sent = super().process_dxo(dxo, shareable, fl_ctx)
+        if sent is not None:
+            sent.data = {name: array.astype(np.float16) for name, array in sent.data.items()}
+        return sent
+
+
+class NoisyDifferences(SVTPrivacy):
+    """FLARE's filter, less the account of its own work that it adds: some of that follows from the scans."""
+
+    def process_dxo(self, dxo: DXO, shareable: Shareable, fl_ctx: FLContext) -> DXO | None:
+        known = set(dxo.meta)
+        sent = super().process_dxo(dxo, shareable, fl_ctx)
+        if sent is not None:
+            sent.meta = {name: value for name, value in sent.meta.items() if name in known}
+        return sent
+
+
+_KINDS: dict[type, type[DXOFilter]] = {PercentileFilter: LargestDifferences, NoiseFilter: NoisyDifferences}
 
 
 def chosen(privacy: PrivacyOptions) -> list[tuple[type[DXOFilter], dict[str, Any]]]:

@@ -68,12 +68,13 @@ def write_project(
     if taken:
         raise InputError(f"No site can be called {taken.pop()}.", "Choose another name in the plan.")
     agree(plan)  # its model can be read
+    project = _project(plan)
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty.", "Choose a new folder for the start kits.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            made = _provision(plan, Path(scratch))
+            made = _provision(plan, project, Path(scratch))
             kits = [
                 _write_server(plan, folder, made / plan.server.host, controller),
                 _write_admin(plan, folder, made / ADMIN, executor, controller, heartbeat),
@@ -84,14 +85,25 @@ def write_project(
     return kits
 
 
-def _provision(plan: Plan, scratch: Path) -> Path:
-    """FLARE's start kits; returns their folder."""
+def _project(plan: Plan) -> Project:
+    """Who takes part, as FLARE has it."""
     project = Project(plan.name, "MAPSeg", props={"api_version": 3})
     ports = {"fed_learn_port": plan.server.port, "admin_port": plan.server.port}
-    project.set_server(plan.server.host, ORGANISATION, ports)
+    try:
+        project.set_server(plan.server.host, ORGANISATION, ports)
+    except ValueError as error:
+        raise InputError(
+            f"The server's host cannot be {plan.server.host!r}.",
+            "Give its name, or its address with four numbers.",
+        ) from error
     for site in plan.sites:
         project.add_client(site.name, ORGANISATION, {})
     project.add_admin(ADMIN, ORGANISATION, {"role": "project_admin"})
+    return project
+
+
+def _provision(plan: Plan, project: Project, scratch: Path) -> Path:
+    """FLARE's start kits; returns their folder."""
     builders = [
         WorkspaceBuilder(["master_template.yml"]),
         StaticFileBuilder(config_folder="config"),

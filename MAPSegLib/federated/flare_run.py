@@ -21,7 +21,7 @@ from cryptography import x509
 from ..errors import InputError
 from ..reports import read_json, write_json
 from .flare_project import SIGN_OF_LIFE
-from .kits import Kit, read_kit
+from .kits import Kit, choose_data, read_kit
 from .processes import holding
 
 RUNNING = "run.pid"
@@ -30,11 +30,14 @@ _PATIENCE = 10.0
 """Seconds to wait for the server's answer when asking whether it is there."""
 
 
-def run_kit(folder: Path) -> int:
+def run_kit(folder: Path, images: Path | None = None, labels: Path | None = None) -> int:
     """Run the server or the site of a kit until it is stopped; returns the exit code.
 
+    Args:
+        images, labels: of a site; see :func:`~.kits.choose_data`.
+
     Raises:
-        InputError: the certificate, the port or the server's refusal; the message says which.
+        InputError: the scans, the certificate, the port or the server's refusal; the message says which.
     """
     kit = read_kit(folder)
     check_certificates(folder)
@@ -48,6 +51,10 @@ def run_kit(folder: Path) -> int:
             _place_jobs(folder)
             say(f"Server of {kit.project}, port {kit.port}; waiting for sites. Ctrl-C stops it.")
             return _run_flare(folder, "server", [])
+        # not before this kit is held: a site that runs already would take other scans for its next job
+        count, notes = choose_data(folder, images, labels)
+        for line in (f"{kit.name}: {count} scans as {kit.role}.", *notes):
+            say(line)
         if not check_server(folder, kit):
             say(f"The server {kit.host}:{kit.port} does not answer yet; waiting for it.")
         return _run_flare(folder, "client", [f"uid={kit.name}", f"heart_beat_interval={SIGN_OF_LIFE}"])

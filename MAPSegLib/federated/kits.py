@@ -24,6 +24,8 @@ from ..reports import read_json, write_json
 from .plan import Plan, Role, read_plan
 from .scans import SiteData, find
 
+DATA = "data.json"
+
 
 class Kit(Options):
     """What a start kit is for."""
@@ -71,13 +73,17 @@ def choose_data(
     Raises:
         InputError: none were named, or they do not fit the role.
     """
-    data = SiteData(images=check_path(images)) if images else local_data(folder)
+    if images:
+        known = {"options": local_data(folder).options} if (folder / DATA).is_file() else {}
+        data = SiteData(images=check_path(images), **known)
+    else:
+        data = local_data(folder)
     if labels:
         data = data.model_copy(update={"labels": check_path(labels)})
     labelled = kit_plan(folder).task == "adapt" and read_kit(folder).role == "source"
     found = find(data, labelled)
     data = data if labelled else data.model_copy(update={"labels": None})
-    write_json(folder / "data.json", data.model_dump(mode="json"), overwrite=True)
+    write_json(folder / DATA, data.model_dump(mode="json", exclude_unset=True), overwrite=True)
     return len(found.cases), found.notes
 
 
@@ -87,7 +93,7 @@ def local_data(folder: Path) -> SiteData:
     Raises:
         InputError: none were named yet, or the file that says so is damaged.
     """
-    file = folder / "data.json"
+    file = folder / DATA
     if not file.is_file():
         raise InputError(
             "This site has not named its scans.", f"Give `mapseg federate run {folder} --images FOLDER`."
@@ -95,4 +101,6 @@ def local_data(folder: Path) -> SiteData:
     try:
         return SiteData.model_validate(read_json(file, "the site's scans"))
     except ValidationError as error:
-        raise InputError(f"{file} is damaged: {first_problem(error)}.", "Name the scans again.") from error
+        raise InputError(
+            f"{file} is damaged: {first_problem(error)}.", "Remove it, and name the scans again."
+        ) from error

@@ -117,6 +117,8 @@ class Plan(Options):
         names = [site.name for site in self.sites]
         if len(set(names)) < len(names):
             raise ValueError("two sites share a name")
+        if self.name == "state":
+            raise ValueError("the file of a model called state would be the coordinator's own")
         if self.min_sites > len(names):
             raise ValueError(f"min_sites is {self.min_sites}, but there are {len(names)} sites")
         if (self.model is None) == (self.task == "adapt"):

@@ -13,12 +13,11 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
 from nvflare.app_common.decomposers import numpy_decomposers
-from nvflare.app_common.filters.percentile_privacy import PercentilePrivacy
-from nvflare.app_common.filters.svt_privacy import SVTPrivacy
 from nvflare.fuel.utils import fobs
 
 from MAPSegLib.errors import InputError
 from MAPSegLib.federated.exchange import Update
+from MAPSegLib.federated.flare_privacy import LargestDifferences, NoisyDifferences
 from MAPSegLib.federated.flare_server import RoundController, unpack
 from MAPSegLib.federated.flare_site import RoundExecutor, check_terms, pack
 from MAPSegLib.federated.flare_terms import ROUND, TERMS, terms
@@ -72,17 +71,36 @@ def test_objects_do_not_travel():
         fobs.loads(fobs.dumps(DXO(DataKind.WEIGHT_DIFF, data={"a": objects}).to_shareable()))
 
 
-@pytest.mark.parametrize("filter", [PercentilePrivacy(50, 0.003), SVTPrivacy(0.3, epsilon=1, gamma=0.003)])
+@pytest.mark.parametrize(
+    "filter", [LargestDifferences(50, 0.003), NoisyDifferences(0.3, epsilon=1, gamma=0.003)]
+)
 def test_filters_change_the_differences_and_keep_half_precision(filter):
     update = make_update()
-    received = unpack(filter.process(pack(update), FLContext()))
+    answer = filter.process(pack(update), FLContext())
+    assert answer["DXO"]["meta"] == {
+        "scans": 3,
+        "losses": {"loss": 0.5},
+        "filter_history": [type(filter).__name__],
+    }
+    received = unpack(answer)
     assert received.scans == 3 and received.losses == {"loss": 0.5}
     for name, array in received.difference.items():
         assert array.dtype == np.float16 and array.shape == update.difference[name].shape
     values = np.concatenate([array.ravel() for array in received.difference.values()])
     assert np.mean(values == 0) >= 0.4
-    if isinstance(filter, PercentilePrivacy):
+    if isinstance(filter, LargestDifferences):
         assert np.abs(values).max() <= 0.0031
+
+
+@pytest.mark.parametrize(("percentile", "left"), [(0, 1.0), (90, 0.1), (100, 0.0)])
+def test_the_largest_differences_are_found_among_more_than_half_precision_counts(percentile, left):
+    values = np.random.default_rng(0).normal(0, 0.004, (100, 1000)).astype(np.float16)
+    answer = LargestDifferences(percentile, 1.0).process(
+        pack(make_update(difference={"a": values})), FLContext()
+    )
+    sent = unpack(answer).difference["a"]
+    assert np.mean(sent != 0) == pytest.approx(left * np.mean(values != 0), abs=2e-3)
+    assert np.array_equal(sent[sent != 0], values[sent != 0])
 
 
 @pytest.mark.parametrize(

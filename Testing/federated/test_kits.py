@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -90,8 +91,8 @@ def test_filters_stand_in_the_sites_kits(untouched):
         privacy = json.loads((untouched / name / "flare" / "local" / "privacy.json").read_text())
         (scope,) = privacy["scopes"]
         assert [entry["path"].rsplit(".")[-1] for entry in scope["task_result_filters"]] == [
-            "PercentilePrivacy",
-            "SVTPrivacy",
+            "LargestDifferences",
+            "NoisyDifferences",
         ]
         assert scope["task_result_filters"][0]["args"] == {"percentile": 50, "gamma": 0.01}
         assert privacy["default_scope"] == scope["name"]
@@ -110,11 +111,14 @@ def test_the_job_carries_no_code(untouched):
             {"sites": [{"name": "server", "role": "source"}, {"name": "b", "role": "target"}]},
             "No site can be called server",
         ),
+        ({"server": {"host": "my_server"}}, "host cannot be 'my_server'"),
+        ({"server": {"host": "::1"}}, "host cannot be '::1'"),
     ],
 )
 def test_plans_that_make_no_kits(tmp_path, changes, sentence):
     with pytest.raises(InputError, match=sentence):
         write_project(make_plan(tmp_path, **changes), tmp_path / "kits")
+    assert not (tmp_path / "kits").exists()
 
 
 def test_kits_need_the_start_model_and_an_empty_folder(tmp_path):
@@ -138,6 +142,15 @@ class TestData:
         assert choose_data(kits / "hospital-b", images) == (2, [])
         assert choose_data(kits / "hospital-b") == (2, [])
         assert local_data(kits / "hospital-b").images == images
+
+    def test_options_of_a_site_stay_and_no_others_are_written(self, kits, tmp_path):
+        file = kits / "hospital-b" / "data.json"
+        choose_data(kits / "hospital-b", make_scans(tmp_path / "scans"))
+        assert set(json.loads(file.read_text())) == {"images", "labels"}
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"options": {"threads": 3}}))
+        choose_data(kits / "hospital-b", make_scans(tmp_path / "others"))
+        options = local_data(kits / "hospital-b").options
+        assert options.threads == 3 and options.model_fields_set == {"threads"}
 
     def test_was_not_named(self, kits):
         with pytest.raises(InputError, match="has not named its scans"):
@@ -239,6 +252,16 @@ def test_a_kit_runs_once(kits):
     with holding(file):
         assert owner(file) is not None
     assert not file.exists()
+
+
+def test_a_site_that_runs_keeps_its_scans_when_it_is_started_again(kits, tmp_path):
+    site, images = kits / "hospital-b", make_scans(tmp_path / "scans")
+    choose_data(site, images)
+    with holding(site / "run.pid"):
+        (site / "run.pid").write_text(f"{os.getppid()} {psutil.Process(os.getppid()).create_time()}")
+        result = mapseg("run", site, "--images", make_scans(tmp_path / "others"))
+    assert result.exit_code == 2 and "in use by process" in result.stderr
+    assert local_data(site).images == images
 
 
 def test_flare_is_absent(kits, monkeypatch):

@@ -208,5 +208,5 @@ def check_message(message):
     if sender["__identity_name__"] == "hospital-a":
         assert meta == {"scans": 3}
     else:
-        assert meta == {"scans": 3, "filter_history": ["PercentilePrivacy"]}
+        assert meta == {"scans": 3, "filter_history": ["LargestDifferences"]}
     assert message == {"DXO": {"kind": "WEIGHT_DIFF"}}

@@ -212,6 +212,7 @@ def test_an_unknown_site_and_weights_of_another_network_are_refused(place):
     [
         ({"sites": [*SITES, SITES[0]]}, "two sites share a name"),
         ({"min_sites": 4}, "min_sites is 4, but there are 3 sites"),
+        ({"name": "state"}, "a model called state"),
         ({"model": None}, "an adaptation needs a model"),
         ({"sites": SITES[:1]}, "needs a site with the role source and one with the role target"),
         ({"options": {"preset": "best"}}, "preset: Input should be"),
@@ -269,6 +270,37 @@ def test_an_answer_much_larger_than_the_others_is_made_smaller(place):
     assert entry["sites"]["a"]["kept"] == 1.0
     expected = torch.tensor((0.01 + 0.01 + CLIP * 0.01) / 3)
     assert all(torch.allclose(t - before[n], expected, atol=1e-4) for n, t in coordinator.weights.items())
+
+
+def test_an_answer_that_learnt_nothing_does_not_cancel_the_others(place):
+    coordinator = Coordinator(plan_of(place), place)
+    before = {name: tensor.clone() for name, tensor in coordinator.weights.items()}
+    sent = {"a": 0.25, "b": 0.0, "c": 0.0}
+    entry = coordinator.absorb({n: Update(change_of(coordinator, v), 1, {}) for n, v in sent.items()}, 1.0)
+    assert [entry["sites"][n]["kept"] for n in "abc"] == [1.0, 1.0, 1.0]
+    expected = torch.tensor(0.25 / 3)
+    assert all(torch.allclose(t - before[n], expected, atol=1e-4) for n, t in coordinator.weights.items())
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.int64, "U1", np.longdouble])
+def test_an_answer_of_another_precision_is_left_out(place, kind):
+    coordinator = Coordinator(plan_of(place), place)
+    before = {name: tensor.clone() for name, tensor in coordinator.weights.items()}
+    odd = {n: np.full(tuple(t.shape), 9, kind) for n, t in coordinator.weights.items()}
+    entry = coordinator.absorb(
+        {"a": Update(change_of(coordinator, 0.5), 1, {}), "b": Update(odd, 1, {})}, 1.0
+    )
+    assert entry["sites"]["b"]["reason"] == "rejected: numbers that are not of half precision"
+    assert all(torch.allclose(t - before[n], torch.tensor(0.5)) for n, t in coordinator.weights.items())
+
+
+def test_the_device_is_the_plans_unless_the_site_has_chosen_one(place):
+    plan = plan_of(place, options=STEP | {"device": "cpu", "precision": "bf16", "threads": 2})
+    told = []
+    for options in ({}, {"precision": "fp32", "threads": 1}):
+        inference = site_of(place, "b", plan, options=options).loop.inference
+        told.append((inference.device, inference.precision, inference.threads))
+    assert told == [("cpu", "bf16", 2), ("cpu", "fp32", 1)]
 
 
 def test_other_parameters_and_no_scans_are_left_out_and_too_few_answers_end_no_round(place):

@@ -24,6 +24,7 @@ from MAPSegLib.volumes import Volume, read_labels
 
 from . import oasis
 from .tables import write_section
+from .uda.report import spread
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "Resources" / "Models"
 TRAINED_ON = "20 anatomical label maps of adults, published with SynthSeg (Apache-2.0)"
@@ -66,7 +67,7 @@ def release(model: str, means: dict[str, list[float]]) -> Path:
         name: {
             "scans": len(dice),
             "mean_dice_of_seven": round(float(np.mean(dice)) / 100, 3),
-            "deviation": round(float(np.std(dice)) / 100, 3),
+            "deviation": round(float(np.std(dice, ddof=1)) / 100, 3),
             "reference": REFERENCES[name],
         }
         for name, dice in means.items()
@@ -119,7 +120,7 @@ def main() -> None:
         for names in (oasis.SCANS, tuple(DEMO)):
             dice = [100 * row["dice"] for n in names for row in rows[n] if row["value"] in values]
             distance = [row["hd95_mm"] for n in names for row in rows[n] if row["value"] in values]
-            line += [f"{np.nanmean(dice):.1f} ± {np.nanstd(dice):.1f}", f"{np.nanmean(distance):.2f}"]
+            line += [spread(dice), f"{np.nanmean(distance):.2f}"]
         table.append(line)
     mean_line = ["**mean of the seven**"]
     means = {
@@ -130,13 +131,13 @@ def main() -> None:
         for name, scans in (("oasis_t1", oasis.SCANS), ("demo", tuple(DEMO)))
     }
     for dice in means.values():
-        mean_line += [f"**{np.mean(dice):.1f} ± {np.std(dice):.1f}**", ""]
+        mean_line += [f"**{spread(dice)}**", ""]
     table.insert(7, mean_line)
     seconds, memory = zip(*costs, strict=True)
     write_section(
         "brain" if card.name == "brain-t1" else f"brain {card.name}",
         f"Embedded model {card.name} on real T1 scans: Dice (%) and HD95 (mm), mean ± deviation over "
-        f"scans and sides. The whole command took {np.median(seconds):.1f} s (median; at most "
+        f"scans and sides, of the mean over scans. The whole command took {np.median(seconds):.1f} s (median; at most "
         f"{max(seconds):.1f} s) and at most {max(memory):.2f} GB.",
         ["structure", "oasis_t1 (8) Dice", "HD95", "demo (2) Dice", "HD95"],
         table,

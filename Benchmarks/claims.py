@@ -32,10 +32,16 @@ def table(
     """
     names = list(dict.fromkeys(name for result in results for name in result.measures))
     lines = [_correlation(results, name) for name in names]
-    harm = np.array([100 * (left - kept) for kept, left in choices])
+    harm = np.array([100 * (left - kept) for kept, left in choices if kept != left])
     if len(harm):
         right = f"{(harm <= HARM).sum()}/{len(harm)}"
-        lines.append([f"gate: kept result at most {HARM:g} point below the other", str(len(harm)), right])
+        lines.append(
+            [
+                f"gate: kept result at most {HARM:g} point below the other, where they differ",
+                str(len(harm)),
+                right,
+            ]
+        )
     judged = [result for result in results if result.trusted is not None]
     if judged and whole is not None:
         fallen = [r for r in judged if r.dice < whole / 2]

@@ -1,17 +1,18 @@
 """One source site and three target sites, against the same scans in one place and against each site alone.
 
-    python -m Benchmarks.federated TASK --data FOLDER --work FOLDER [--seeds 0 1 2] [--preset cpu] [--variants]
+    python -m Benchmarks.federated TASK --data FOLDER --work FOLDER [--seeds 0 1 2] [--ways ...] [--preset cpu]
 
-All start from the same source model (``start-strong`` of ``Benchmarks.uda``, whose folders are shared) and take the
-same number of steps; a site's target scans are every third one. The recipe is ``plus`` without its intensity curve,
-which belongs to one target domain. Nothing is gated. A federation gives its last round; the others the step with the
-best label-free score. What is done is kept in WORK and not run again.
+All start from the same source model (``start-strong`` of ``Benchmarks.uda``, whose folders and options are shared) and
+take the same number of steps; a site's target scans are every third one. The recipe is ``plus`` without its intensity
+curve, which belongs to one target domain, and without the target's intensities, which no site could give to the
+source. A site alone adapts at test time, with a curve. Nothing is gated. A federation gives its last round; the others
+the step with the best label-free score.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -20,10 +21,13 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
-from MAPSegLib.errors import MAPSegError
+from MAPSegLib import api
+from MAPSegLib.config import RECIPES
+from MAPSegLib.errors import InputError
 from MAPSegLib.federated.coordinator import Coordinator
 from MAPSegLib.federated.plan import read_plan
 from MAPSegLib.federated.scans import SiteData
@@ -32,11 +36,11 @@ from MAPSegLib.reports import plain, read_json, write_json
 from MAPSegLib.tasks.scans import ADAPTED_MODEL
 from MAPSegLib.volumes import find_scans
 
-from .tables import RESULTS, write_section
-from .uda.grid import Bench, prepare
+from .tables import write_section
+from .uda.grid import Bench, Grid
 from .uda.methods import Scores, run_worker, score, train_model
-from .uda.report import seed_means, spread
-from .uda.tasks import TASKS, adaptation_options
+from .uda.report import Cells, seed_means, spread
+from .uda.tasks import TASKS, VERSION, Size, Task, adaptation_options, training_options
 
 ROUND = 20
 """Steps of a round."""
@@ -49,9 +53,10 @@ WAYS = (
     "source model",
     "each site alone",
     "federated",
-    f"federated, one target site of {FEW} scans",
+    f"federated, one target site of at most {FEW} scans",
     "centralised",
 )
+RECIPE = RECIPES["plus"]._replace(matched=False)
 AFRESH = "federated, optimisers afresh in every round"
 PRIVATE: dict[str, dict[str, dict[str, float]]] = {
     "the largest half": {"percentile": {"percentile": 50, "gamma": 0.01}},
@@ -63,10 +68,30 @@ PRIVATE: dict[str, dict[str, dict[str, float]]] = {
 """Filters on what leaves a site (``Docs/federated.md``), each with all target sites."""
 
 
-def options(bench: Bench) -> dict[str, Any]:
+def size_of(name: str, preset: str) -> Size:
+    """The task's size, with the steps of a federation."""
+    if TASKS[name].synthetic:
+        raise InputError("A source that is synthesised cannot be a site.", "Choose another task.")
+    size = TASKS[name].sizes[preset]
+    return size.model_copy(update={"own": STEPS.get((name, preset), size.own)})
+
+
+def options(size: Size, seed: int) -> dict[str, Any]:
     """Of every adaptation beside a source."""
-    known = adaptation_options(bench.size, "plus", bench.seed)
-    return known | {"curve_knots": 0}
+    return adaptation_options(size, "plus", seed) | {"curve_knots": 0}
+
+
+def settings(size: Size, way: str, seed: int) -> dict[str, Any]:
+    """Everything that a way's figures depend on."""
+    alone = adaptation_options(size, "test-time", seed)
+    return {
+        "version": VERSION,
+        "size": size.model_dump(mode="json"),
+        "training": training_options(size, size.start, seed, strong=True),
+        "adaptation": alone if way == WAYS[1] else options(size, seed),
+        "recipe": RECIPE._asdict(),
+        "privacy": PRIVATE.get(way),
+    }
 
 
 def site_scans(bench: Bench) -> list[list[Path]]:
@@ -84,14 +109,17 @@ def start_model(bench: Bench) -> Path:
 def centralised(bench: Bench) -> list[tuple[Path, dict]]:
     """Adaptation with all scans in one place."""
     place, folder = bench.material / "source", bench.place("in-one-place")
-    source = (
-        {"source_from_labels": place / "labels"}
-        if bench.task.synthetic
-        else {"source": place / "images", "source_labels": place / "labels"}
-    )
-    job = {"task": "adapt", "model": start_model(bench), "scans": [bench.material / "target" / "images"]}
-    job |= {"output": folder, "save_model": True, "options": options(bench), **source}
-    run_worker(folder, job, folder / "adaptation" / "checkpoint.pt")
+    with patch.dict(RECIPES, plus=RECIPE):
+        api.adapt(
+            start_model(bench),
+            bench.material / "target" / "images",
+            folder,
+            source=place / "images",
+            source_labels=place / "labels",
+            save_model=True,
+            overwrite=True,
+            **options(bench.size, bench.seed),
+        )
     return [(folder / ADAPTED_MODEL, {})]
 
 
@@ -114,14 +142,15 @@ def write_plan(
     folder.mkdir(parents=True, exist_ok=True)
     source = bench.material / "source"
     names = [f"target-{number}" for number in range(len(targets))]
-    known = options(bench)
+    known = options(bench.size, bench.seed)
+    steps = min(ROUND, bench.size.own)
     step = {key: known[key] for key in ("patches", "learning_rate", "ema_decay", "preset", "seed")}
     plan = {
         "name": "model",
         "model": str(start_model(bench)),
         "sites": [{"name": "source", "role": "source"}, *({"name": n, "role": "target"} for n in names)],
-        "rounds": bench.size.own // ROUND,
-        "steps": ROUND,
+        "rounds": bench.size.own // steps,
+        "steps": steps,
         "options": step,
         "privacy": privacy or {},
     }
@@ -152,8 +181,9 @@ def federated(
 def forgetful(bench: Bench, targets: Sequence[Sequence[Path]]) -> list[tuple[Path, dict]]:
     """A federation whose sites' optimisers start every round anew. Not continued: the product has no such option."""
     folder = bench.place("federated-afresh")
+    shutil.rmtree(folder, ignore_errors=True)
     plan, places = write_plan(bench, folder, targets)
-    coordinator, sites = Coordinator(read_plan(plan), folder, afresh=True), {}
+    coordinator, sites = Coordinator(read_plan(plan), folder), {}
     with TemporaryDirectory() as scratch:
         for name, place in read_json(places, "sites").items():
             own = Path(scratch, name)
@@ -174,10 +204,7 @@ def ignore(*_: object, **__: object) -> None:
 
 
 def run_way(bench: Bench, way: str) -> dict[str, Any]:
-    """The test scores of one way of training with one seed, or what an earlier run found."""
-    file = bench.place("federated-cells") / f"{_slug(way)}.json"
-    if file.exists():
-        return read_json(file, "a result")
+    """The test scores of one way of training."""
     sites = site_scans(bench)
     ways: dict[str, Callable[[], list[tuple[Path, dict]]]] = {
         WAYS[0]: lambda: [(start_model(bench), {})],
@@ -194,30 +221,34 @@ def run_way(bench: Bench, way: str) -> dict[str, Any]:
     for model, told in ways[way]():
         results += score(bench, model, model.parent / "test-federated")
         more |= told
-    cell = plain({"way": way, "seed": bench.seed, "results": {"final": results}, **more})
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, cell)
-    return cell
+    return {"results": {"final": results}, **more}
 
 
 def _slug(way: str) -> str:
     return re.sub("[^a-z0-9]+", "-", way)
 
 
-def tables(cells: Sequence[dict[str, Any]]) -> tuple[list[list[str]], list[list[str]], list[list[str]]]:
+def tables(cells: Cells) -> tuple[list[list[str]], list[list[str]], list[list[str]]]:
     """A line per way, a line per federation of what its rounds cost, and a line per choice of filters."""
-    by_way = {way: [cell for cell in cells if cell["way"] == way] for way in (*WAYS, AFRESH, *PRIVATE)}
+    by_way = {way: [cell for cell in cells if cell["method"] == way] for way in (*WAYS, AFRESH, *PRIVATE)}
     means = {way: seed_means(own, "final", "dice") for way, own in by_way.items() if own}
+
+    def less(way: str, other: str) -> str:
+        seeds = {
+            w: dict(zip((c["seed"] for c in by_way[w]), means.get(w, ()), strict=False)) for w in (way, other)
+        }
+        return spread([seeds[way][s] - seeds[other][s] for s in seeds[way].keys() & seeds[other].keys()])
+
     main, cost, private = [], [], []
     for way, dice in means.items():
         if way in PRIVATE:
-            loss = [a - b for a, b in zip(dice, means.get(WAYS[2], ()), strict=False)]
             filters = ", ".join(f"{k} {v:g}" for options in PRIVATE[way].values() for k, v in options.items())
-            private.append([way, filters, str(len(dice)), spread(dice), spread(loss)])
+            private.append([way, filters, str(len(dice)), spread(dice), less(way, WAYS[2])])
             continue
-        gap = [a - b for a, b in zip(dice, means.get(WAYS[4], ()), strict=False)]
         distance = spread(seed_means(by_way[way], "final", "hd95"))
-        main.append([way, str(len(dice)), spread(dice), distance, spread(gap) if way != WAYS[4] else ""])
+        main.append(
+            [way, str(len(dice)), spread(dice), distance, less(way, WAYS[4]) if way != WAYS[4] else ""]
+        )
         rounds = [entry for cell in by_way[way] for entry in cell.get("rounds", ())]
         if rounds:
             up = [site["bytes"] for entry in rounds for site in entry["sites"].values() if site["used"]]
@@ -236,44 +267,15 @@ def tables(cells: Sequence[dict[str, Any]]) -> tuple[list[list[str]], list[list[
     return main, cost, private
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code, 2 where the data are missing."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("task", choices=[name for name, task in TASKS.items() if not task.synthetic])
-    parser.add_argument("--data", type=Path, required=True, help="folder that holds the tasks' data")
-    parser.add_argument("--work", type=Path, required=True, help="folder for scans, models and results")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--preset", choices=("cpu", "gpu", "smoke"), default="cpu")
-    parser.add_argument(
-        "--variants", action="store_true", help="also the privacy filters, and optimisers that forget"
-    )
-    arguments = parser.parse_args(words)
-    try:
-        task = TASKS[arguments.task]
-        size = task.sizes[arguments.preset]
-        size = size.model_copy(update={"own": STEPS.get((arguments.task, arguments.preset), size.own)})
-        folder = arguments.work.absolute() / arguments.task / arguments.preset
-        folder.mkdir(parents=True, exist_ok=True)
-        prepare(task, size, arguments.data, folder / "scans")
-        cells = []
-        for seed in arguments.seeds:
-            for way in (*WAYS, *((AFRESH, *PRIVATE) if arguments.variants else ())):
-                cells.append(run_way(Bench(task, size, folder / "scans", folder, seed), way))
-                print(
-                    f"{way}, seed {seed}: Dice {seed_means(cells[-1:], 'final', 'dice')[0]:.1f}", flush=True
-                )
-    except MAPSegError as error:
-        print(f"{error.message} {error.advice}".strip(), file=sys.stderr)
-        return error.exit_code
-    path = folder / "RESULTS.md" if arguments.preset == "smoke" else RESULTS
-    section = f"federated {arguments.task}"
+def write_results(section: str, task: Task, size: Size, cells: Cells, path: Path) -> None:
+    """The sections of a task."""
     table, cost, private = tables(cells)
     write_section(
         section,
         f"Federated adaptation, {task.title}: Dice (%) and HD95 (mm) on the test scans, mean ± deviation over seeds. "
-        f"{SITES} target sites, {size.own} steps after a source model of {size.start}; rounds of {ROUND} steps.",
+        f"{SITES} target sites, {size.own} steps after a source model of {size.start}; rounds of "
+        f"{min(ROUND, size.own)} steps, of which the last gives the model; the others' step is the one with the best "
+        "label-free score. A site alone adapts at test time, with an intensity curve; the others have none.",
         ["way", "seeds", "Dice", "HD95 (mm)", "Dice less centralised"],
         table,
         path,
@@ -295,8 +297,10 @@ def main(words: Sequence[str] | None = None) -> int:
             private,
             path,
         )
-    return 0
+
+
+GRID = Grid("federated", "ways", [*WAYS, AFRESH, *PRIVATE], settings, run_way, write_results, WAYS, size_of)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(GRID.main(__doc__))

@@ -192,7 +192,8 @@ def write_results(section: str, task: Task, size: Size, cells: Cells, path: Path
         section,
         f"The paper's ablation, {task.title}: Dice (%) and HD95 (mm) on the test scans, ungated, mean ± deviation over "
         f"seeds. {size.start} steps on the source, of autoencoding before them as many where there is any, and "
-        f"{size.own} after them: of the preset `paper` with MPL, on the source without.",
+        f"{size.own} after them: of the preset `paper` with MPL, on the source without. Rows with fewer target scans "
+        "(or all, where there are no more) adapt to those alone; autoencoding has seen all.",
         HEADER,
         table(cells),
         path,

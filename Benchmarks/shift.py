@@ -27,6 +27,7 @@ from MAPSegLib.training.adaptation import adapt
 from . import claims, oasis
 from .contrasts import CHANGES, INVERSION, MONOTONE, NON_MONOTONE, change
 from .tables import write_section
+from .uda.report import spread
 
 NATIVE = "native"
 HISTORY = ("step", "agreement", "volume_deviation", "score", "eta", "kept", "dice")
@@ -92,7 +93,7 @@ def table(rows: list[dict], choice: bool) -> list[list[str]]:
             continue
         kinds = ("source", "start", "adapted", "gated")
         dice = {kind: np.array([100 * case[kind] for case in cases]) for kind in kinds}
-        told = {kind: f"{values.mean():.1f} ± {values.std():.1f}" for kind, values in dice.items()}
+        told = {kind: spread(values) for kind, values in dice.items()}
         counts = Counter(case["model"] for case in cases)
         models = ", ".join(f"{model} {n}" for model, n in counts.items())
         base = np.array([100 * native.get(case["scan"], np.nan) for case in cases])
@@ -184,6 +185,8 @@ def main() -> None:
         if results.exists()
         else []
     )
+    asked = {"asked": arguments.model, "minutes": arguments.minutes}
+    rows = [row for row in rows if asked.items() <= row.items()]
     done = {(row["scan"], row["change"], row["seed"]) for row in rows}
     path = resolve(arguments.model)
     candidates, title = load_candidates(path, AdaptationOptions().device), load_card(path, choice=True).name
@@ -194,7 +197,7 @@ def main() -> None:
                 if (scan, name, seed) in done or (seed != arguments.seeds[0] and name in MONOTONE):
                     continue
                 options = AdaptationOptions(seed=seed, minutes=arguments.minutes, preview_seconds=1e-6)
-                row = run_case(candidates, scan, name, seed, arguments.data, options)
+                row = asked | run_case(candidates, scan, name, seed, arguments.data, options)
                 rows.append(row)
                 with results.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
@@ -215,14 +218,16 @@ def main() -> None:
     told = f" Source-only: {candidates[0].card.name}, whatever was chosen." if choice else ""
     write_section(
         section,
-        f"{title}, adaptation under changed contrast: oasis_t1, mean Dice (%) of the seven structures.{told}",
+        f"{title}, adaptation under changed contrast: oasis_t1, mean Dice (%) of the seven structures, "
+        f"± deviation over cases.{told}",
         HEADER if choice else [column for column in HEADER if column not in ("chosen", "not adapted")],
         table(rows, choice),
     )
     write_section(
         f"{section}, claims",
         "What is said without labels against the Dice: measures of every check of every case, the gate, and the "
-        "verdict on source-only and kept results. Collapsed: a Dice below half of source-only's on native scans.",
+        "verdict on results without adaptation and on adapted ones that were kept. Collapsed: a Dice below half of "
+        "source-only's on native scans.",
         claims.HEADER,
         claims_table(rows),
     )

@@ -82,8 +82,12 @@ def running_command() -> str:
     start = (
         ["python", "-m", spec.name.removesuffix(".__main__")] if spec else ["python", Path(sys.argv[0]).name]
     )
-    words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
-    return shlex.join([*start, *words])
+    return shlex.join([*start, *map(_shortened, sys.argv[1:])])
+
+
+def _shortened(word: str) -> str:
+    option, sign, value = word.rpartition("=")
+    return option + sign + (Path(value).name if Path(value).is_absolute() else value)
 
 
 def _plain(text: str) -> str:

@@ -58,6 +58,10 @@ class Grid:
     """``results`` of a method, ``final`` among them (:data:`~.methods.Scores`), and what else its tables need."""
     write: Callable[[str, Task, Size, Cells, Path], None]
     """Writes the sections, called with the name of the first one."""
+    default: Sequence[str] = ()
+    """What is run unless something else is asked for; all where it is empty."""
+    size: Callable[[str, str], Size] = lambda task, preset: TASKS[task].sizes[preset]
+    """Of a task and preset."""
 
     def cell(self, bench: Bench, name: str) -> dict[str, Any]:
         """Run a method with the seed of ``bench``, or read what an earlier run found.
@@ -104,9 +108,8 @@ class Grid:
         parser.add_argument("--data", type=Path, required=True, help="folder that holds the tasks' data")
         parser.add_argument("--work", type=Path, required=True, help="folder for scans, models and cells")
         parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-        parser.add_argument(
-            f"--{self.word}", dest="names", nargs="+", choices=list(self.names), default=list(self.names)
-        )
+        names, default = list(self.names), list(self.default or self.names)
+        parser.add_argument(f"--{self.word}", dest="names", nargs="+", choices=names, default=default)
         parser.add_argument(
             "--add", action="store_true", help="leave the cells that the results have already in the tables"
         )
@@ -125,7 +128,7 @@ class Grid:
         """Run the cells that are missing, then write the sections from all that are asked for."""
         name, preset = arguments.task, arguments.preset
         task = TASKS[name]
-        size = task.sizes[preset]
+        size = self.size(name, preset)
         folder = arguments.work.absolute() / name / preset
         folder.mkdir(parents=True, exist_ok=True)
         prepare(task, size, arguments.data, folder / "scans")

@@ -115,7 +115,7 @@ CROP = LEAN.model_copy(
 )
 
 GPU = Size(architecture=SMALL, start=4000, own=2000, patches=4, checks=10)
-SMOKE = Size(architecture=CROP, start=12, own=4, patches=1, checks=1, cases=2)
+SMOKE = Size(architecture=CROP, start=12, own=4, patches=1, checks=1, cases=3)
 
 TASKS: dict[str, Task] = {
     "cardiac": Task(

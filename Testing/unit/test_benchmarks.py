@@ -111,3 +111,7 @@ def test_commands_name_no_absolute_paths(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["x", "--data", str(tmp_path / "scans"), "--changes", "sine 3.2"])
     assert str(tmp_path) not in tables.running_command()
     assert tables.running_command().endswith("--data scans --changes 'sine 3.2'")
+    monkeypatch.setattr(
+        "sys.argv", ["x", f"--data={tmp_path / 'scans'}", "--model", "models/own.safetensors"]
+    )
+    assert tables.running_command().endswith("--data=scans --model models/own.safetensors")

@@ -20,6 +20,7 @@ import numpy as np
 
 from MAPSegLib.metrics import dice_scores, evaluate_pair
 from MAPSegLib.models import load_card, load_model, resolve, save_model
+from MAPSegLib.synthesis import merge_parcels
 from MAPSegLib.volumes import Volume, read_labels
 
 from . import oasis
@@ -100,7 +101,7 @@ def main() -> None:
     for image, labels in DEMO.items():
         folder = arguments.data / "demo"
         reference = read_labels(folder / f"{labels}.nii.gz").array
-        cases.append((image, folder / f"{image}.nii.gz", oasis.merge_parcels(reference)))
+        cases.append((image, folder / f"{image}.nii.gz", merge_parcels(reference)))
 
     rows: dict[str, list[dict]] = {}
     costs = []

@@ -70,15 +70,6 @@ def load_pair(data: Path, name: str) -> tuple[Volume, np.ndarray]:
     return image, map_values(reference.array, FREESURFER)
 
 
-def merge_parcels(labels: np.ndarray) -> np.ndarray:
-    """FreeSurfer codes with the parcels of the cortex (of both its atlases) merged to 3 and 42."""
-    merged = labels.copy()
-    for left, right in ((1000, 2000), (11100, 12100)):
-        merged[(labels >= left) & (labels < left + 100)] = LEFT_CORTEX
-        merged[(labels >= right) & (labels < right + 100)] = RIGHT_CORTEX
-    return merged
-
-
 def mean_dice(labels: np.ndarray, reference: np.ndarray) -> float:
     """Mean Dice (0-1) of the seven structures, both sides, in two maps of FreeSurfer codes of one shape."""
     return float(np.nanmean(list(dice_scores(labels, reference, SEVEN_VALUES).values())))

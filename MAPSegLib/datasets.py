@@ -17,7 +17,7 @@ from .augmentation import uniform
 from .config import Contrast, Label, Preprocessing
 from .errors import InputError
 from .preprocessing import labels_to_working, prepare
-from .synthesis import Anatomy, brain_priors, synthesise
+from .synthesis import Anatomy, brain_priors, merge_parcels, synthesise
 from .volumes import check_same_grid, read_image, read_labels
 
 
@@ -134,9 +134,17 @@ def _anatomy(path: Path, class_of: dict[int, int]) -> Anatomy:
     from .preprocessing import canonical
 
     array, spacing = canonical(read_labels(path))
-    known = {code for prior in brain_priors() for code in prior["labels"]} - {0}
-    if known.isdisjoint(np.unique(array).tolist()):
+    array = merge_parcels(array)
+    found = set(np.unique(array).tolist())
+    known = {code for prior in brain_priors() for code in prior["labels"]}
+    if (known - {0}).isdisjoint(found):
         raise InputError(f"{path}: holds none of FreeSurfer's codes that images are synthesised from.")
+    if unknown := sorted(found - known):
+        told = ", ".join(map(str, unknown[:5])) + (", …" if len(unknown) > 5 else "")
+        raise InputError(
+            f"{path}: holds codes that no intensities are known for ({told}).",
+            "Replace each by a code that looks alike, or by 0.",
+        )
     return Anatomy.from_labels(
         torch.from_numpy(np.ascontiguousarray(array).astype(np.int64)), spacing, class_of
     )

@@ -113,6 +113,8 @@ def _guard(path: Path, reader: Callable[[Path], Any]) -> Any:
         ) from error
     except Exception as error:
         text = str(error).lower()
+        if "alloc" in text or "memory" in text:
+            raise MemoryError(text) from error
         if "spacing" in text or "pixdim" in text:
             what = "has a voxel spacing of zero"
         elif "direction" in text or "determinant" in text:
@@ -158,6 +160,9 @@ def _read_nibabel(path: Path) -> Loaded:
     shape = _squeezed_shape(path.name, image.shape)
     if isinstance(image, nib.Nifti1Image):
         _check_pixdim(path, image)
+        _check_orientation(path, image)
+        if (unit := image.header.get_xyzt_units()[0]) not in ("mm", "unknown"):
+            raise InputError(f"{path.name} has its spacing in {unit}, not in mm.", "Export it again in mm.")
     return np.asanyarray(image.dataobj).reshape(shape, order="F"), image.affine.astype(float), image.header
 
 
@@ -173,6 +178,24 @@ def _check_pixdim(path: Path, image: Any) -> None:
         raise InputError(
             f"{path.name} has a voxel spacing of zero.", "Export the scan again with its spacing in mm."
         )
+
+
+def _check_orientation(path: Path, image: Any) -> None:
+    """A header may hold two orientations; where they contradict each other, programs do not agree on left and right."""
+    if image.header["sform_code"] > 0 and image.header["qform_code"] > 0:
+        one, other = (matrix[:3, :3] for matrix in (image.get_sform(), image.get_qform()))
+        if (np.sum(one * other, axis=0) < 0).any():
+            raise InputError(
+                f"{path.name} states two orientations (sform and qform) that contradict each other.",
+                "Find out which one is right, and remove the other.",
+            )
+
+
+def orientation_note(header: Any) -> str:
+    """What a user should know of a NIfTI header without an orientation; empty for all others."""
+    if hasattr(header, "get_sform") and not (header["sform_code"] or header["qform_code"]):
+        return "The file states no orientation: left and right are assumed, and may be swapped."
+    return ""
 
 
 def _read_itk(path: Path) -> Loaded:
@@ -192,23 +215,38 @@ def _read_series(folder: Path) -> Loaded:
         )
     files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
     _check_slices(folder, files)
-    return _guard(folder, lambda _: _from_itk(folder, _quietly(lambda: sitk.ReadImage(files))))
+    # in floating point, as each slice may have a scale of its own
+    read = lambda _: _from_itk(folder, _quietly(lambda: sitk.ReadImage(files, sitk.sitkFloat32)))  # noqa: E731
+    return _guard(folder, read)
 
 
 def _check_slices(folder: Path, files: tuple[str, ...]) -> None:
-    """Slices must be evenly spaced: the reader would silently squeeze a gap, or stack time points."""
+    """Slices must fill a box: the reader would squeeze a gap, set a tilted stack upright, or stack time points."""
     import SimpleITK as sitk
 
     if len(files) < 2:
         return
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
-    heights = []
+    read = []
     for file in files:
         reader.SetFileName(file)
         _guard(Path(file), lambda _: _quietly(reader.ReadImageInformation))
-        normal = np.reshape(reader.GetDirection(), (3, 3))[:, 2]
-        heights.append(float(normal @ reader.GetOrigin()))
+        read.append((reader.GetOrigin(), np.reshape(reader.GetDirection(), (3, 3))))
+    origins, directions = (np.array(part) for part in zip(*read, strict=True))
+    if np.abs(directions - directions[0]).max() > 1e-3:
+        raise InputError(
+            f"The DICOM series {folder.name} has slices of several orientations.",
+            "Export one complete 3D series.",
+        )
+    normal = directions[0][:, 2]
+    heights = origins @ normal
+    aside = origins - origins[0] - np.outer(heights - heights[0], normal)
+    if np.abs(aside).max() > 0.1:
+        raise InputError(
+            f"The DICOM series {folder.name} has tilted slices (gantry tilt).",
+            "Load it into Slicer, which straightens it, and save it as NRRD.",
+        )
     gaps = np.abs(np.diff(heights))
     repeated = gaps.min() < 0.01
     if repeated or gaps.max() - gaps.min() > max(0.1, 0.05 * np.median(gaps)):

@@ -98,6 +98,7 @@ def segment_scan(
 
         result = _label(watched(), labels, scan.grid, uncertainty)
         result.classes = torch.cat(working)
+        result.notes += scan.volume.notes
         return result
 
     return with_less_memory(run, options)
@@ -276,11 +277,10 @@ def _label(
         count += np.bincount(flat, minlength=len(values))
         mass += np.bincount(flat, best.ravel(), minlength=len(values))
         sure += np.bincount(flat[best.ravel() >= CONFIDENT], minlength=len(values))
-    voxel_ml = float(np.prod(grid.canonical_spacing)) / 1000
     found = [i for i in range(1, len(values)) if count[i]]
     return Segmentation(
         labels=to_native(boxed, grid),
-        volumes_ml={int(values[i]): float(count[i] * voxel_ml) for i in range(1, len(values))},
+        volumes_ml={int(values[i]): float(count[i] * grid.native_voxel_ml) for i in range(1, len(values))},
         confidence={int(values[i]): float(mass[i] / count[i]) for i in found},
         eta={int(values[i]): float(sure[i] / count[i]) for i in found},
         uncertainty=to_native(doubt, grid) if doubt is not None else None,

@@ -15,12 +15,15 @@ import numpy as np
 import torch
 
 from MAPSegLib.config import Preprocessing
+from MAPSegLib.errors import InputError
 from MAPSegLib.levels import AIR_MARGIN, Levels, foreground_bounds, mr_levels
 from MAPSegLib.volumes import Volume
 
 Shape = tuple[int, int, int]
 Triple = tuple[float, float, float]
 
+MOST_VOXELS = 1e9
+"""Of a working grid: an image alone takes 4 GB then."""
 _PIECE = 8_000_000  # voxels of the output that label resampling handles at once
 
 
@@ -55,8 +58,12 @@ class Grid:
         return tuple(hi - lo for lo, hi in zip(*self.box, strict=True))
 
     @property
+    def native_voxel_ml(self) -> float:
+        return float(abs(np.linalg.det(self.native_affine[:3, :3]))) / 1000
+
+    @property
     def working_voxel_ml(self) -> float:
-        return float(np.prod(self.working_spacing)) / 1000
+        return self.native_voxel_ml * float(np.prod(self.box_shape) / np.prod(self.working_shape))
 
     def canonical(self, native: np.ndarray) -> np.ndarray:
         """The canonical view (no copy) of an array on the native grid."""
@@ -104,6 +111,12 @@ def prepare(volume: Volume, options: Preprocessing, ceiling: float = 1.0) -> Sca
     working_shape = tuple(
         max(1, round(n * s / w)) for n, s, w in zip(box_shape, spacing, options.spacing, strict=True)
     )
+    if np.prod(working_shape, dtype=float) > MOST_VOXELS:
+        extent = " x ".join(f"{n * s:.0f}" for n, s in zip(box_shape, spacing, strict=True))
+        raise InputError(
+            f"{volume.path.name if volume.path else 'The scan'} is {extent} mm large, too much for this model.",
+            "Check the spacing in the file, or crop the scan.",
+        )
     grid = Grid(
         native_shape=volume.shape,
         native_affine=volume.affine,

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -24,6 +25,15 @@ OUTSIDE_BRAIN = frozenset((0, 24, *range(500, 600)))
 """Codes of ``brain_labels`` that brain extraction removes; CSF (24) stays where it touches the brain."""
 EQUIVALENT = {136: 4, 137: 5, 163: 43, 164: 44, 25: 2, 57: 41}
 """Choroid plexus and lesions: drawn with their own intensities, labelled as what holds them."""
+
+
+def merge_parcels(labels: np.ndarray) -> np.ndarray:
+    """FreeSurfer codes with the parcels of the cortex (of both its atlases) merged to 3 and 42."""
+    merged = labels.copy()
+    for left, right in ((1000, 2000), (11100, 12100)):
+        merged[(labels >= left) & (labels < left + 100)] = 3
+        merged[(labels >= right) & (labels < right + 100)] = 42
+    return merged
 
 
 @cache

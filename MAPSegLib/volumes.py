@@ -9,14 +9,14 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from MAPSegLib.errors import InputError
-from MAPSegLib.formats import READABLE, WRITABLE, load, reason, save, scan_suffix
+from MAPSegLib.formats import READABLE, WRITABLE, load, orientation_note, reason, save, scan_suffix
 
 _SPACING_LIMITS = (0.05, 50.0)
 _INT32 = np.iinfo(np.int32)
@@ -33,12 +33,14 @@ class Volume:
         path: where it was read, if it was.
         header: the nibabel header, or :class:`~MAPSegLib.formats.ItkGeometry`; None for volumes made in
         memory.
+        notes: what a user should know of its geometry.
     """
 
     array: np.ndarray
     affine: np.ndarray
     path: Path | None = None
     header: Any = None
+    notes: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -83,7 +85,7 @@ def read_image(path: str | Path) -> Volume:
             f"{name} looks like a label map, not a scan: it has few, whole values in large uniform regions.",
             "Give the scan that the labels were drawn on.",
         )
-    return Volume(array, volume.affine, path, volume.header)
+    return replace(volume, array=array)
 
 
 def read_labels(path: str | Path) -> Volume:
@@ -114,7 +116,7 @@ def read_labels(path: str | Path) -> Volume:
             f"{name} looks like a scan, not a label map: its values are many and scattered.",
             "Give the label map; image and labels may have been swapped.",
         )
-    return Volume(array.astype(np.int32), volume.affine, path, volume.header)
+    return replace(volume, array=array.astype(np.int32))
 
 
 def looks_like_labels(array: np.ndarray) -> bool:
@@ -188,6 +190,12 @@ def find_scans(folder: str | Path) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"{folder} does not exist.", "Check the path.")
     if _holds_dicom(folder):
+        others = sorted(p.name for p in folder.iterdir() if scan_suffix(p) not in ("", ".dcm"))
+        if others:
+            raise InputError(
+                f"The folder {folder} holds DICOM slices and other scans ({others[0]}).",
+                "Give each a folder of its own.",
+            )
         return [folder]
     entries = [p for p in folder.iterdir() if not p.name.startswith(".")]
     found = sorted(p for p in entries if (scan_suffix(p) if p.is_file() else _holds_dicom(p)))
@@ -240,7 +248,8 @@ def write_volume(path: str | Path, array: np.ndarray, like: Volume, overwrite: b
 def _read(path: Path) -> Volume:
     """Any supported file or folder, in its stored type, with a checked geometry."""
     array, affine, header = load(path)
-    volume = Volume(array, affine, path, header)
+    note = orientation_note(header)
+    volume = Volume(array, affine, path, header, (note,) if note else ())
     _check_geometry(path.name, volume)
     return volume
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__, distributed
 from ..config import InferenceOptions, check_path
-from ..errors import Cancelled, MAPSegError
+from ..errors import Cancelled, InputError, MAPSegError, MemoryExhausted
 from ..jobs import AdaptJob, Report, SegmentJob
 from ..manifests import list_pairs
 from ..models import ModelCard, load_card, resolve, save_model
@@ -68,7 +68,13 @@ class _Findings:
         except Cancelled:
             raise
         except Exception as error:
-            if not isinstance(error, MAPSegError):
+            from ..devices import is_out_of_memory
+
+            if not isinstance(error, MAPSegError) and is_out_of_memory(error):
+                error = MemoryExhausted(
+                    f"{scan.name} does not fit into memory.", "Close other programs, or crop the scan."
+                )
+            elif not isinstance(error, MAPSegError):
                 logging.getLogger(__name__).exception("%s", scan)
                 error = MAPSegError(f"{scan.name} failed unexpectedly: {type(error).__name__}: {error}.")
             told = {"kind": error.kind, "message": error.message, "advice": error.advice, "scan": str(scan)}
@@ -369,4 +375,8 @@ def _refuse_existing(
     paths += [outputs.volume(scan, kind) for scan in scans for kind in kinds]
     names = ["report.json", "volumes.csv"]
     names += [ADAPTED_MODEL] if getattr(job, "save_model", False) else []
+    given = {scan.resolve() for scan in scans}
+    for path in paths:
+        if path.resolve() in given:
+            raise InputError(f"A result would replace the scan {path}.", "Choose another output.")
     refuse_existing([*paths, *map(outputs.beside, names)], job.overwrite)

@@ -64,6 +64,13 @@ def test_results_are_not_replaced_unasked(task, model, data, tmp_path):
     assert labels_of(out / "case0_seg.nii.gz").max() == 2
 
 
+def test_a_result_never_replaces_the_scan(model, data, tmp_path):
+    scan = shutil.copy(data / "images" / "case0.nii.gz", tmp_path / "scan.nii.gz")
+    before = (tmp_path / "scan.nii.gz").read_bytes()
+    assert "would replace the scan" in refused("segment", model, scan, "-o", scan, "--overwrite")
+    assert (tmp_path / "scan.nii.gz").read_bytes() == before
+
+
 def test_outputs_that_cannot_be_written(model, data, tmp_path):
     scan = data / "images" / "case0.nii.gz"
     (tmp_path / "file").touch()

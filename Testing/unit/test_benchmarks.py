@@ -10,7 +10,7 @@ from model_cases import SINGLE, Thresholds, tiny_architecture, tiny_model
 
 from MAPSegLib.config import AdaptationOptions
 from MAPSegLib.datasets import cut_patches
-from MAPSegLib.synthesis import brain_labels
+from MAPSegLib.synthesis import brain_labels, merge_parcels
 
 sys.path.append(str(Path(__file__).parents[2]))  # the benchmarks are no part of the installed package
 
@@ -75,7 +75,7 @@ def test_manual_codes_map_to_the_model_s_values_and_keep_their_side():
 
 def test_parcels_become_the_cortex_of_their_side():
     labels = np.array([0, 10, 1035, 2001, 11101, 12175, 251])
-    assert oasis.merge_parcels(labels).tolist() == [0, 10, 3, 42, 3, 42, 251]
+    assert merge_parcels(labels).tolist() == [0, 10, 3, 42, 3, 42, 251]
 
 
 def test_mean_dice_is_over_the_seven_structures_only():

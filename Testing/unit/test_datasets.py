@@ -18,6 +18,7 @@ from MAPSegLib.datasets import (
     resize_whole,
 )
 from MAPSegLib.errors import InputError
+from MAPSegLib.synthesis import brain_labels
 
 FOUR = Preprocessing(spacing=(4.0, 4.0, 4.0))
 
@@ -237,6 +238,20 @@ def test_labels_of_the_whole_scan_lie_on_its_image():
     for found in (batch.whole[0, 0], batch.whole_target[0]):
         places = torch.stack(torch.where(found > 0.5)).float()
         assert places.mean(1).tolist() == pytest.approx([15.5] * 3, abs=0.02)
+
+
+def test_codes_without_intensities_are_refused_and_parcels_are_cortex(tmp_path):
+    codes = (head() > 0).numpy().astype(np.int32) * 3
+    codes[:10][codes[:10] > 0] = 1035
+    path = save(tmp_path / "aparc.nii.gz", codes, "LPI", np.int32)
+    source = SyntheticSource([path], brain_labels(), FOUR)
+    assert source.anatomies[0].values == (0, 3)
+    codes[:5][codes[:5] > 0] = 251
+    path = save(tmp_path / "other.nii.gz", codes, "LPI", np.int32)
+    with pytest.raises(
+        InputError, match=r"other.nii.gz: holds codes that no intensities are known for \(251\)"
+    ):
+        SyntheticSource([path], brain_labels(), FOUR)
 
 
 # --- folders ------------------------------------------------------------------------------------------------------

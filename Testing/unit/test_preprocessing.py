@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from volume_cases import affines, make_affine, positions
 
 from MAPSegLib.config import Preprocessing
+from MAPSegLib.errors import InputError
 from MAPSegLib.preprocessing import canonical, labels_to_working, prepare, resample, restore, to_native
 from MAPSegLib.volumes import Volume, read_image, read_labels
 
@@ -332,3 +333,17 @@ def test_real_labels_survive(data_folder):
 
 def grid_mask(grid):
     return to_native(np.ones(grid.box_shape, np.uint8), grid)
+
+
+def test_a_scan_that_would_fill_the_memory_is_refused():
+    volume, _ = blob_scan(np.diag([50.0, 50.0, 50.0, 1.0]), (60, 60, 60))
+    with pytest.raises(InputError, match="2900 x 2900 x 2900 mm large"):
+        prepare(volume, Preprocessing(spacing=(1.0, 1.0, 1.0)))
+
+
+def test_the_volume_of_a_sheared_voxel_is_that_of_its_box():
+    affine = np.array([[1, 0.4, 0, 0], [0, 1, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1.0]])
+    grid = prepare(blob_scan(affine)[0], Preprocessing(spacing=(1.0, 1.0, 1.0))).grid
+    assert grid.native_voxel_ml == pytest.approx(0.002)
+    total = grid.working_voxel_ml * np.prod(grid.working_shape)
+    assert total == pytest.approx(0.002 * np.prod(grid.box_shape))

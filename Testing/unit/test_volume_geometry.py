@@ -170,8 +170,17 @@ def test_unwritable_places(tmp_path):
 # --- folders ------------------------------------------------------------------------------------------------
 
 
-def write_series(folder, array, affine, slices=None, uid="1.2.826.0.1.3680043.2.1125.1"):
-    """A DICOM series of the array's planes (or of some of them)."""
+def write_series(
+    folder,
+    array,
+    affine,
+    slices=None,
+    uid="1.2.826.0.1.3680043.2.1125.1",
+    shift=(0, 0, 0),
+    slope=None,
+    turned=(),
+):
+    """A DICOM series of the array's planes (or of some of them), each moved by ``shift`` more than the one before."""
     folder.mkdir(exist_ok=True)
     scan = write_volume(folder.parent / "whole.mha", array, Volume(array, affine), overwrite=True)
     image = sitk.Cast(sitk.ReadImage(str(scan)), sitk.sitkInt16)
@@ -180,16 +189,19 @@ def write_series(folder, array, affine, slices=None, uid="1.2.826.0.1.3680043.2.
     writer.KeepOriginalImageUIDOn()
     for i in range(image.GetDepth()) if slices is None else slices:
         plane = image[:, :, i : i + 1]
-        origin = image.TransformIndexToPhysicalPoint((0, 0, i))
+        origin = image.TransformIndexToPhysicalPoint((0, 0, i)) + i * np.array(shift)
+        axes = [*direction[:, 1], *direction[:, 2]] if i in turned else [*direction[:, 0], *direction[:, 1]]
         tags = {
             "0008|0060": "MR",
             "0020|000e": uid,
             "0020|000d": "1.2.826.0.1.3680043.2.1125.0",
             "0008|0018": f"{uid}.{i + 1}",
             "0020|0032": "\\".join(f"{v:.6f}" for v in origin),
-            "0020|0037": "\\".join(f"{v:.8f}" for v in [*direction[:, 0], *direction[:, 1]]),
+            "0020|0037": "\\".join(f"{v:.8f}" for v in axes),
             "0020|0013": str(i + 1),
         }
+        if slope:
+            tags |= {"0008|0060": "CT", "0028|1053": slope, "0028|1052": "0"}
         for tag, value in tags.items():
             plane.SetMetaData(tag, value)
         writer.SetFileName(str(folder / f"{uid[-1]}-{i:03d}.dcm"))
@@ -219,6 +231,61 @@ def test_dicom_series_with_a_gap_or_a_neighbour(tmp_path):
     assert_refused(tmp_path / "two", "2 DICOM series")
     (tmp_path / "none").mkdir()
     assert_refused(tmp_path / "none", "no DICOM series")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"shift": (0, -1.2, 0)}, "tilted slices"),
+        ({"shift": (3, 0, 0)}, "tilted slices"),
+        ({"turned": (4,)}, "several orientations"),
+    ],
+)
+def test_dicom_series_that_fill_no_box_are_refused(tmp_path, changes, told):
+    write_series(tmp_path / "ct", noise(8, 9, 8, dtype=np.int16), make_affine(spacing=(1, 1, 3)), **changes)
+    assert_refused(tmp_path / "ct", told)
+
+
+def test_dicom_slices_with_scales_of_their_own(tmp_path):
+    array = noise(8, 9, 4, dtype=np.int16)
+    write_series(tmp_path / "pet", array, make_affine(spacing=(1, 1, 3)), slope="1 ")
+    file, tag = tmp_path / "pet" / "1-002.dcm", b"\x28\x00\x53\x10\x02\x00\x00\x00"
+    assert tag + b"1 " in file.read_bytes()
+    file.write_bytes(file.read_bytes().replace(tag + b"1 ", tag + b".3"))
+    read = read_image(tmp_path / "pet").array
+    np.testing.assert_allclose(read[..., 2], array[..., 2] * 0.3, rtol=1e-6)
+    np.testing.assert_array_equal(read[..., 1], array[..., 1])
+
+
+def test_a_series_among_other_scans_is_refused(tmp_path):
+    write_series(tmp_path / "mixed", noise(8, 9, 4, dtype=np.int16), make_affine(spacing=(1, 1, 3)))
+    (tmp_path / "mixed" / "notes.txt").touch()
+    assert find_scans(tmp_path / "mixed") == [tmp_path / "mixed"]
+    (tmp_path / "mixed" / "t1.nii.gz").touch()
+    with pytest.raises(InputError, match=r"DICOM slices and other scans \(t1.nii.gz\)"):
+        find_scans(tmp_path / "mixed")
+
+
+def nifti(path, sform=None, qform=None, unit="mm"):
+    image = nib.Nifti1Image(noise(8, 9, 10), None)
+    image.header.set_xyzt_units(unit)
+    for matrix, setter in ((sform, image.set_sform), (qform, image.set_qform)):
+        setter(np.eye(4) if matrix is None else np.diag([*matrix, 1.0]), code=int(matrix is not None))
+    nib.save(image, path)
+    return path
+
+
+def test_orientations_that_contradict_each_other_are_refused(tmp_path):
+    assert_refused(nifti(tmp_path / "a.nii.gz", (-1, 1, 1), (1, 1, 1)), "contradict each other")
+    assert not read_image(nifti(tmp_path / "b.nii.gz", (-1, 1, 1), (-1, 1, 1))).notes
+    assert not read_image(nifti(tmp_path / "c.nii.gz", (-1, 1, 1))).notes
+    (note,) = read_image(nifti(tmp_path / "d.nii.gz")).notes
+    assert "left and right are assumed" in note
+
+
+@pytest.mark.parametrize("unit", ["micron", "meter"])
+def test_other_units_than_mm_are_refused(tmp_path, unit):
+    assert_refused(nifti(tmp_path / "a.nii.gz", (25, 25, 25), unit=unit), f"in {unit}, not in mm")
 
 
 def test_find_scans(tmp_path):

@@ -19,7 +19,7 @@ from MAPSegLib.tasks.scans import ADAPTED_MODEL
 
 from .tables import write_section
 from .uda.grid import Bench, Grid
-from .uda.methods import score, train_model
+from .uda.methods import score, start_model
 from .uda.report import Cells, seed_means, spread
 from .uda.tasks import VERSION, Size, Task, adaptation_options, training_options
 
@@ -67,9 +67,8 @@ def settings(size: Size, name: str, seed: int) -> dict[str, Any]:
 def run_variant(bench: Bench, name: str) -> dict[str, Any]:
     """Scores of the target scans by the start and by the adapted model."""
     variant = VARIANTS[name]
-    start = "start-strong" if variant.strong_start else "start"
-    train_model(bench, start, bench.size.start, strong=variant.strong_start)
-    model, folder = bench.place(start) / "model.safetensors", bench.place("ablation") / name.replace(" ", "-")
+    model, _ = start_model(bench, variant.strong_start)
+    folder = bench.place("ablation") / name.replace(" ", "-")
     place, target = bench.material / "source", bench.material / "target"
     source = (
         {"source_from_labels": place / "labels"}

@@ -38,7 +38,7 @@ from MAPSegLib.volumes import find_scans
 
 from .tables import write_section
 from .uda.grid import Bench, Grid
-from .uda.methods import Scores, run_worker, score, train_model
+from .uda.methods import Scores, run_worker, score, start_model
 from .uda.report import Cells, seed_means, spread
 from .uda.tasks import TASKS, VERSION, Size, Task, adaptation_options, training_options
 
@@ -100,18 +100,12 @@ def site_scans(bench: Bench) -> list[list[Path]]:
     return [scans[site::SITES] for site in range(SITES)]
 
 
-def start_model(bench: Bench) -> Path:
-    """The source model that all start from."""
-    train_model(bench, "start-strong", bench.size.start, strong=True)
-    return bench.place("start-strong") / "model.safetensors"
-
-
 def centralised(bench: Bench) -> list[tuple[Path, dict]]:
     """Adaptation with all scans in one place."""
     place, folder = bench.material / "source", bench.place("in-one-place")
     with patch.dict(RECIPES, plus=RECIPE):
         api.adapt(
-            start_model(bench),
+            start_model(bench, strong=True)[0],
             bench.material / "target" / "images",
             folder,
             source=place / "images",
@@ -128,7 +122,7 @@ def alone(bench: Bench) -> list[tuple[Path, dict]]:
     models = []
     for number, scans in enumerate(site_scans(bench)):
         folder = bench.place(f"site-{number}-alone")
-        job = {"task": "adapt", "model": start_model(bench), "scans": scans, "output": folder}
+        job = {"task": "adapt", "model": start_model(bench, strong=True)[0], "scans": scans, "output": folder}
         job |= {"save_model": True, "options": adaptation_options(bench.size, "test-time", bench.seed)}
         run_worker(folder, job, folder / "adaptation" / "checkpoint.pt")
         models.append((folder / ADAPTED_MODEL, {}))
@@ -147,7 +141,7 @@ def write_plan(
     step = {key: known[key] for key in ("patches", "learning_rate", "ema_decay", "preset", "seed")}
     plan = {
         "name": "model",
-        "model": str(start_model(bench)),
+        "model": str(start_model(bench, strong=True)[0]),
         "sites": [{"name": "source", "role": "source"}, *({"name": n, "role": "target"} for n in names)],
         "rounds": bench.size.own // steps,
         "steps": steps,
@@ -207,7 +201,7 @@ def run_way(bench: Bench, way: str) -> dict[str, Any]:
     """The test scores of one way of training."""
     sites = site_scans(bench)
     ways: dict[str, Callable[[], list[tuple[Path, dict]]]] = {
-        WAYS[0]: lambda: [(start_model(bench), {})],
+        WAYS[0]: lambda: [(start_model(bench, strong=True)[0], {})],
         WAYS[1]: lambda: alone(bench),
         WAYS[2]: lambda: federated(bench, "federated", sites),
         WAYS[3]: lambda: federated(bench, "federated-few", [sites[0][:FEW]]),

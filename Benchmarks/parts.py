@@ -21,6 +21,7 @@ from torch import Tensor
 
 from MAPSegLib import api
 from MAPSegLib.config import ARCHITECTURES, RECIPES
+from MAPSegLib.errors import InputError
 from MAPSegLib.models import load_encoder, load_model, save_model
 from MAPSegLib.networks.segmenter import Segmenter
 from MAPSegLib.tasks.scans import ADAPTED_MODEL
@@ -29,7 +30,7 @@ from MAPSegLib.volumes import find_scans
 from .tables import write_section
 from .uda.__main__ import GRID as UDA
 from .uda.grid import Bench, Grid
-from .uda.methods import Scores, fresh_model, score, train_model
+from .uda.methods import Scores, fresh_model, score, start_model
 from .uda.report import Cells, seed_means, spread
 from .uda.tasks import VERSION, Size, Task, adaptation_options, training_options
 
@@ -127,14 +128,17 @@ def _train(bench: Bench, row: Row, name: str, steps: int, init: Path) -> Path:
 def _start(bench: Bench, row: Row) -> Path:
     """The source model of a row: rows that differ later share it."""
     if row == Row(mae=False, pseudo=row.pseudo):
-        train_model(bench, "start", bench.size.start)
-        return bench.place("start") / "model.safetensors"
+        return start_model(bench, strong=False)[0]
     name = f"start{'-mae' * row.mae}{'' if row.collaboration else '-local'}-{row.ratio:g}"
     return _train(bench, row, name, bench.size.start, _initial(bench, row))
 
 
 def _result(bench: Bench, name: str) -> Scores:
     row = ROWS[name]
+    if bench.size.models:
+        raise InputError(
+            "Models that are there already cannot be trained in parts.", "Choose another preset."
+        )
     if row == ROWS["GLC + MPL"]:
         return UDA.cell(bench, "paper")["results"]["adapted"]
     slug = name.replace(" + ", "-").replace(", ", "-").replace(" ", "-")

@@ -29,14 +29,28 @@ from .report import (
 from .tasks import METHODS, Size, Task
 
 
+def _how(task: Task, size: Size) -> str:
+    """What the methods share."""
+    if size.models:
+        plain, strong = (f"`{name}`" for name in size.models)
+        return (
+            f"Adaptations took {size.own} steps from the embedded models {plain} and, for `plus`, {strong}. These are "
+            "source-only and source-strong; target-supervised continues the second. Both have learnt from all "
+            "anatomies, the test ones among them, in other contrasts."
+        )
+    grid = " × ".join(f"{s:g}" for s in task.spacing)
+    return (
+        f"Every method took {size.start} + {size.own} steps; grid {grid} mm; width {size.architecture.width}, "
+        f"depth {size.architecture.depth}, patches of {size.architecture.patch}³."
+    )
+
+
 def write_results(section: str, task: Task, size: Size, cells: Cells, path: Path) -> None:
     """The sections of a task."""
-    grid = " × ".join(f"{s:g}" for s in task.spacing)
     write_section(
         section,
         f"Domain adaptation, {task.title}: Dice (%) and HD95 over test scans and structures, mean ± deviation over "
-        f"seeds. Every method took {size.start} + {size.own} steps; grid {grid} mm; width "
-        f"{size.architecture.width}, depth {size.architecture.depth}, patches of {size.architecture.patch}³. "
+        f"seeds. {_how(task, size)} "
         "Not found: structures without a voxel, which have no distance. Training: seconds of the "
         "whole command, with reading and checking, and of adaptations with segmenting their scans. Memory: resident. "
         "The parts of `plus` were chosen by the Dice of the scans adapted to (`Benchmarks.ablation`), not of these.",
@@ -55,7 +69,7 @@ def write_results(section: str, task: Task, size: Size, cells: Cells, path: Path
         write_section(
             f"{section}, gate",
             "What the gate did, over test scans and seeds; differences in Dice points. A method's start is the "
-            f"source model of {size.start} steps, which the gate falls back on.",
+            "source model that it adapts, which the gate falls back on.",
             GATE_HEADER,
             gate,
             path,

@@ -22,7 +22,7 @@ import torch
 from MAPSegLib import api
 from MAPSegLib.config import RECIPES, AdaptationOptions, Preprocessing
 from MAPSegLib.errors import InputError, MAPSegError
-from MAPSegLib.models import ModelCard, save_model
+from MAPSegLib.models import ModelCard, resolve, save_model
 from MAPSegLib.networks.segmenter import Segmenter
 from MAPSegLib.quality import better_supported
 from MAPSegLib.reports import plain, read_json, write_json
@@ -55,16 +55,18 @@ def run_method(bench: Bench, method: str) -> dict[str, Any]:
 
 def _supervised(bench: Bench, method: str) -> dict[str, Any]:
     part = "target" if method == "target-supervised" else "source"
-    cost = train_model(bench, method, bench.size.start + bench.size.own, part, strong=method in STRONG)
-    model = bench.place(method) / "model.safetensors"
+    if bench.size.models and part == "source":
+        model, cost = start_model(bench, method in STRONG)
+    else:
+        cost = train_model(bench, method, bench.size.start + bench.size.own, part, strong=method in STRONG)
+        model = bench.place(method) / "model.safetensors"
     return cost | {"results": {"final": score(bench, model, bench.place(method) / "test")}}
 
 
 def _adapting(bench: Bench, method: str) -> dict[str, Any]:
     """Adapt to the target scans; then the gate chooses, per test scan and without its labels, as it does there."""
-    name = "start-strong" if method in STRONG else "start"
-    costs = [train_model(bench, name, bench.size.start, strong=method in STRONG)]
-    folder, start = bench.place(method), bench.place(name) / "model.safetensors"
+    start, cost = start_model(bench, method in STRONG)
+    costs, folder = [cost], bench.place(method)
     job: dict[str, Any] = {
         "task": "adapt",
         "model": start,
@@ -94,17 +96,26 @@ def _adapting(bench: Bench, method: str) -> dict[str, Any]:
     return add_costs(costs) | {"results": results, "chosen": chosen, "best_step": best}
 
 
+def start_model(bench: Bench, strong: bool) -> tuple[Path, dict[str, Any]]:
+    """The source model that adaptations start from, trained where it is not there, and what it cost."""
+    if bench.size.models:
+        return resolve(bench.size.models[strong]), {"seconds": 0.0, "peak_gb": 0.0, "continued": False}
+    name = "start-strong" if strong else "start"
+    cost = train_model(bench, name, bench.size.start, strong=strong)
+    return bench.place(name) / "model.safetensors", cost
+
+
 def train_model(
     bench: Bench, name: str, steps: int, part: str = "source", strong: bool = False
 ) -> dict[str, Any]:
-    """A supervised training from fresh weights; gives what it cost."""
+    """A supervised training, from fresh weights unless there are others; gives what it cost."""
     folder, place = bench.place(name), bench.material / part
     drawn = bench.task.synthetic and part == "source"
     job = {
         "task": "train",
         "output": folder,
         "name": "model",
-        "init": str(fresh_model(bench)),
+        "init": str(resolve(bench.size.models[1]) if bench.size.models else fresh_model(bench)),
         "options": training_options(bench.size, steps, bench.seed, strong),
     }
     job |= (

@@ -97,7 +97,7 @@ def _read(path: Path) -> dict[str, Tensor]:
             content = content[key]
     if not isinstance(content, dict):
         raise InputError(f"{path.name} is not a state dict.")
-    return {k.removeprefix("module."): v for k, v in content.items() if isinstance(v, torch.Tensor)}
+    return {str(k).removeprefix("module."): v for k, v in content.items() if isinstance(v, torch.Tensor)}
 
 
 def _weights(state: dict[str, Tensor], file: str) -> dict[str, Tensor]:

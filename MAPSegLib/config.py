@@ -77,7 +77,7 @@ class Preprocessing(Options):
     def _check(self) -> Preprocessing:
         if any(not 0.1 <= s <= 20 for s in self.spacing):
             raise ValueError("spacing must lie between 0.1 and 20 mm")
-        if self.window[0] >= self.window[1]:
+        if not self.window[0] < self.window[1]:
             raise ValueError("window must rise")
         return self
 
@@ -142,7 +142,7 @@ class TrainingOptions(Options):
         0, ge=0, description="validations without a gain before an early stop; 0 never stops"
     )
     checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints")
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     threads: int | None = Field(None, ge=1)
@@ -161,7 +161,7 @@ class PretrainingStep(Options):
     )
     learning_rate: float = Field(2e-4, gt=0, lt=1)
     weight_decay: float = Field(0.05, ge=0)
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     threads: int | None = Field(None, ge=1)
@@ -192,7 +192,7 @@ class StepOptions(Options):
         0.9, description="share of the teacher that a step leaves, or the name of a published schedule"
     )
     confidence: float = Field(0.9, gt=0, lt=1, description="tau of eta, the quality of a pseudo-label")
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     threads: int | None = Field(None, ge=1)

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from . import distributed
-from .errors import MAPSegError
+from .errors import InputError, MAPSegError
 from .worker import execute, listen_for_stop
 
 _out, _err = Console(), Console(stderr=True)
@@ -37,6 +37,9 @@ def run(task: str, content: dict[str, Any], flags: dict[str, Any] | None, option
         flags: options given one by one; None means not given. They win over those of the file ``options``.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show ends no job
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
 
     def load():
         from .jobs import build_job
@@ -47,6 +50,10 @@ def run(task: str, content: dict[str, Any], flags: dict[str, Any] | None, option
             job["mapping"] = read_json(job["mapping"], "a mapping")
         if flags is not None:
             more = read_json(options, "options") if options else {}
+            if not isinstance(more, dict):
+                raise InputError(
+                    f"{options} is not a JSON file with options.", 'It should hold {"steps": 100}.'
+                )
             job["options"] = {**more, **{key: value for key, value in flags.items() if value is not None}}
         return build_job(job)
 

@@ -347,4 +347,5 @@ def reason(error: OSError) -> str:
     """Why the system refused, in words."""
     told = {errno.ENOSPC: "no space left on the disk", errno.EACCES: "permission denied"}
     told |= {errno.ENOENT: "the folder does not exist", errno.EROFS: "the disk is read-only"}
+    told |= {errno.ENAMETOOLONG: "the name is too long"}
     return told.get(error.errno, (error.strerror or str(error)).lower())

@@ -195,7 +195,7 @@ class SynthesiseJob(Options):
     output: Path = Field(description="folder for images/ and labels/")
     contrast: Contrast = "t1"
     count: int = Field(1, ge=1, description="images of each label map")
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**63)
     spacing: float = Field(1.0, ge=0.1, le=20, description="of the images, mm")
     overwrite: bool = False
 

@@ -12,6 +12,7 @@ plain      scans alone; label maps, named alike, in a folder that is given besid
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -94,7 +95,10 @@ def _manifest(path: Path) -> list[Case]:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
-        raise InputError(f"{path} is not a manifest: {where}: {first['msg']}.") from error
+        raise InputError(
+            f"{path} is not a manifest: {f'{where}: ' if where else ''}{first['msg']}.",
+            'It should hold {"cases": [{"image": "a.nii.gz", "label": "a_label.nii.gz"}]}.',
+        ) from error
     if not cases:
         raise InputError(f"{path} lists no cases.")
     files = [path.parent / file for case in cases for file in (case.image, case.label) if file]
@@ -110,7 +114,7 @@ def _manifest(path: Path) -> list[Case]:
 def _nnunet(folder: Path) -> list[Case]:
     about = read_json(folder / "dataset.json", "a data set")
     channels = (about.get("channel_names") or about.get("modality") or {}) if isinstance(about, dict) else {}
-    if len(channels) > 1:
+    if isinstance(channels, dict | list) and len(channels) > 1:
         raise InputError(f"{folder / 'dataset.json'} names {len(channels)} channels; scans must have one.")
     labels = folder / "labelsTr"
     return _pair(find_scans(folder / "imagesTr"), find_scans(labels) if labels.is_dir() else [])
@@ -152,10 +156,20 @@ def _entities(path: Path) -> frozenset[str]:
 
 def _pair(images: list[Path], labels: list[Path]) -> list[Case]:
     """Match by name: ``case_img.nii.gz`` or ``case_0000.nii.gz`` belongs to ``case…``."""
-    by_stem = {_stem(path): path for path in labels}
+    by_stem = by_name(labels, _stem)
     cases = [Case(image=image, label=by_stem.get(_stem(image))) for image in images]
     _refuse_twice([case.label for case in cases if case.label], "Two images are named like")
     return cases
+
+
+def by_name(files: Iterable[Path], name: Callable[[Path], str]) -> dict[str, Path]:
+    """Files by what is left of their names. Raises InputError where two would be taken for each other."""
+    found: dict[str, Path] = {}
+    for file in files:
+        other = found.setdefault(name(file), file)
+        if other != file:
+            raise InputError(f"{other} and {file} are named alike.", "Keep one of them.")
+    return found
 
 
 def _refuse_twice(files: list[Path], what: str) -> None:

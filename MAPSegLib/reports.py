@@ -72,15 +72,15 @@ def read_json(path: Path, what: str) -> Any:
         InputError: missing, or not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist.", "Check the path.") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not a JSON file with {what}.") from error
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON knows it: paths and foreign numbers turned, NaN and infinity null."""
+    """A value as JSON and UTF-8 know it: paths, foreign numbers and names turned, NaN and infinity null."""
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -89,7 +89,9 @@ def plain(value: Any) -> Any:
         return plain(value.tolist())
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    return str(value) if isinstance(value, Path) else value
+    if isinstance(value, (str, Path)):  # a file's name need not be valid UTF-8
+        return str(value).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return value
 
 
 def _cell(value: Any) -> Any:

@@ -103,21 +103,33 @@ def execute(load_job, emit, stopped: Callable[[], bool] = lambda: False) -> int:
         except MemoryError:
             error = MemoryExhausted("Memory ran out.", "Close other programs.")
         except Exception as failure:
-            if distributed.is_lost(failure):
-                _log.warning("%s", failure)
-                error = MAPSegError(
-                    "Another process of this run has ended, or cannot be reached.",
-                    "See what torchrun tells of it.",
-                )
-            else:
-                _log.exception("unforeseen failure")
-                text = f"Unforeseen failure, {type(failure).__name__}: {failure}"
-                error = MAPSegError(text, "Please report it with the log above.")
+            error = _explained(failure)
         _signalled.set()  # what is left is quick, and is not interrupted
         told = {"event": "error", "kind": error.kind, "message": error.message, "advice": error.advice}
         with suppress(Cancelled):  # raised where nobody reads any more
             distributed.tell_once(lambda: emit(told))
         return error.exit_code
+
+
+def _explained(failure: Exception) -> MAPSegError:
+    """The sentence for a failure that nobody on the way expected."""
+    if distributed.is_lost(failure):
+        _log.warning("%s", failure)
+        return MAPSegError(
+            "Another process of this run has ended, or cannot be reached.", "See what torchrun tells of it."
+        )
+    if isinstance(failure, OSError) and failure.filename:
+        from .formats import reason
+
+        return InputError(f"{failure.filename} cannot be used: {reason(failure)}.", "Check the path.")
+    if "torch" in sys.modules:
+        from .devices import is_out_of_memory
+
+        if is_out_of_memory(failure):
+            return MemoryExhausted("Memory ran out.", "Close other programs.")
+    _log.exception("unforeseen failure", exc_info=failure)
+    text = f"Unforeseen failure, {type(failure).__name__}: {failure}"
+    return MAPSegError(text, "Please report it with the log above.")
 
 
 def _shared(job) -> bool:

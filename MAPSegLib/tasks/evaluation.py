@@ -8,6 +8,7 @@ from typing import Any
 from ..config import check_path
 from ..errors import InputError, MAPSegError
 from ..jobs import EvaluateJob, Report
+from ..manifests import by_name
 from ..models import load_card, resolve
 from ..reports import plain, write_csv, write_json
 from ..volumes import Volume, find_scans, read_labels, scan_stem
@@ -15,6 +16,8 @@ from .outputs import output_folder, refuse_existing
 
 _SIDE_RESULTS = ("_uncertainty", "_seg_source", "_seg_adapted")
 """Maps that a segmentation job leaves beside its label maps."""
+_BESIDE_ONE = ("_source", "_adapted")
+"""The same, beside a label map whose name the user chose."""
 _ENDINGS = ("_seg", "_label", "_labels", "_img", "_image", "_0000")
 
 
@@ -72,8 +75,16 @@ def pair_cases(prediction: Path, reference: Path) -> list[tuple[Path, Path]]:
     """
     if prediction.is_file() and reference.is_file():
         return [(prediction, reference)]
-    references = {_case(path): path for path in find_scans(reference)}
-    found = [path for path in find_scans(prediction) if not scan_stem(path).endswith(_SIDE_RESULTS)]
+    references = by_name(find_scans(reference), _case)
+    there = find_scans(prediction)
+    stems = {scan_stem(path) for path in there}
+    found = [
+        path
+        for path in there
+        if not scan_stem(path).endswith(_SIDE_RESULTS)
+        and not any(scan_stem(path) == f"{stem}{side}" for stem in stems for side in _BESIDE_ONE)
+    ]
+    by_name(found, _case)
     lonely = [path.name for path in found if _case(path) not in references]
     if lonely or not found:
         raise InputError(

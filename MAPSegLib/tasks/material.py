@@ -7,10 +7,11 @@ from typing import Any
 from ..checkpoints import import_checkpoint
 from ..config import Preprocessing, check_path
 from ..jobs import DemoJob, ImportJob, Report, SynthesiseJob
+from ..manifests import by_name
 from ..models import SUFFIX, user_folder
 from ..volumes import Volume, find_scans, scan_stem, write_volume
 from .label_table import read_label_table
-from .outputs import output_folder, refuse_existing
+from .outputs import output_folder, refuse_embedded, refuse_existing
 
 
 def synthesise(job: SynthesiseJob, report: Report) -> dict[str, Any]:
@@ -22,7 +23,7 @@ def synthesise(job: SynthesiseJob, report: Report) -> dict[str, Any]:
     from ..synthesis import brain_labels
     from ..synthesis import synthesise as draw
 
-    maps = find_scans(check_path(job.label_maps))
+    maps = list(by_name(find_scans(check_path(job.label_maps)), scan_stem).values())
     folder = check_path(job.output)
     names = [f"{scan_stem(path)}_{job.contrast}_{k:03d}.nii.gz" for path in maps for k in range(job.count)]
     files = [(folder / "images" / name, folder / "labels" / name) for name in names]
@@ -55,6 +56,7 @@ def import_model(job: ImportJob, report: Report) -> dict[str, Any]:
     """Turn an authors' checkpoint into a model file. See :class:`~MAPSegLib.jobs.ImportJob`."""
     folder = check_path(job.output) if job.output else user_folder()
     path = folder / f"{job.name}{SUFFIX}"
+    refuse_embedded(path)
     refuse_existing([path], job.overwrite)
     labels = read_label_table(job.label_table) if job.label_table else ()
     with output_folder(folder):

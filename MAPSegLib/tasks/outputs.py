@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from ..config import check_path
 from ..errors import InputError
 from ..formats import WRITABLE, scan_suffix
 from ..manifests import list_scans
+from ..model_files import embedded_folders, user_folder
 from ..reports import unwritable
 from ..volumes import scan_stem
 
@@ -27,7 +29,7 @@ def collect_scans(given: Iterable[Path]) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for path in map(check_path, given):
-        found |= dict.fromkeys(list_scans(path) if path.is_dir() or path.suffix == ".json" else [path])
+        found |= dict.fromkeys(list_scans(path) if os.path.isdir(path) or path.suffix == ".json" else [path])
     return list(found)
 
 
@@ -45,7 +47,7 @@ class ScanOutputs:
     def plan(cls, output: Path, scans: Sequence[Path]) -> ScanOutputs:
         """Raises InputError where one name is given for many scans, or two scans would share a name."""
         output = check_path(output)
-        if scan_suffix(output) and not output.is_dir():
+        if scan_suffix(output) and not os.path.isdir(output):
             if len(scans) > 1:
                 raise InputError(f"{output} is one file, but there are {len(scans)} scans.", "Give a folder.")
             if scan_suffix(output) not in WRITABLE:
@@ -77,9 +79,15 @@ class ScanOutputs:
         return self.folder / (f"{scan_stem(self.single)}_{name}" if self.single else name)
 
 
+def refuse_embedded(path: Path) -> None:
+    """Raise InputError if a model would lie among the user's under the name of an embedded one, which hides it."""
+    if path.parent == user_folder() and any((folder / path.name).is_file() for folder in embedded_folders()):
+        raise InputError(f"{path.stem} is the name of an embedded model.", "Choose another name.")
+
+
 def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
     """Raise InputError if a result is there already and may not be replaced."""
-    there = [path for path in paths if path.exists()]
+    there = [path for path in paths if os.path.exists(path)]
     if there and not overwrite:
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
         raise InputError(

@@ -16,7 +16,7 @@ from ..models import SUFFIX, ModelCard, save_model
 from ..reports import replacing
 from ..volumes import find_scans
 from . import resume
-from .outputs import output_folder, refuse_existing
+from .outputs import output_folder, refuse_embedded, refuse_existing
 from .training import versions
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def pretrain(job: PretrainJob, report: Report) -> dict[str, Any]:
 
     folder = check_path(job.output)
     final = folder / f"{job.name}{SUFFIX}"
+    refuse_embedded(final)
     refuse_existing([final], job.overwrite)
     scans = {path: list_scans(path) for path in map(check_path, job.domains)}
     maps = find_scans(check_path(job.from_labels)) if job.from_labels else []

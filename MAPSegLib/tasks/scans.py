@@ -82,6 +82,16 @@ class _Findings:
             self.failed.append(told)
             self.report("error", **told)
 
+    def withdraw(self) -> None:
+        """Remove what was written."""
+        for path in (
+            *map(Path, self.files),
+            self.outputs.beside("report.json"),
+            self.outputs.beside("volumes.csv"),
+        ):
+            with suppress(OSError):
+                path.unlink()
+
     def write(self) -> None:
         write_json(self.outputs.beside("report.json"), self.summary(), overwrite=True)
         rows = [
@@ -242,15 +252,8 @@ def adapt(job: AdaptJob, report: Report) -> dict[str, Any]:
                 if resumed:
                     report("log", message="Continuing an adaptation that was interrupted.")
                 adapted = _adapt(model, card, volumes, source, job, folder, report)
-
-        def finish() -> dict[str, Any]:
-            if volumes:
-                _write_all(findings, volumes, adapted)
-            result = findings.finish()
-            resume.release(folder)
-            return result
-
-        return distributed.on_first(finish)
+                distributed.on_first(lambda: _write_all(findings, volumes, adapted))
+        return distributed.on_first(findings.finish)
 
 
 def _chosen(
@@ -270,6 +273,15 @@ def _chosen(
 
 
 def _write_all(findings: _Findings, volumes: dict[Path, Volume], adapted: Adapted) -> None:
+    """Write everything, or nothing: the same command, which continues from the checkpoint, finds no results there."""
+    try:
+        _write_each(findings, volumes, adapted)
+    except BaseException:
+        findings.withdraw()
+        raise
+
+
+def _write_each(findings: _Findings, volumes: dict[Path, Volume], adapted: Adapted) -> None:
     findings.extra["adaptation"] = {
         "steps": adapted.steps,
         "best_step": adapted.best_step,

@@ -18,7 +18,7 @@ from ..models import SUFFIX, ModelCard, load_card, load_encoder, load_model, res
 from ..volumes import find_scans, read_labels
 from . import resume
 from .label_table import infer_labels, read_label_table
-from .outputs import output_folder, refuse_existing
+from .outputs import output_folder, refuse_embedded, refuse_existing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,6 +41,7 @@ def train(job: TrainJob, report: Report) -> dict[str, Any]:
 
     folder = check_path(job.output)
     final = folder / f"{job.name}{SUFFIX}"
+    refuse_embedded(final)
     refuse_existing([final], job.overwrite)
     cases = _cases(job)
     if job.holdout >= len(cases):
@@ -52,7 +53,10 @@ def train(job: TrainJob, report: Report) -> dict[str, Any]:
         source, validation = _material(job, card, training, [cases[i] for i in sorted(kept)])
         told = f"{len(training)} cases to learn from, {len(kept)} kept back, {len(card.labels)} structures."
         report("log", message=told)
-        with resume.claim(folder, job, [path for case in cases for path in case if path]) as resumed:
+        files = [path for case in cases for path in case if path]
+        files += [resolve(job.init)] if job.init else []
+        files += [Path(job.label_table)] if job.label_table and Path(job.label_table).is_file() else []
+        with resume.claim(folder, job, files) as resumed:
             if resumed:
                 report("log", message="Continuing a training that was interrupted.")
             torch.manual_seed(job.options.seed)

@@ -19,6 +19,7 @@ from .. import distributed
 from ..config import InferenceOptions
 from ..devices import is_out_of_memory, pick_device, precision_context, prepare_process
 from ..errors import InputError, MemoryExhausted
+from ..reports import unwritable, write_text
 from .optimizer import Optimizer
 
 T = TypeVar("T")
@@ -226,13 +227,16 @@ class Record:
                         kept.append(line)
                 except (ValueError, KeyError):  # the line a killed process left half-written
                     continue
-        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        write_text(path, "".join(line + "\n" for line in kept), overwrite=True)
 
     def add(self, step: int, **values) -> None:
         if distributed.rank():
             return
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+        except OSError as error:
+            raise unwritable(self.path, error) from error
 
 
 class Clock:

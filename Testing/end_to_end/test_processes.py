@@ -132,7 +132,7 @@ def test_sigterm_cancels_and_keeps_the_checkpoint(worker, data, tmp_path):
     assert running.events[-1]["event"] == "error" and running.events[-1]["kind"] == "cancelled"
     assert "Traceback" not in running.log
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["checkpoint.pt", "job.json", "metrics.jsonl"]
+    assert names == ["checkpoint.json", "checkpoint.pt", "metrics.jsonl"]
 
 
 def test_ctrl_c_cancels_and_leaves_nothing_half_written(model, data, tmp_path):
@@ -144,7 +144,7 @@ def test_ctrl_c_cancels_and_leaves_nothing_half_written(model, data, tmp_path):
     process = subprocess.Popen(
         list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
     )
-    begun = tmp_path / "out" / "adaptation" / "job.json"
+    begun = tmp_path / "out" / "adaptation" / "checkpoint.json"
     try:
         while process.poll() is None and not begun.exists():
             time.sleep(0.05)

@@ -42,6 +42,39 @@ def test_options_out_of_bounds(model, data, tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.parametrize("content", ["[1]", "3", "null", '"abc"', "[" * 3000])
+def test_option_files_that_hold_no_options(model, data, tmp_path, content):
+    options = tmp_path / "options.json"
+    options.write_text(content)
+    scan = data / "images" / "case0.nii.gz"
+    told = refused("segment", model, scan, "-o", tmp_path / "out", "--options", options)
+    assert "options.json is not a JSON file with options" in told
+
+
+def test_a_seed_that_no_generator_takes(model, data, tmp_path):
+    with pytest.raises(InputError, match="seed"):
+        api.adapt(model, data / "images", tmp_path / "out", seed=2**63)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs names that are any bytes")
+def test_a_name_that_is_not_utf8_stops_nothing(model, data, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in (b"a.nii.gz", b"x\xff.nii.gz", b"z.nii.gz"):
+        shutil.copy(data / "images" / "case0.nii.gz", os.fsencode(folder) + b"/" + name)
+    result = api.segment(model, folder, tmp_path / "out", threads=1)
+    assert len(result["scans"]) == 3 and not result["failed"]
+    assert b"x\xff_seg.nii.gz" in os.listdir(os.fsencode(tmp_path / "out"))
+
+
+def test_a_path_that_is_too_long_stops_no_other(model, data, tmp_path):
+    scan, long = data / "images" / "case0.nii.gz", tmp_path / f"{'x' * 300}.nii.gz"
+    _, errors = mapseg("segment", model, long, scan, "-o", tmp_path / "out", *CPU, code=2)
+    assert "does not exist or cannot be reached" in errors
+    assert "case0_seg.nii.gz" in files(tmp_path / "out")
+    assert "too long" in refused("segment", model, scan, "-o", tmp_path / ("y" * 300), *CPU)
+
+
 def test_folders_without_scans(model, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").touch()

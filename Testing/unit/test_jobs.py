@@ -1,5 +1,6 @@
 """Job descriptions, output names, and who owns a checkpoint."""
 
+import contextlib
 import json
 import math
 import os
@@ -13,11 +14,12 @@ import pytest
 from MAPSegLib.config import AdaptationOptions, CentralisedOptions, Label
 from MAPSegLib.errors import InputError
 from MAPSegLib.jobs import AdaptJob, SegmentJob, TrainJob, build_job, parse_job
+from MAPSegLib.model_files import user_folder
 from MAPSegLib.reports import write_csv, write_json
 from MAPSegLib.tasks import resume
 from MAPSegLib.tasks.evaluation import pair_cases
 from MAPSegLib.tasks.label_table import infer_labels, read_label_table
-from MAPSegLib.tasks.outputs import ScanOutputs, collect_scans, output_folder
+from MAPSegLib.tasks.outputs import ScanOutputs, collect_scans, output_folder, refuse_embedded
 from MAPSegLib.tasks.training import volume_priors
 from MAPSegLib.worker import listen_for_stop
 
@@ -96,6 +98,14 @@ def test_results_are_named_after_scans():
     assert one.beside("report.json") == Path("/out/mine_report.json")
 
 
+def test_a_model_cannot_hide_behind_an_embedded_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("MAPSEG_HOME", str(tmp_path))
+    with pytest.raises(InputError, match="brain-t1 is the name of an embedded model"):
+        refuse_embedded(user_folder() / "brain-t1.safetensors")
+    refuse_embedded(user_folder() / "mine.safetensors")
+    refuse_embedded(tmp_path / "brain-t1.safetensors")
+
+
 def test_ambiguous_outputs_are_refused():
     with pytest.raises(InputError, match="one file, but there are 2"):
         ScanOutputs.plan(Path("/out/x.nii.gz"), [Path("/s/a.nii"), Path("/s/b.nii")])
@@ -132,13 +142,33 @@ def adaptation(tmp_path, **options):
     return AdaptJob(model="m", scans=(tmp_path / "a.nii",), output=tmp_path, options=options)
 
 
+@contextlib.contextmanager
+def interrupted(folder, job, files):
+    """A run that ends with a checkpoint and no result."""
+    with pytest.raises(ZeroDivisionError), resume.claim(folder, job, files) as resumed:
+        yield resumed
+        (folder / resume.CHECKPOINT).touch()
+        raise ZeroDivisionError
+
+
 def test_a_checkpoint_serves_its_own_job_only(tmp_path):
-    scan = tmp_path / "a.nii"
+    scan, second = tmp_path / "a.nii", tmp_path / "b.nii"
     scan.write_text("scan")
-    with resume.claim(tmp_path, adaptation(tmp_path, steps=5), [scan]) as resumed:
+    second.write_text("scan")
+    with interrupted(tmp_path, adaptation(tmp_path, steps=5), [scan, second]) as resumed:
         assert not resumed
-        (tmp_path / resume.CHECKPOINT).touch()
-    with resume.claim(tmp_path, adaptation(tmp_path, steps=5, threads=3), [scan]) as resumed:
+    for files in ([second, scan], [scan]):
+        job = adaptation(tmp_path, steps=5)
+        with pytest.raises(InputError, match="other files"), resume.claim(tmp_path, job, files):
+            pass
+    second.unlink()
+    (tmp_path / resume.OWNER).write_text("")  # as a power cut leaves it
+    job = adaptation(tmp_path, steps=5)
+    with pytest.raises(InputError, match="other settings"), resume.claim(tmp_path, job, [scan]):
+        pass
+    with interrupted(tmp_path, job.model_copy(update={"overwrite": True}), [scan]) as resumed:
+        assert not resumed
+    with interrupted(tmp_path, adaptation(tmp_path, steps=5, threads=3), [scan]) as resumed:
         assert resumed
     other = adaptation(tmp_path, steps=6)
     with pytest.raises(InputError, match="other options"), resume.claim(tmp_path, other, [scan]):
@@ -152,6 +182,28 @@ def test_a_checkpoint_serves_its_own_job_only(tmp_path):
     forced = other.model_copy(update={"overwrite": True})
     with resume.claim(tmp_path, forced, [scan]) as resumed:
         assert not resumed
+    assert list(tmp_path.iterdir()) == [scan]
+
+
+def test_a_folder_serves_one_run_at_a_time_and_keeps_the_record_of_another(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with resume.claim(folder, adaptation(tmp_path), []):
+        with (
+            pytest.raises(InputError, match="in use by another run"),
+            resume.claim(folder, adaptation(tmp_path), []),
+        ):
+            pass
+        (folder / resume.RECORD).touch()
+    assert [path.name for path in folder.iterdir()] == [resume.RECORD]
+    with (
+        pytest.raises(InputError, match="the record .* of another run"),
+        resume.claim(folder, adaptation(tmp_path), []),
+    ):
+        pass
+    assert [path.name for path in folder.iterdir()] == [resume.RECORD]
+    with resume.claim(folder, adaptation(tmp_path).model_copy(update={"overwrite": True}), []):
+        pass
 
 
 def test_a_run_that_fails_before_its_first_checkpoint_leaves_nothing(tmp_path):
@@ -194,6 +246,19 @@ def test_priors_are_mean_and_deviation_of_log_volumes():
     labels = (Label(value=1, name="a"), Label(value=2, name="b"), Label(value=3, name="c"))
     priors = volume_priors(labels, [{1: math.e, 2: 1.0}, {1: math.e**3}])
     assert priors == {"1": [2.0, round(math.sqrt(2), 4)], "2": [0.0, 0.0]}
+
+
+def test_predictions_and_references_that_are_named_alike_are_refused(tmp_path):
+    for name in ("p/a_seg.nii.gz", "p/a_source.nii.gz", "p/a.nii.gz", "p/a_adapted.nii.gz", "r/a.nii.gz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match="named alike"):
+        pair_cases(tmp_path / "p", tmp_path / "r")
+    (tmp_path / "p" / "a_seg.nii.gz").unlink()  # what is left is one adaptation to one scan
+    assert pair_cases(tmp_path / "p", tmp_path / "r") == [(tmp_path / "p/a.nii.gz", tmp_path / "r/a.nii.gz")]
+    (tmp_path / "r" / "a.nii").touch()
+    with pytest.raises(InputError, match="named alike"):
+        pair_cases(tmp_path / "p", tmp_path / "r")
 
 
 def test_label_maps_find_their_references(tmp_path):

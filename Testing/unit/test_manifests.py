@@ -59,6 +59,18 @@ def test_two_images_of_one_case_are_refused(tmp_path):
         list_pairs(*folders(tmp_path, ["a.nii.gz", "a_0000.nii.gz"], ["a.nii.gz"]))
 
 
+def test_two_label_maps_of_one_case_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"a.nii.gz and .*a_seg.nii.gz are named alike"):
+        list_pairs(*folders(tmp_path, ["a.nii.gz"], ["a.nii.gz", "a_seg.nii.gz"]))
+
+
+def test_a_manifest_that_is_a_list_is_told_what_it_should_be(tmp_path):
+    (tmp_path / "cases.json").write_text("[]", encoding="utf-8-sig")
+    with pytest.raises(InputError, match="is not a manifest: Input should") as refusal:
+        list_scans(tmp_path / "cases.json")
+    assert '"cases"' in refusal.value.advice
+
+
 def test_scans_without_a_word_of_labels_are_listed_but_not_paired(tmp_path):
     plant(tmp_path, "b.nii.gz", "a.mha", "notes.txt")
     assert [p.name for p in list_scans(tmp_path)] == ["a.mha", "b.nii.gz"]

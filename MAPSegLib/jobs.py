@@ -117,7 +117,9 @@ class TrainJob(Options):
     """Train a source model, on images with labels or on images synthesised from label maps."""
 
     task: Literal["train"] = "train"
-    output: Path = Field(description="folder for NAME.safetensors, checkpoint.pt and metrics.jsonl")
+    output: Path = Field(
+        description="folder for NAME.safetensors and metrics.jsonl, and, meanwhile, a checkpoint"
+    )
     name: Name
     images: Path | None = Field(None, description="labelled scans: folder, data set or manifest")
     labels: Path | None = Field(
@@ -152,7 +154,9 @@ class PretrainJob(Options):
     """Pretrain an encoder on unlabelled scans, on images synthesised from label maps, or on both."""
 
     task: Literal["pretrain"] = "pretrain"
-    output: Path = Field(description="folder for NAME.safetensors, checkpoint.pt, metrics.jsonl and pictures")
+    output: Path = Field(
+        description="folder for NAME.safetensors, metrics.jsonl and pictures, and, meanwhile, a checkpoint"
+    )
     name: Name
     domains: tuple[Path, ...] = Field(
         (), description="folders of scans or data sets, one a domain; drawn equally often"

@@ -17,7 +17,7 @@ from .augmentation import uniform
 from .config import Contrast, Label, Preprocessing
 from .errors import InputError
 from .preprocessing import labels_to_working, prepare
-from .synthesis import Anatomy, brain_priors, merge_parcels, synthesise
+from .synthesis import Anatomy, brain_priors, known_codes, synthesise
 from .volumes import check_same_grid, read_image, read_labels
 
 
@@ -134,7 +134,7 @@ def _anatomy(path: Path, class_of: dict[int, int]) -> Anatomy:
     from .preprocessing import canonical
 
     array, spacing = canonical(read_labels(path))
-    array = merge_parcels(array)
+    array = known_codes(array)
     found = set(np.unique(array).tolist())
     known = {code for prior in brain_priors() for code in prior["labels"]}
     if (known - {0}).isdisjoint(found):

@@ -112,8 +112,8 @@ def _guard(path: Path, reader: Callable[[Path], Any]) -> Any:
             f"{path.name} cannot be opened: permission denied.", "Check the file's permissions."
         ) from error
     except Exception as error:
-        text = str(error).lower()
-        if "alloc" in text or "memory" in text:
+        text = str(error).lower().replace(str(path).lower(), "")
+        if any(words in text for words in ("to allocate", "bad_alloc", "out of memory")):
             raise MemoryError(text) from error
         if "spacing" in text or "pixdim" in text:
             what = "has a voxel spacing of zero"
@@ -161,7 +161,8 @@ def _read_nibabel(path: Path) -> Loaded:
     if isinstance(image, nib.Nifti1Image):
         _check_pixdim(path, image)
         _check_orientation(path, image)
-        if (unit := image.header.get_xyzt_units()[0]) not in ("mm", "unknown"):
+        unit = {1: "metres", 3: "microns"}.get(int(image.header["xyzt_units"]) & 7)
+        if unit:
             raise InputError(f"{path.name} has its spacing in {unit}, not in mm.", "Export it again in mm.")
     return np.asanyarray(image.dataobj).reshape(shape, order="F"), image.affine.astype(float), image.header
 
@@ -181,12 +182,16 @@ def _check_pixdim(path: Path, image: Any) -> None:
 
 
 def _check_orientation(path: Path, image: Any) -> None:
-    """A header may hold two orientations; where they contradict each other, programs do not agree on left and right."""
+    """A header may hold two orientations. They must agree on left and right: programs differ in which they take."""
     if image.header["sform_code"] > 0 and image.header["qform_code"] > 0:
-        one, other = (matrix[:3, :3] for matrix in (image.get_sform(), image.get_qform()))
-        if (np.sum(one * other, axis=0) < 0).any():
+        try:
+            rightward = image.get_sform()[0, :3], image.get_qform()[0, :3]
+        except ValueError:  # a quaternion that is none: there is one orientation only
+            return
+        axis = int(np.abs(rightward[0]).argmax())
+        if rightward[0][axis] * rightward[1][axis] < 0:
             raise InputError(
-                f"{path.name} states two orientations (sform and qform) that contradict each other.",
+                f"{path.name} states two orientations (sform and qform) that contradict each other on left and right.",
                 "Find out which one is right, and remove the other.",
             )
 
@@ -224,15 +229,20 @@ def _check_slices(folder: Path, files: tuple[str, ...]) -> None:
     """Slices must fill a box: the reader would squeeze a gap, set a tilted stack upright, or stack time points."""
     import SimpleITK as sitk
 
-    if len(files) < 2:
-        return
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     read = []
     for file in files:
         reader.SetFileName(file)
         _guard(Path(file), lambda _: _quietly(reader.ReadImageInformation))
+        if reader.GetNumberOfComponents() > 1:
+            raise InputError(
+                f"The DICOM series {folder.name} is a colour (RGB) image.",
+                "Give a scan with one intensity per voxel.",
+            )
         read.append((reader.GetOrigin(), np.reshape(reader.GetDirection(), (3, 3))))
+    if len(files) < 2:
+        return
     origins, directions = (np.array(part) for part in zip(*read, strict=True))
     if np.abs(directions - directions[0]).max() > 1e-3:
         raise InputError(
@@ -346,6 +356,6 @@ def _save_itk(path: Path, array: np.ndarray, affine: np.ndarray, geometry: Any) 
 def reason(error: OSError) -> str:
     """Why the system refused, in words."""
     told = {errno.ENOSPC: "no space left on the disk", errno.EACCES: "permission denied"}
-    told |= {errno.ENOENT: "the folder does not exist", errno.EROFS: "the disk is read-only"}
+    told |= {errno.ENOENT: "it does not exist", errno.EROFS: "the disk is read-only"}
     told |= {errno.ENAMETOOLONG: "the name is too long"}
     return told.get(error.errno, (error.strerror or str(error)).lower())

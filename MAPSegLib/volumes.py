@@ -190,8 +190,9 @@ def find_scans(folder: str | Path) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"{folder} does not exist.", "Check the path.")
     if _holds_dicom(folder):
-        others = sorted(p.name for p in folder.iterdir() if scan_suffix(p) not in ("", ".dcm"))
-        if others:
+        names = [p.name for p in folder.iterdir() if scan_suffix(p) not in ("", ".dcm")]
+        others = sorted(name for name in names if not name.startswith((".", f"{folder.absolute().name}_")))
+        if others:  # and no results of an earlier run
             raise InputError(
                 f"The folder {folder} holds DICOM slices and other scans ({others[0]}).",
                 "Give each a folder of its own.",

@@ -118,6 +118,7 @@ def _explained(failure: Exception) -> MAPSegError:
         return MAPSegError(
             "Another process of this run has ended, or cannot be reached.", "See what torchrun tells of it."
         )
+    _log.exception("unforeseen failure", exc_info=failure)
     if isinstance(failure, OSError) and failure.filename:
         from .formats import reason
 
@@ -127,7 +128,6 @@ def _explained(failure: Exception) -> MAPSegError:
 
         if is_out_of_memory(failure):
             return MemoryExhausted("Memory ran out.", "Close other programs.")
-    _log.exception("unforeseen failure", exc_info=failure)
     text = f"Unforeseen failure, {type(failure).__name__}: {failure}"
     return MAPSegError(text, "Please report it with the log above.")
 

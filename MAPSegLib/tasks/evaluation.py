@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ _SIDE_RESULTS = ("_uncertainty", "_seg_source", "_seg_adapted")
 """Maps that a segmentation job leaves beside its label maps."""
 _BESIDE_ONE = ("_source", "_adapted")
 """The same, beside a label map whose name the user chose."""
-_ENDINGS = ("_seg", "_label", "_labels", "_img", "_image", "_0000")
+_LABEL_ENDINGS = ("_seg", "_label", "_labels")
+_ENDINGS = (*_LABEL_ENDINGS, "_img", "_image", "_0000")
 
 
 def evaluate(job: EvaluateJob, report: Report) -> dict[str, Any]:
@@ -75,7 +77,7 @@ def pair_cases(prediction: Path, reference: Path) -> list[tuple[Path, Path]]:
     """
     if prediction.is_file() and reference.is_file():
         return [(prediction, reference)]
-    references = by_name(find_scans(reference), _case)
+    references = by_name(_without_images(find_scans(reference)), _case)
     there = find_scans(prediction)
     stems = {scan_stem(path) for path in there}
     found = [
@@ -92,6 +94,12 @@ def pair_cases(prediction: Path, reference: Path) -> list[tuple[Path, Path]]:
             "Name label map and reference alike: case01_seg.nii.gz, case01_label.nii.gz.",
         )
     return [(path, references[_case(path)]) for path in found]
+
+
+def _without_images(files: Sequence[Path]) -> list[Path]:
+    """The label maps of a folder that holds the images beside them."""
+    labelled = {_case(path) for path in files if scan_stem(path).endswith(_LABEL_ENDINGS)}
+    return [path for path in files if _case(path) not in labelled or scan_stem(path).endswith(_LABEL_ENDINGS)]
 
 
 def _case(path: Path) -> str:

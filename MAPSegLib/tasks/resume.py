@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
-
-from filelock import FileLock, Timeout
+from typing import IO, Any
 
 from .. import __version__, distributed
 from ..config import Options
@@ -28,6 +29,7 @@ _FREE = (
     "domains",
 )  # their files are compared instead
 _FREE_OPTIONS = ("device", "threads")
+_log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -43,41 +45,70 @@ def claim(folder: Path, job: Options, files: Iterable[Path]) -> Iterator[bool]:
     Raises:
         InputError: the checkpoint or the record is another job's, or another run is using the folder.
     """
-    lock = FileLock(folder / LOCK, timeout=0)  # the system frees it when a process is killed
-    resumed = distributed.on_first(lambda: _bind(folder, job, files, lock))
+    with contextlib.ExitStack() as held:
+        resumed = distributed.on_first(lambda: _bind(folder, job, files, held))
+        try:
+            yield resumed
+            if distributed.rank() == 0:
+                release(folder)
+        except BaseException:
+            if distributed.rank() == 0 and not (folder / CHECKPOINT).exists():
+                release(folder)
+                (folder / RECORD).unlink(missing_ok=True)
+            raise
+        finally:
+            if distributed.rank() == 0:
+                (folder / f"{CHECKPOINT}.part").unlink(missing_ok=True)
+
+
+def _bind(folder: Path, job: Options, files: Iterable[Path], held: contextlib.ExitStack) -> bool:
+    held.enter_context(_alone(folder))
+    return _take(folder, job, files)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder. The system lets them in again when this process dies.
+
+    Raises:
+        InputError: another run is there.
+    """
+    path = folder / LOCK
+    file = _locked(path)
     try:
-        yield resumed
-        if distributed.rank() == 0:
-            release(folder)
-    except BaseException:
-        if distributed.rank() == 0 and not (folder / CHECKPOINT).exists():
-            release(folder)
-            (folder / RECORD).unlink(missing_ok=True)
-        raise
+        yield
     finally:
-        if distributed.rank() == 0:
-            (folder / f"{CHECKPOINT}.part").unlink(missing_ok=True)
-            _unlock(folder, lock)
+        if os.name == "nt":  # which removes no open file
+            file.close()
+        with contextlib.suppress(OSError):
+            path.unlink()  # elsewhere while it is held: it cannot be another run's
+        file.close()
 
 
-def _unlock(folder: Path, lock: FileLock) -> None:
-    lock.release()
-    with contextlib.suppress(OSError):
-        (folder / LOCK).unlink()
+def _locked(path: Path) -> IO[str]:
+    """The file, open and locked; not locked where the file system knows no locks, as some shared ones."""
+    while True:
+        file = path.open("a")
+        try:
+            if os.name == "nt":
+                import msvcrt
 
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
 
-def _bind(folder: Path, job: Options, files: Iterable[Path], lock: FileLock) -> bool:
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise InputError(
-            f"{folder} is in use by another run.", "Wait until it has ended, or choose another output."
-        ) from error
-    try:
-        return _take(folder, job, files)
-    except BaseException:
-        _unlock(folder, lock)
-        raise
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
+                file.close()
+                raise InputError(
+                    f"{path.parent} is in use by another run.",
+                    "Wait until it has ended, or choose another output.",
+                ) from error
+            _log.warning("%s cannot be locked: start no second run in it.", path.parent)
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()  # whoever held it has just removed it
 
 
 def _take(folder: Path, job: Options, files: Iterable[Path]) -> bool:

@@ -84,11 +84,8 @@ class _Findings:
 
     def withdraw(self) -> None:
         """Remove what was written."""
-        for path in (
-            *map(Path, self.files),
-            self.outputs.beside("report.json"),
-            self.outputs.beside("volumes.csv"),
-        ):
+        reports = map(self.outputs.beside, ("report.json", "volumes.csv")) if self.scans else ()
+        for path in (*map(Path, self.files), *reports):
             with suppress(OSError):
                 path.unlink()
 

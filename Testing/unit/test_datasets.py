@@ -246,10 +246,10 @@ def test_codes_without_intensities_are_refused_and_parcels_are_cortex(tmp_path):
     path = save(tmp_path / "aparc.nii.gz", codes, "LPI", np.int32)
     source = SyntheticSource([path], brain_labels(), FOUR)
     assert source.anatomies[0].values == (0, 3)
-    codes[:5][codes[:5] > 0] = 251
+    codes[:5][codes[:5] > 0] = 999
     path = save(tmp_path / "other.nii.gz", codes, "LPI", np.int32)
     with pytest.raises(
-        InputError, match=r"other.nii.gz: holds codes that no intensities are known for \(251\)"
+        InputError, match=r"other.nii.gz: holds codes that no intensities are known for \(999\)"
     ):
         SyntheticSource([path], brain_labels(), FOUR)
 

@@ -1,6 +1,7 @@
 """Job descriptions, output names, and who owns a checkpoint."""
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -206,6 +207,16 @@ def test_a_folder_serves_one_run_at_a_time_and_keeps_the_record_of_another(tmp_p
         pass
 
 
+def test_where_files_cannot_be_locked_a_run_goes_on_with_a_warning(tmp_path, monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with resume.claim(tmp_path, adaptation(tmp_path), []):
+        pass
+    assert "cannot be locked" in caplog.text and list(tmp_path.iterdir()) == []
+
+
 def test_a_run_that_fails_before_its_first_checkpoint_leaves_nothing(tmp_path):
     with pytest.raises(ZeroDivisionError), resume.claim(tmp_path, adaptation(tmp_path), []):
         (tmp_path / resume.RECORD).touch()
@@ -278,6 +289,15 @@ def test_label_maps_find_their_references(tmp_path):
     (references / "b.nii.gz").unlink()
     with pytest.raises(InputError, match=r"No reference in .* for b_seg.nrrd"):
         pair_cases(predictions, references)
+
+
+def test_references_may_lie_beside_their_images(tmp_path):
+    for name in ("p/a_seg.nii.gz", "r/a_img.nii.gz", "r/a_label.nii.gz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert pair_cases(tmp_path / "p", tmp_path / "r") == [
+        (tmp_path / "p/a_seg.nii.gz", tmp_path / "r/a_label.nii.gz")
+    ]
 
 
 def test_reports_are_plain(tmp_path):

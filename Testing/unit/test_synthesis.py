@@ -1,11 +1,21 @@
 """Synthetic scans: the same again by seed, labels where the image shows them, sides and contrasts as they should be."""
 
+import numpy as np
 import pytest
 import torch
 from head_phantom import CLASS_OF, CSF, LABELS, SCALP, SPACING, anatomy, head
 
 from MAPSegLib import synthesis
-from MAPSegLib.synthesis import Anatomy, acquire, brain_labels, brain_twins, draw_intensities, synthesise
+from MAPSegLib.synthesis import (
+    Anatomy,
+    acquire,
+    brain_labels,
+    brain_priors,
+    brain_twins,
+    draw_intensities,
+    known_codes,
+    synthesise,
+)
 
 OUT = (5.0, 5.0, 5.0)
 
@@ -181,3 +191,14 @@ def test_the_brain_s_labels_name_their_mirrors_mutually():
             assert label.name.split(" ", 1)[1] == labels[label.mirror].name.split(" ", 1)[1]
     for left, right in brain_twins():
         assert labels[left].name.startswith("left ") and labels[right].name.startswith("right ")
+
+
+def test_freesurfers_own_maps_are_drawn_from():
+    labels = np.zeros((12, 4, 4), np.int32)
+    labels[1:5], labels[7:11] = 2, 41
+    labels[5:7] = 251
+    labels[1, 0, 0], labels[2, 0, 0], labels[8, 0, 0], labels[9, 0, 0] = 1035, 31, 4012, 77
+    found = known_codes(labels)
+    assert found[5, 0, 0] == 2 and found[6, 0, 0] == 41  # the corpus callosum, by side
+    assert [found[x, 0, 0] for x in (1, 2, 8, 9)] == [3, 136, 41, 25]
+    assert set(np.unique(found)) <= {code for prior in brain_priors() for code in prior["labels"]}

@@ -257,9 +257,25 @@ def test_dicom_slices_with_scales_of_their_own(tmp_path):
     np.testing.assert_array_equal(read[..., 1], array[..., 1])
 
 
+def test_a_colour_series_is_refused(tmp_path):
+    write_series(tmp_path / "fa", noise(8, 9, 4, dtype=np.int16), make_affine(spacing=(1, 1, 3)))
+    for file in (tmp_path / "fa").iterdir():
+        plane = sitk.ReadImage(str(file))
+        tags = {tag: plane.GetMetaData(tag) for tag in ("0020|000e", "0020|0032", "0020|0037", "0020|0013")}
+        colour = sitk.Compose([sitk.Cast(plane, sitk.sitkUInt8)] * 3)
+        for tag, value in tags.items():
+            colour.SetMetaData(tag, value)
+        writer = sitk.ImageFileWriter()
+        writer.KeepOriginalImageUIDOn()
+        writer.SetFileName(str(file))
+        writer.Execute(colour)
+    assert_refused(tmp_path / "fa", "colour")
+
+
 def test_a_series_among_other_scans_is_refused(tmp_path):
     write_series(tmp_path / "mixed", noise(8, 9, 4, dtype=np.int16), make_affine(spacing=(1, 1, 3)))
-    (tmp_path / "mixed" / "notes.txt").touch()
+    for name in ("notes.txt", "mixed_seg.nii.gz", ".partial.nii.gz"):
+        (tmp_path / "mixed" / name).touch()
     assert find_scans(tmp_path / "mixed") == [tmp_path / "mixed"]
     (tmp_path / "mixed" / "t1.nii.gz").touch()
     with pytest.raises(InputError, match=r"DICOM slices and other scans \(t1.nii.gz\)"):
@@ -277,15 +293,25 @@ def nifti(path, sform=None, qform=None, unit="mm"):
 
 def test_orientations_that_contradict_each_other_are_refused(tmp_path):
     assert_refused(nifti(tmp_path / "a.nii.gz", (-1, 1, 1), (1, 1, 1)), "contradict each other")
+    assert_refused(nifti(tmp_path / "a.nii.gz", (-1, -1, 1), (1, 1, 1)), "contradict each other")
     assert not read_image(nifti(tmp_path / "b.nii.gz", (-1, 1, 1), (-1, 1, 1))).notes
+    assert not read_image(nifti(tmp_path / "b.nii.gz", (1, -1, 1), (1, 1, 1))).notes
     assert not read_image(nifti(tmp_path / "c.nii.gz", (-1, 1, 1))).notes
     (note,) = read_image(nifti(tmp_path / "d.nii.gz")).notes
     assert "left and right are assumed" in note
 
 
-@pytest.mark.parametrize("unit", ["micron", "meter"])
-def test_other_units_than_mm_are_refused(tmp_path, unit):
-    assert_refused(nifti(tmp_path / "a.nii.gz", (25, 25, 25), unit=unit), f"in {unit}, not in mm")
+@pytest.mark.parametrize(("unit", "told"), [("micron", "microns"), ("meter", "metres")])
+def test_other_units_than_mm_are_refused(tmp_path, unit, told):
+    assert_refused(nifti(tmp_path / "a.nii.gz", (25, 25, 25), unit=unit), f"in {told}, not in mm")
+
+
+def test_headers_with_small_faults_are_read(tmp_path):
+    content = bytearray(nifti(tmp_path / "a.nii", (1, 1, 1), (1, 1, 1)).read_bytes())
+    content[123] = 98  # no unit
+    content[256:264] = np.array([0.9, 0.9], "<f4").tobytes()  # no quaternion, beside a good sform
+    (tmp_path / "b.nii").write_bytes(content)
+    np.testing.assert_array_equal(read_image(tmp_path / "b.nii").affine, np.eye(4))
 
 
 def test_find_scans(tmp_path):

@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from typing import Any
 
 import slicer
 
-from . import images, scene
+from . import dependencies, images, scene
 from .cases import Case, find_cases
 from .models import InputError, find_entry
 from .parameters import DEVICES, Parameters
@@ -55,10 +56,18 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run a batch; returns the worker's exit code: 0 done, 2 bad input or some failed, 3 memory, 4 cancelled."""
+    """Run a batch; returns an exit code, the worker's where it ran.
+
+    0 done, 1 failure, 2 bad input or some failed, 3 memory, 4 cancelled.
+    """
     chosen = parse(arguments)
     batch = None
     try:
+        if missing := dependencies.missing():
+            names = ", ".join(missing)
+            raise InputError(
+                f"Missing packages: {names}.", "Call MAPSegLogic().installDependencies() in Slicer first."
+            )
         batch = Batch(chosen)
         with _signals(batch):
             return batch.run()
@@ -71,6 +80,9 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("Cancelled.", file=sys.stderr)
         return 4
+    except Exception:  # whatever is raised on would leave the application open
+        traceback.print_exc()
+        return 1
     finally:
         if batch is not None:
             batch.clean()
@@ -108,6 +120,8 @@ class Batch:
                 options = json.loads(Path(self.chosen.options).read_text(encoding="utf-8"))
             except (OSError, ValueError) as error:
                 raise InputError(f"{self.chosen.options} is not a JSON file with options.") from error
+            if not isinstance(options, dict):
+                raise InputError(f"{self.chosen.options} has to hold options by their names: a JSON object.")
         self.adapt = self.chosen.adapt or self.chosen.together
         self.parameters = Parameters(
             self.chosen.model,

@@ -46,6 +46,7 @@ def begin(
         return run
     run.wait()
     if not run.segmentations:
+        run.clean()  # whoever gets an error has no run to clean
         raise RuntimeError(
             run.error or next((item.message for item in run.items if item.message), "It failed.")
         )

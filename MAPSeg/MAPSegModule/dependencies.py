@@ -30,7 +30,7 @@ WHEELS_SETTING = "MAPSeg/WheelFolder"
 _TRY_DEVICES = """
 import json, torch
 told = {"torch": torch.__version__, "threads": torch.get_num_threads(), "gpu": "", "works": False, "why": ""}
-kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else ""
+kind = told["kind"] = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else ""
 try:
     if kind:
         told["gpu"] = torch.cuda.get_device_name() if kind == "cuda" else "Apple GPU"
@@ -94,10 +94,17 @@ def describe_device(device: str = "auto", environment: dict[str, str] | None = N
     cpu = _("CPU, {threads} threads").format(threads=told["threads"])
     if device == "cpu":
         return _("{cpu}, as chosen.").format(cpu=cpu)
-    if told["works"]:
+    if told["works"] and device in ("auto", told["kind"]):
         return _("{gpu}, tried and working.").format(gpu=told["gpu"])
-    reason = told["why"] or _("a trial on {gpu} failed").format(gpu=told["gpu"])
-    return _("{cpu}: {reason}.").format(cpu=cpu, reason=reason)
+    if device == "mps" != told["kind"]:
+        reason = _("no Apple GPU")
+    elif device == "cuda" and told["kind"] == "mps":
+        reason = _("no NVIDIA GPU")
+    else:
+        reason = told["why"] or _("a trial on {gpu} failed").format(gpu=told["gpu"])
+    if device == "auto":
+        return _("{cpu}: {reason}.").format(cpu=cpu, reason=reason)
+    return _("Not available here ({reason}); choose Automatic or Processor.").format(reason=reason)
 
 
 @cache

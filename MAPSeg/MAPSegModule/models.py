@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,9 @@ __all__ = [
     "remove",
     "user_folder",
 ]
+
+_NO_NAME = re.compile(r'[\x00-\x1f/\\:*?"<>|]')
+"""What a file's name cannot hold on some system, or what would lead into another folder."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +70,15 @@ def add_model(path: str | Path, name: str | None = None) -> ModelEntry:
     """Copy a model file among the user's models.
 
     Raises:
-        InputError: not a model, the name is taken, or the disk refuses.
+        InputError: not a model, the name is taken or no name for a file, or the disk refuses.
     """
     path = Path(path)
     _checked(path)
-    target = user_folder() / f"{name or path.stem}{SUFFIX}"
+    name = (path.stem if name is None else name).strip()
+    if not name or name.startswith(".") or _NO_NAME.search(name):
+        told = "A model's name has none of / \\ : * ? \" < > | in it, and no dot at its start."
+        raise InputError(told, "Choose another name.")
+    target = user_folder() / f"{name}{SUFFIX}"
     if any(entry.name == target.stem for entry in list_entries()):
         raise InputError(f"There is a model named {target.stem} already.", "Choose another name.")
     partial = target.with_suffix(".partial")

@@ -62,8 +62,8 @@ class Panel:
         self.models.changed.connect(self._model_changed)
         self.volumes.changed.connect(self._update)
         self.results.model_saved.connect(self.models.refresh)
-        for event in (slicer.mrmlScene.NodeRemovedEvent, slicer.mrmlScene.EndCloseEvent):
-            self.volumes.addObserver(slicer.mrmlScene, event, self._nodes_left)
+        self.volumes.addObserver(slicer.mrmlScene, slicer.mrmlScene.NodeRemovedEvent, self._node_left)
+        self.volumes.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self._scene_closed)
         ui.segmentButton.connect("clicked()", lambda: self._pressed(adapt=False))
         ui.adaptButton.connect("clicked()", lambda: self._pressed(adapt=True))
         ui.stopButton.connect("clicked()", self._stop)
@@ -232,9 +232,6 @@ class Panel:
             self._update()
 
     def _show_item(self, item: runs.Item) -> None:
-        uncertainty = slicer.mrmlScene.GetNodeByID(item.uncertainty_id) if item.uncertainty_id else None
-        if uncertainty is not None:
-            uncertainty.SetAttribute("MAPSeg.Uncertainty", item.volume_id)  # not a volume to segment
         self.volumes.set_state(item, explain=len(self.run.items) > 1)
         if item.state == runs.DONE and item.result:
             self.results.add(item, self.run)
@@ -256,7 +253,8 @@ class Panel:
         if not self._cancelling:
             ui.stageLabel.text = _stage(run)
         ui.stopButton.setVisible(self.running and run.parameters.adapt and run.stage == "adapt")
-        self.curves.show(run.eta_history, run.loss_history)
+        if not run.cancelled:  # the scene that the curves are drawn in may have closed
+            self.curves.show(run.eta_history, run.loss_history)
 
     def _finished(self, run: runs.Run) -> None:
         self._timer.stop()
@@ -264,18 +262,12 @@ class Panel:
             [item for item in run.items if item.state == state]
             for state in (runs.DONE, runs.FAILED, runs.CANCELLED)
         )
-        for item in run.items:
-            preview = slicer.mrmlScene.GetNodeByID(item.segmentation_id) if item.segmentation_id else None
-            if item.state != runs.DONE and preview is not None:
-                slicer.mrmlScene.RemoveNode(preview)  # no result
-        if not done:
-            run.clean()
         took = texts.duration(time.monotonic() - self._started)
         kept = _("{n} of {total} volumes are done.").format(n=len(done), total=len(run.items))
-        if run.error and not self._cancelling:
-            self._say(texts.BAD, "✗", f"{run.error} {kept if done else ''}")
-        elif cancelled or self._cancelling:
+        if run.exit_code == 4 or cancelled or self._cancelling:
             self._say(texts.QUIET, "–", _("Cancelled.") + (f" {kept}" if done else ""))
+        elif run.error:
+            self._say(texts.BAD, "✗", f"{run.error} {kept if done else ''}")
         elif failed:
             reasons = " ".join(f"{item.name}: {item.message}" for item in failed[:3])
             self._say(texts.WARNING, "!", f"{kept} {reasons}")
@@ -284,10 +276,12 @@ class Panel:
         self.results.refresh()
         self._update()
 
-    def _nodes_left(self, caller, event) -> None:
+    def _node_left(self, caller, event) -> None:
         self.results.prune()
-        if not slicer.mrmlScene.IsClosing() and event == slicer.mrmlScene.EndCloseEvent:
-            self.curves.clear()
+
+    def _scene_closed(self, caller, event) -> None:
+        self.results.prune()
+        self.curves.clear()
 
     def _say(self, color: str, mark: str, text: str) -> None:
         self.ui.statusLabel.text = texts.marked(color, mark, text.strip())

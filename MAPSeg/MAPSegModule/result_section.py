@@ -20,6 +20,12 @@ from .signal import Signal
 _COLOR, _STRUCTURE, _VOLUME, _CONFIDENCE = range(4)
 _DOUBTFUL = 0.7
 """A confidence below this is marked."""
+_LABEL_FILES = {
+    ".seg.nrrd": "Segmentation",
+    ".nii.gz": "NIfTI label map",
+    ".nii": "NIfTI label map, uncompressed",
+    ".nrrd": "NRRD label map",
+}
 
 
 class ResultSection:
@@ -30,6 +36,10 @@ class ResultSection:
         self.model_saved = Signal()
         self._results: dict[str, tuple[runs.Item, runs.Run]] = {}
         self._runs: list[runs.Run] = []
+        self._in_slices: runs.Item | None = None
+        """The volume that was brought into the slices last; users may have put others there since."""
+        self._overlaid: runs.Item | None = None
+        """The volume whose uncertainty map was put over it."""
         table = ui.resultTable
         table.setColumnCount(4)
         table.setHorizontalHeaderLabels(["", _("Structure"), _("Volume, ml"), _("Confidence")])
@@ -70,6 +80,7 @@ class ResultSection:
 
     def refresh(self) -> None:
         """Show what has become known of the result by the end of its run."""
+        self._let_go()
         self._choose()
 
     def prune(self) -> None:
@@ -119,6 +130,8 @@ class ResultSection:
     def _choose(self, _index: int = 0) -> None:
         pair = self._pair
         if pair is None:
+            self._in_slices = None
+            self._overlay()
             self.ui.resultTable.setRowCount(0)
             self.ui.verdictLabel.text = ""
             self.ui.show3DButton.setSegmentationNode(None)
@@ -128,7 +141,7 @@ class ResultSection:
         both = "chosen" in result
         for widget in (self.ui.adaptedButton, self.ui.sourceButton):
             widget.setVisible(both)
-        self.ui.overlayCheckBox.enabled = bool(item.uncertainty_id)
+        self.ui.overlayCheckBox.enabled = bool(item.uncertainty_id) and _is_kept(item)
         self.ui.saveModelButton.enabled = run.has_model
         (self.ui.adaptedButton if item.shown == "adapted" else self.ui.sourceButton).checked = True
         self.ui.verdictLabel.text = _verdict(item)
@@ -157,10 +170,16 @@ class ResultSection:
                 table.setItem(index, column, cell)
 
     def _show_nodes(self, item: runs.Item, others: list[runs.Item]) -> None:
-        """Bring a volume into the slices; the labels of the other volumes would lie over it."""
+        """Show the labels of a volume; those of the others would lie over it.
+
+        It is brought into the slices once: from then on their volumes, zoom and position are the user's.
+        """
         for each in others:
             _set_visible(each.segmentation_id, False)
         _set_visible(item.segmentation_id, True)
+        if item is self._in_slices:
+            return
+        self._in_slices = item
         composites = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
         if any(node.GetBackgroundVolumeID() != item.volume_id for node in composites):
             volume = slicer.mrmlScene.GetNodeByID(item.volume_id)
@@ -169,18 +188,19 @@ class ResultSection:
 
     def _show_side(self, which: str) -> None:
         item = self.item
-        if item is not None and item.shown != which:
+        if item is not None and item.shown != which and _may_replace(item):
             with slicer.util.tryWithErrorDisplay(_("The other result could not be shown."), waitCursor=True):
                 item.show(which)
         self._choose()
 
     def _overlay(self, _on: bool = False) -> None:
+        """Show the uncertainty map of the result that was kept, where that is the one shown; there is no other."""
         item = self.item
-        if item is None:
-            return
-        volume = slicer.mrmlScene.GetNodeByID(item.volume_id)
-        on = self.ui.overlayCheckBox.checked and item.uncertainty_id
-        scene.show_overlay(volume, slicer.mrmlScene.GetNodeByID(item.uncertainty_id) if on else None)
+        on = item is not None and self.ui.overlayCheckBox.checked and item.uncertainty_id and _is_kept(item)
+        if (item if on else None) is not self._overlaid:
+            self._overlaid = item if on else None
+            ids = (item.volume_id, item.uncertainty_id) if on else ("", "")
+            scene.show_overlay(*map(slicer.mrmlScene.GetNodeByID, ids))
 
     def copy_table(self) -> None:
         """Put the table into the clipboard, in the form that spreadsheets take."""
@@ -192,7 +212,7 @@ class ResultSection:
 
     def export_table(self) -> None:
         """Write the tables of all results as one CSV file."""
-        path = self._ask_path(_("Export the tables of all results"), "volumes.csv", "CSV (*.csv)")
+        path = self._ask_path(_("Export the tables of all results"), "volumes", {".csv": "CSV"})
         if path:
             with slicer.util.tryWithErrorDisplay(_("The table could not be written.")):
                 Path(path).write_text(self._as_csv(), encoding="utf-8", newline="")
@@ -212,9 +232,7 @@ class ResultSection:
         item = self.item
         if item is None:
             return
-        kinds = "Segmentation (*.seg.nrrd);;NIfTI label map (*.nii.gz);;NRRD label map (*.nrrd)"
-        name = re.sub(r"[^\w.+-]+", "_", item.name) + ".seg.nrrd"
-        path = self._ask_path(_("Save the labels"), name, kinds)
+        path = self._ask_path(_("Save the labels"), re.sub(r"[^\w+-]+", "_", item.name), _LABEL_FILES)
         if path:
             with slicer.util.tryWithErrorDisplay(_("The labels could not be written."), waitCursor=True):
                 nodes = (slicer.mrmlScene.GetNodeByID(i) for i in (item.segmentation_id, item.volume_id))
@@ -237,21 +255,38 @@ class ResultSection:
             with slicer.util.tryWithErrorDisplay(_("The model could not be saved.")):
                 self.model_saved.emit(run.save_model(name).name)
 
-    def _ask_path(self, title: str, name: str, kinds: str) -> str:
-        folder = slicer.util.settingsValue("MAPSeg/Folder", "")
-        path = qt.QFileDialog.getSaveFileName(
-            self.ui.resultSection, title, str(Path(folder) / name) if folder else name, kinds
+    def _ask_path(self, title: str, name: str, kinds: dict[str, str]) -> str:
+        """Ask where to save; empty when the user thinks better of it.
+
+        Args:
+            name: to suggest, without an ending: the kind of file chosen gives it, unless the user types one.
+            kinds: what files are called, by their endings.
+        """
+        filters = [f"{kind} (*{ending})" for ending, kind in kinds.items()]
+        dialog = qt.QFileDialog(
+            self.ui.resultSection, title, slicer.util.settingsValue("MAPSeg/Folder", ""), ";;".join(filters)
         )
-        if path:
-            qt.QSettings().setValue("MAPSeg/Folder", str(Path(path).parent))
-        return path or ""
+        dialog.setAcceptMode(qt.QFileDialog.AcceptSave)
+        dialog.selectFile(name)
+        path = dialog.selectedFiles()[0] if dialog.exec() else ""
+        chosen = dialog.selectedNameFilter()
+        ending = next((ending for ending in kinds if f"(*{ending})" in chosen), next(iter(kinds)))
+        dialog.deleteLater()
+        if not path:
+            return ""
+        qt.QSettings().setValue("MAPSeg/Folder", str(Path(path).parent))
+        if path.endswith(tuple(kinds)):
+            return path
+        path += ending  # the dialog has asked about the name without it
+        question = _("{path} exists already. Replace it?").format(path=path)
+        return path if not Path(path).exists() or slicer.util.confirmOkCancelDisplay(question) else ""
 
 
 def _verdict(item: runs.Item) -> str:
     """Rich text on the result shown, and on which of two the gate kept."""
     result, shown = item.result, _shown(item)
     reason = shown.get("reason", "")
-    if item.shown != result.get("chosen", item.shown):
+    if not _is_kept(item):
         reason = _("This is the result that was not kept. {reason}").format(reason=reason)
     if shown.get("trusted"):
         lines = [texts.marked(texts.GOOD, "✓", _("Plausible. {reason}").format(reason=reason))]
@@ -261,6 +296,19 @@ def _verdict(item: runs.Item) -> str:
         kept = _("Adapted result kept.") if result["chosen"] == "adapted" else _("Source-only result kept.")
         lines.append(texts.marked(texts.BUSY, "⇄", f"{kept} {result.get('gate', '')}"))
     return "<br>".join(lines)
+
+
+def _may_replace(item: runs.Item) -> bool:
+    """Ask, where the labels shown were edited: the edits are in no file that could be shown again."""
+    question = _(
+        "The labels of {name} were edited. If the other result takes their place, the edits are lost."
+    )
+    return not item.edited or slicer.util.confirmOkCancelDisplay(question.format(name=item.name))
+
+
+def _is_kept(item: runs.Item) -> bool:
+    """Whether the result shown is the one that the gate kept, or the only one."""
+    return item.shown == item.result.get("chosen", item.shown)
 
 
 def _shown(item: runs.Item) -> dict[str, Any]:

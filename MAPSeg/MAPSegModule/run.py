@@ -44,6 +44,8 @@ class Item:
     """Which result the segmentation holds: ``preview``, ``source`` or ``adapted``."""
     card: dict[str, Any] = field(default_factory=dict, repr=False)
     file: str = ""
+    label_state: tuple = ()
+    """Of the segmentation's label maps when they were last put in, to tell edits by."""
 
     @property
     def files(self) -> dict[str, str]:
@@ -52,8 +54,16 @@ class Item:
             return {side: self.result[side]["output"] for side in ("source", "adapted")}
         return {"source": self.result["output"]} if self.result else {}
 
+    @property
+    def edited(self) -> bool:
+        """Whether somebody changed the labels since they were put in."""
+        segmentation = slicer.mrmlScene.GetNodeByID(self.segmentation_id)
+        return segmentation is not None and scene.label_state(segmentation) != self.label_state
+
     def show(self, which: str) -> None:
         """Put the result of the model as it was (``source``) or of the ``adapted`` one into the segmentation.
+
+        Edits of the result shown are lost: see ``edited``.
 
         Raises:
             InputError: there is no such result, or volume or segmentation left the scene.
@@ -63,7 +73,7 @@ class Item:
             raise InputError(f"There is no {which} result of {self.name} to show.")
         if which != self.shown:
             scene.replace_labels(segmentation, self.files[which], volume, self.card, surfaces=True)
-            self.shown = which
+            self.shown, self.label_state = which, scene.label_state(segmentation)
 
 
 class Run:
@@ -95,7 +105,8 @@ class Run:
         self._loads: dict[tuple[Item, str], Future] = {}
         self._queue: Queue | None = None
         self._model_file = ""
-        self._cancelled = False
+        self.cancelled = False
+        """Whether it was told to end, by the user or because the scene closed."""
         self._observer: int | None = None
 
     @property
@@ -131,7 +142,7 @@ class Run:
             raise InputError(f"{slicer.app.temporaryPath} cannot be written: {error.strerror}.") from error
         self._thread = ThreadPoolExecutor(1, "MAPSeg")
         closing = slicer.vtkMRMLScene.StartCloseEvent
-        self._observer = slicer.mrmlScene.AddObserver(closing, lambda *_: self.cancel())
+        self._observer = slicer.mrmlScene.AddObserver(closing, lambda *_: self._forget_nodes())
         self.stage = "export"
         for index, item in enumerate(self.items):
             item.card = card
@@ -175,8 +186,8 @@ class Run:
 
     def cancel(self) -> None:
         """End at once; results that are complete stay. Returns at once, poll() sees the end within 2 s."""
-        if self.running and not self._cancelled:
-            self._cancelled = True
+        if self.running and not self.cancelled:
+            self.cancelled = True
             self._loads.clear()
             if self._queue is not None:
                 self._queue.cancel()
@@ -225,8 +236,14 @@ class Run:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._model_file = ""
 
+    def _forget_nodes(self) -> None:
+        """The scene closes: forget its nodes before those of the next scene get the same IDs, and end."""
+        for item in self.items:
+            item.volume_id = item.segmentation_id = item.uncertainty_id = ""
+        self.cancel()
+
     def _exported(self) -> None:
-        if self._cancelled:
+        if self.cancelled:
             self._end(4, "")
             return
         if not all(future.done() for _, future in self._exports):
@@ -267,9 +284,9 @@ class Run:
             self._model_file = event.get("model_file", "")
         elif kind == "error" and item is not None:
             self._set(item, FAILED, " ".join(filter(None, (event["message"], event.get("advice")))))
-        elif kind == "preview" and item is not None and not self._cancelled:
+        elif kind == "preview" and item is not None and not self.cancelled:
             self._loads[item, "preview"] = self._thread.submit(_read, {"output": event["file"]})
-        elif kind == "scan" and item is not None and not self._cancelled:
+        elif kind == "scan" and item is not None and not self.cancelled:
             self._loads.pop((item, "preview"), None)
             item.result = event["entry"]
             self._loads[item, "result"] = self._thread.submit(_read, event["entry"])
@@ -299,8 +316,8 @@ class Run:
             self._show(item, volume, labels)
             if uncertainty is not None:
                 item.uncertainty_id = scene.load_uncertainty(uncertainty, volume).GetID()
-        except ValueError as error:
-            self._set(item, FAILED, str(error))
+        except ValueError:  # exported from this very node, the map lay on its grid
+            self._set(item, FAILED, f"{item.name} was moved or resampled during the run.")
             return
         if what == "preview":
             item.shown = "preview"
@@ -315,18 +332,26 @@ class Run:
         if segmentation is not None:
             scene.replace_labels(segmentation, labels, volume, item.card)
         else:
-            item.segmentation_id = scene.load_labels(labels, volume, item.card).GetID()
+            segmentation = scene.load_labels(labels, volume, item.card)
+            item.segmentation_id = segmentation.GetID()
+        item.label_state = scene.label_state(segmentation)
 
     def _end(self, code: int | None, error: str) -> None:
         self.exit_code, self.error = code, error
         for item in self.items:
+            preview = slicer.mrmlScene.GetNodeByID(item.segmentation_id) if item.state != DONE else None
+            if preview is not None:  # no result
+                scene.remove(preview)
+                item.segmentation_id = ""
             if item.state in (WAITING, RUNNING):
-                cancelled = self._cancelled or code == 4
+                cancelled = self.cancelled or code == 4
                 self._set(item, CANCELLED if cancelled else FAILED, "" if cancelled else error)
         slicer.mrmlScene.RemoveObserver(self._observer)
-        self._thread.shutdown(wait=False)
+        self._thread.shutdown(wait=False, cancel_futures=True)
         self._loads.clear()
         self.stage, self.seconds_left = "done", None
+        if not any(item.state == DONE for item in self.items):
+            self.clean()  # nobody needs the volumes' copies any more
         self.changed.emit()
         self.finished.emit(self)
 

@@ -19,6 +19,8 @@ from .images import Labels, Snapshot, read_array, read_labels
 
 VALUE_TAG = "MAPSeg.LabelValue"
 """Segment tag with the model's label value, which survives editing, unlike the segment's own."""
+UNCERTAINTY = "MAPSeg.Uncertainty"
+"""Attribute of uncertainty maps, with their volume's ID: they are no volumes to segment."""
 _CATEGORY = (
     "Segmentation category and type - 3D Slicer General Anatomy list~SCT^123037004^Anatomical Structure"
 )
@@ -62,7 +64,9 @@ def load_labels(labels: Labels | str | Path, volumeNode, card: dict[str, Any], n
 def replace_labels(
     segmentationNode, labels: Labels | str | Path, volumeNode, card: dict[str, Any], surfaces: bool = False
 ) -> None:
-    """Put another label map of the same volume into a segmentation; display settings of its segments stay.
+    """Put another label map of the same volume into a segmentation, where the volume is by now.
+
+    Display settings of its segments stay, and so do segments that are not the model's.
 
     Args:
         surfaces: make 3D surfaces anew where there were some. It takes seconds: without, they go until asked for.
@@ -74,29 +78,39 @@ def replace_labels(
     image = _oriented_image(labels, volumeNode)
     segmentation = segmentationNode.GetSegmentation()
     named = {int(label["value"]): label for label in card.get("labels", [])}
-    present = {_segment_id(value): value for value in labels.values}
     surface = slicer.vtkSegmentationConverter.GetClosedSurfaceRepresentationName()
     in_3d = segmentation.ContainsRepresentation(surface)
     modified = segmentationNode.StartModify()
     try:
         if in_3d:
             segmentation.RemoveRepresentation(surface)
-        for identifier in segmentation.GetSegmentIDs():
-            if identifier not in present:
-                segmentation.RemoveSegment(identifier)
-        for identifier, value in present.items():
-            segment = segmentation.GetSegment(identifier)
-            if segment is None:
+        segmentationNode.SetAndObserveTransformNodeID(volumeNode.GetTransformNodeID())
+        known = _model_segments(segmentation)
+        for value in known.keys() - set(labels.values):
+            segmentation.RemoveSegment(known[value])
+        for value in labels.values:
+            if value in known:
+                segment = segmentation.GetSegment(known[value])
+                segment.AddRepresentation(_labelmap(), image)
+            else:
                 segment = _segment(value, named.get(value, {}))
                 segment.AddRepresentation(_labelmap(), image)
-                segmentation.AddSegment(segment, identifier)
-            else:
-                segment.AddRepresentation(_labelmap(), image)
+                segmentation.AddSegment(segment, segmentation.GenerateUniqueSegmentID(f"Segment_{value}"))
             segment.SetLabelValue(value)
         if in_3d and surfaces:
             segmentation.CreateRepresentation(surface)
     finally:
         segmentationNode.EndModify(modified)
+
+
+def label_state(segmentationNode) -> tuple:
+    """What changes when the model's segments are edited or removed, but not when they are only displayed otherwise."""
+    segmentation = segmentationNode.GetSegmentation()
+    maps = {
+        value: segmentation.GetSegment(identifier).GetRepresentation(_labelmap())
+        for value, identifier in _model_segments(segmentation).items()
+    }
+    return tuple((value, image and image.GetMTime()) for value, image in maps.items())
 
 
 def load_uncertainty(uncertainty, volumeNode, name: str = ""):
@@ -110,6 +124,7 @@ def load_uncertainty(uncertainty, volumeNode, name: str = ""):
         raise ValueError(f"The map is not on the grid of {volumeNode.GetName()}.")
     name = name or f"{volumeNode.GetName()} uncertainty"
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", name)
+    node.SetAttribute(UNCERTAINTY, volumeNode.GetID())
     slicer.util.updateVolumeFromArray(node, array)
     node.CopyOrientation(volumeNode)
     node.CreateDefaultDisplayNodes()
@@ -125,19 +140,20 @@ def load_uncertainty(uncertainty, volumeNode, name: str = ""):
 
 
 def show_overlay(volumeNode, uncertaintyNode, opacity: float = 0.5) -> None:
-    """Show an uncertainty map over its volume in all slice views; None for the map removes the overlay."""
-    for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
-        composite.SetBackgroundVolumeID(volumeNode.GetID())
-        composite.SetForegroundVolumeID(uncertaintyNode.GetID() if uncertaintyNode else None)
-        composite.SetForegroundOpacity(opacity if uncertaintyNode else 0.0)
+    """Show an uncertainty map over its volume in all slice views.
 
-
-def show_segmentation(segmentationNode, volumeNode) -> None:
-    """Bring a volume into the slice views with its segmentation over it, and no other."""
+    None for the map takes uncertainty maps out of the foreground, and leaves what else users put there.
+    """
     for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
-        composite.SetBackgroundVolumeID(volumeNode.GetID())
-        composite.SetForegroundVolumeID(None)
-    segmentationNode.SetDisplayVisibility(True)
+        if uncertaintyNode is not None:
+            composite.SetBackgroundVolumeID(volumeNode.GetID())
+            composite.SetForegroundVolumeID(uncertaintyNode.GetID())
+            composite.SetForegroundOpacity(opacity)
+            continue
+        over = slicer.mrmlScene.GetNodeByID(composite.GetForegroundVolumeID() or "")
+        if over is not None and over.GetAttribute(UNCERTAINTY):
+            composite.SetForegroundVolumeID(None)
+            composite.SetForegroundOpacity(0.0)
 
 
 def export_segmentation(segmentationNode, volumeNode, path: str | Path) -> Path:
@@ -225,8 +241,14 @@ def _segment(value: int, label: dict[str, Any]):
     return segment
 
 
-def _segment_id(value: int) -> str:
-    return f"Segment_{value}"
+def _model_segments(segmentation) -> dict[int, str]:
+    """Segment IDs by the model's values; of copies that users made, the first counts."""
+    found: dict[int, str] = {}
+    for identifier in segmentation.GetSegmentIDs():
+        value = _tag(segmentation.GetSegment(identifier))
+        if value is not None:
+            found.setdefault(value, identifier)
+    return found
 
 
 def _labelmap() -> str:

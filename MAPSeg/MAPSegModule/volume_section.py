@@ -13,6 +13,7 @@ from . import run as runs
 from . import texts
 from .models import ModelEntry
 from .preflight import Preflight, preflight
+from .scene import UNCERTAINTY
 from .signal import Signal
 
 _NAME, _SCAN, _STATE = range(3)
@@ -49,13 +50,9 @@ class VolumeSection(slicer.util.VTKObservationMixin):
         self._later = self._idle(0, self.refresh)
         self._next = self._idle(0, self._look_at_one)
         scene = slicer.mrmlScene
-        for event in (
-            scene.NodeAddedEvent,
-            scene.NodeRemovedEvent,
-            scene.EndCloseEvent,
-            scene.EndImportEvent,
-        ):
+        for event in (scene.NodeAddedEvent, scene.NodeRemovedEvent, scene.EndImportEvent):
             self.addObserver(scene, event, self._scene_changed)
+        self.addObserver(scene, scene.EndCloseEvent, self._scene_closed)
 
     def _idle(self, milliseconds: int, function) -> qt.QTimer:
         timer = qt.QTimer()
@@ -75,6 +72,12 @@ class VolumeSection(slicer.util.VTKObservationMixin):
         if node is None or node.IsA("vtkMRMLScalarVolumeNode"):
             self._later.start()
 
+    def _scene_closed(self, caller, event) -> None:
+        """Forget all volumes at once: those of a scene that is loaded next may get the same IDs before it is idle."""
+        for known in (self._checked, self._seen, self._flights, self._states, self._rows):
+            known.clear()
+        self._later.start()
+
     def nodes(self) -> list:
         """The volumes that can be segmented, in the scene's order."""
         return [
@@ -82,7 +85,7 @@ class VolumeSection(slicer.util.VTKObservationMixin):
             for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
             if node.GetClassName() == "vtkMRMLScalarVolumeNode"
             and not node.GetHideFromEditors()
-            and not node.GetAttribute("MAPSeg.Uncertainty")
+            and not node.GetAttribute(UNCERTAINTY)
         ]
 
     def checked_nodes(self) -> list:

@@ -89,7 +89,8 @@ def install() -> QApplication:
             QSettings.IniFormat, QSettings.UserScope, tempfile.mkdtemp(prefix="mapseg-settings-")
         )
         set_theme(dark=False)
-    sys.modules["qt"] = qt = pythonqt.QtModule("qt", {"QUiLoader": UiLoader, "QFile": QFile})
+    own = {"QUiLoader": UiLoader, "QFile": QFile, "QFileDialog": widgets.FileDialog}
+    sys.modules["qt"] = qt = pythonqt.QtModule("qt", own)
     sys.modules["ctk"] = ctk = pythonqt.QtModule("ctk", widgets.CTK)
     slicer.qt, slicer.ctk = qt, ctk
     for name, real in widgets.MRML.items():

@@ -147,7 +147,7 @@ class Dialogs:
     def __init__(self):
         self.expected: list[tuple[str, Any]] = []
         self.asked: list[tuple[str, tuple]] = []
-        files = ("getOpenFileName", "getSaveFileName", "getExistingDirectory", "getOpenFileNames")
+        files = ("getOpenFileName", "getExistingDirectory", "getOpenFileNames")
         self.statics = {("qt.QFileDialog", name): self._static(name) for name in files}
         self.statics["qt.QInputDialog", "getText"] = self._static("getText")
         self.statics["qt.QDesktopServices", "openUrl"] = self._open

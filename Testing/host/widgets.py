@@ -8,6 +8,7 @@ from __future__ import annotations
 from PySide6.QtCore import Property, QEvent, QPointF, QRectF, QSize, Qt, Signal
 from PySide6.QtGui import QColor, QFontMetrics, QPainter, QPen
 from PySide6.QtWidgets import (
+    QFileDialog,
     QLineEdit,
     QMessageBox,
     QPushButton,
@@ -132,6 +133,20 @@ class ctkMessageBox(QMessageBox):
 
     def exec_(self) -> int:
         return dialogs.answer("message", self.text())
+
+
+class FileDialog(QFileDialog):
+    """A dialog that the test answers with a path, empty to cancel, or with a path and the kind of file chosen."""
+
+    def exec(self) -> int:
+        suggested = self.selectedFiles()[0]
+        answer = dialogs.answer("save", self.windowTitle(), suggested, self.nameFilters())
+        self._path, kind = (answer, "") if isinstance(answer, str) else answer
+        self.selectNameFilter(next(each for each in self.nameFilters() if kind in each))
+        return int(bool(self._path))
+
+    def selectedFiles(self) -> list[str]:
+        return [self._path] if hasattr(self, "_path") else super().selectedFiles()
 
 
 class qMRMLWidget(QWidget):

@@ -196,22 +196,21 @@ def test_results_are_copied_exported_and_shown_in_3d(finished, tmp_path):
     assert [line.split("\t") for line in lines[1:]] == finished.rows()
 
     table = tmp_path / "table.csv"
-    dialogs.expect("getSaveFileName", str(table))
+    dialogs.expect("save", str(table))
     finished.click("exportTableButton")
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["structure"] for row in rows] == [row[0] for row in finished.rows()]
     assert {row["volume"] for row in rows} == {"scan/1"}
 
-    dialogs.expect("getSaveFileName", str(tmp_path / "labels.nii.gz"))
+    dialogs.expect("save", str(tmp_path / "labels.nii.gz"))
     finished.click("exportSegmentationButton")
-    suggested = dialogs.asked[-1][1][2]
-    assert suggested.endswith("scan_1.seg.nrrd") and suggested.startswith(str(tmp_path))  # the folder lasts
+    assert dialogs.asked[-1][1][1] == str(tmp_path / "scan_1")  # the folder lasts
     saved = np.asarray(nibabel.load(tmp_path / "labels.nii.gz").dataobj)
     counts = [np.count_nonzero(saved == value) * 8 / 1000 for value in (1, 2)]
     assert counts == pytest.approx([float(row[1]) for row in finished.rows()], rel=0.05)
 
-    dialogs.expect("getSaveFileName", "")  # the user thinks better of it
+    dialogs.expect("save", "")  # the user thinks better of it
     finished.click("exportSegmentationButton")
 
     node = finished.ui.show3DButton.segmentationNode()
@@ -223,7 +222,7 @@ def test_results_are_copied_exported_and_shown_in_3d(finished, tmp_path):
 def test_a_file_that_cannot_be_written_is_told(finished, tmp_path, problems):
     import qt
 
-    dialogs.expect("getSaveFileName", str(tmp_path / "no" / "such" / "folder.csv"))
+    dialogs.expect("save", str(tmp_path / "no" / "such" / "folder.csv"))
     dialogs.expect("message", qt.QMessageBox.Ok)
     finished.click("exportTableButton")
     assert "could not be written" in dialogs.asked[-1][1][0]

@@ -88,7 +88,8 @@ def test_adapting_shows_previews_and_curves_and_keeps_the_best(screen, home):
     counts = [np.count_nonzero(labels.array == value) * 8 / 1000 for value in (1, 2)]
     assert [float(row[1]) for row in screen.rows()] == pytest.approx(counts, abs=0.06)
 
-    assert screen.ui.overlayCheckBox.enabled
+    assert not screen.ui.overlayCheckBox.enabled  # the map is of the one that was kept
+    screen.click(f"{item.result['chosen']}Button")
     screen.click("overlayCheckBox")
     assert screen.ui.overlayCheckBox.checked
     assert [node.GetName() for node in screen.panel.volumes.nodes()] == ["ball"]  # the map is not one of them

@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from MAPSegModule import batch, dependencies
 from MAPSegModule.cases import find_cases
 from MAPSegModule.models import InputError
 from MAPSegModule.selftest import make_ball
@@ -183,6 +184,26 @@ def test_bad_input_is_told_with_its_exit_code(tmp_path, arguments, inputs, capfd
     assert host.run_script([*arguments, "--input", str(inputs / "bad.nii.gz")]) == 2
     assert "bad" in capfd.readouterr().err
     assert host.run_script(["--nonsense"]) == 2
+
+
+def test_options_have_to_be_an_object(tmp_path, arguments, inputs, capfd):
+    (tmp_path / "options.json").write_text('["threads"]')
+    assert host.run_script([*arguments, "--input", str(inputs)]) == 2
+    assert "options.json has to hold options by their names" in capfd.readouterr().err
+
+
+def test_missing_packages_are_told_before_anything_starts(tmp_path, arguments, inputs, capfd, monkeypatch):
+    monkeypatch.setattr(dependencies, "missing", lambda: ["torch>=2.9", "nibabel>=5.2"])
+    assert host.run_script([*arguments, "--input", str(inputs)]) == 2
+    told = capfd.readouterr().err
+    assert "Missing packages: torch>=2.9, nibabel>=5.2." in told and "installDependencies()" in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_nobody_foresaw_ends_the_script_too(arguments, inputs, capfd, monkeypatch):
+    monkeypatch.setattr(batch, "find_cases", lambda *_: 1 / 0)
+    assert host.run_script([*arguments, "--input", str(inputs)]) == 1
+    assert "ZeroDivisionError" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])

@@ -89,6 +89,14 @@ def test_what_cannot_be_done_is_raised(module, model, monkeypatch):
         logic.segment(flat, model=str(model))
 
 
+def test_a_run_that_fails_leaves_no_scan_on_the_disk(module, model, monkeypatch, tmp_path):
+    monkeypatch.setattr(slicer.app, "temporaryPath", str(tmp_path))
+    flat = slicer.util.addVolumeFromArray(np.ones((9, 9, 9), np.float32))
+    with pytest.raises(RuntimeError):
+        module.MAPSegLogic().segment(flat, model=str(model), device="cpu", **FAST)
+    assert not list(tmp_path.glob("MAPSeg-*"))
+
+
 def test_the_modules_self_tests_pass(module):
     module.MAPSegTest().runTest()
 

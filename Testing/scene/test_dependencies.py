@@ -56,7 +56,7 @@ KEPT = ["numpy==2.1.0", "scipy==1.14.0", "SimpleITK==2.4.0"]
 
 def test_everything_is_installed_through_slicers_own_ways(installed):
     names = [each.split(">=")[0] for each in dependencies.missing()]
-    assert names == ["torch", "nibabel", "pydantic", "safetensors"]
+    assert names == ["torch", *(each.split(">=")[0] for each in dependencies.requirements())]
     assert dependencies.ensure()
     assert installed.calls == [("PyTorch", ">=2.9"), ("MAPSeg", dependencies.requirements(), KEPT)]
     assert dependencies.missing() == []
@@ -67,6 +67,7 @@ def test_everything_is_installed_through_slicers_own_ways(installed):
 def test_only_what_is_missing_or_too_old_is_installed(installed):
     installed.versions |= {
         "torch": "2.9.0+cpu",
+        "filelock": "3.13.1",
         "nibabel": "5.1.9",
         "pydantic": "2.11.7",
         "safetensors": "0.4.3",
@@ -96,7 +97,7 @@ def test_failures_are_raised(installed, monkeypatch):
     with pytest.raises(RuntimeError, match="no route"):
         dependencies.ensure()
     monkeypatch.setattr(installed.packaging, "pip_ensure", lambda *_, **__: None)
-    with pytest.raises(RuntimeError, match="still missing: nibabel"):
+    with pytest.raises(RuntimeError, match="still missing: .*nibabel"):
         dependencies.ensure()
     del installed.versions["torch"]
     monkeypatch.setitem(sys.modules, "PyTorchUtils", None)
@@ -123,6 +124,26 @@ def test_the_device_is_tried_in_a_process_of_its_own(scene):
     told = dependencies.describe_device("auto")
     assert "CPU, " in told or "tried and working" in told
     assert dependencies.describe_device("cpu").endswith("threads, as chosen.")
+
+
+@pytest.mark.parametrize(
+    ("device", "found", "said"),
+    [
+        ("cuda", {"why": "no driver"}, "Not available here (no driver); choose Automatic or Processor."),
+        ("cuda", {"kind": "cuda", "gpu": "Some GPU", "why": "no kernel"}, "Not available here (no kernel);"),
+        ("cuda", {"kind": "mps", "gpu": "Apple GPU", "works": True}, "Not available here (no NVIDIA GPU);"),
+        ("mps", {"why": "no driver"}, "Not available here (no Apple GPU);"),
+        ("mps", {"kind": "cuda", "gpu": "Some GPU", "works": True}, "Not available here (no Apple GPU);"),
+        ("cuda", {"kind": "cuda", "gpu": "Some GPU", "works": True}, "Some GPU, tried and working."),
+        ("auto", {"kind": "mps", "gpu": "Apple GPU", "works": True}, "Apple GPU, tried and working."),
+        ("auto", {"why": "no driver"}, "CPU, 8 threads: no driver."),
+        ("cpu", {"kind": "cuda", "gpu": "Some GPU", "works": True}, "CPU, 8 threads, as chosen."),
+    ],
+)
+def test_a_device_that_was_chosen_and_is_not_there_is_told(scene, monkeypatch, device, found, said):
+    told = {"threads": 8, "kind": "", "gpu": "", "works": False, "why": ""} | found
+    monkeypatch.setattr(dependencies, "try_devices", lambda environment: told)
+    assert dependencies.describe_device(device).startswith(said)
 
 
 def test_a_gpu_that_fails_its_trial_is_not_used(scene, monkeypatch):

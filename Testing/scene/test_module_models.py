@@ -44,6 +44,13 @@ def test_models_are_added_and_removed(model):
         models.find_entry("mine")
 
 
+@pytest.mark.parametrize("name", ["GE/T2", "..", "../out", "GE\\T2", "C:T2", "T2?", ".hidden", "", " "])
+def test_names_that_are_no_file_names_are_refused(model, name):
+    with pytest.raises(InputError, match="model's name"):
+        models.add_model(model, name)
+    assert not list(models.user_folder().parent.rglob("*"))
+
+
 def test_files_that_cannot_segment_are_not_offered(model):
     folder = models.user_folder()
     changed(model, folder / "encoder.safetensors", lambda card: card.update(kind="encoder", labels=[]))

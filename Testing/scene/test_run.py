@@ -11,6 +11,7 @@ import SimpleITK as sitk
 import slicer
 from MAPSegModule import images, job
 from MAPSegModule import run as runs
+from MAPSegModule import scene as mrml
 from MAPSegModule.models import InputError, list_entries
 from MAPSegModule.parameters import Parameters
 
@@ -81,6 +82,7 @@ def test_two_volumes_of_which_one_is_bad(start):
     assert node.GetName() == "good one MAPSeg"
     sure = slicer.mrmlScene.GetNodeByID(run.items[1].uncertainty_id)
     assert 0 <= slicer.util.arrayFromVolume(sure).min() < slicer.util.arrayFromVolume(sure).max() < 1
+    assert sure.GetAttribute(mrml.UNCERTAINTY) == good.GetID()
     assert node.GetTransformNodeID() == good.GetTransformNodeID()
 
 
@@ -195,6 +197,54 @@ def test_closing_the_scene_cancels(start, scene):
     scene.Clear(False)
     run.wait()
     assert run.exit_code == 4 and run.items[0].state == "cancelled" and not in_group(group)
+
+
+def previewed(start, **options):
+    """A long adaptation of one volume that has shown a preview, the volume and the preview."""
+    volume = add_ball()
+    options = {"steps": 10_000, "check_every": 2, "patience": 10**6} | options
+    run = start([volume], adapt=True, minutes=5, preview_seconds=0.001, options=options)
+    until(run, lambda: run.items[0].shown == "preview")
+    return run, volume, slicer.mrmlScene.GetNodeByID(run.items[0].segmentation_id)
+
+
+def test_what_ends_without_a_result_leaves_nothing(start):
+    """Neither a preview in the scene nor the scan on the disk, without anybody's call of clean()."""
+    for end in (lambda run: run.cancel(), lambda run: os.kill(run._queue.worker.pid, signal.SIGKILL)):
+        run, _, preview = previewed(start)
+        folder = Path(run.items[0].file).parent
+        end(run)
+        run.wait()
+        assert run.items[0].state in ("cancelled", "failed")
+        assert preview.GetScene() is None and not folder.exists()
+
+
+def test_a_closed_scenes_ids_are_forgotten_at_once(start, scene):
+    run, _, _ = previewed(start)
+    scene.Clear(False)
+    stranger = scene.AddNewNodeByClass("vtkMRMLSegmentationNode")
+    run.wait()
+    assert run.cancelled and run.exit_code == 4 and stranger.GetScene() is scene
+    [item] = run.items
+    assert (item.volume_id, item.segmentation_id, item.uncertainty_id) == ("", "", "")
+
+
+def test_results_follow_a_volume_that_gets_a_transform_meanwhile(start, scene):
+    run, volume, preview = previewed(start)
+    transform = scene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
+    volume.SetAndObserveTransformNodeID(transform.GetID())
+    run.stop()
+    run.wait()
+    assert run.segmentations == [preview] and preview.GetTransformNodeID() == transform.GetID()
+
+
+def test_a_volume_whose_grid_moves_meanwhile_is_told_so(start):
+    volume = add_ball()
+    run = start([volume])
+    volume.SetOrigin(30, 0, 0)
+    run.wait()
+    assert run.items[0].state == "failed"
+    assert run.items[0].message == "scan was moved or resampled during the run."
 
 
 def test_a_volume_that_leaves_the_scene_fails_alone(start, scene):

@@ -150,6 +150,23 @@ def test_replacing_keeps_what_the_user_set(volume, labels, tmp_path):
     assert segmentation.GetNumberOfLayers() == 1
 
 
+def test_replacing_leaves_segments_that_are_not_the_models(volume, labels, tmp_path):
+    node = mrml.load_labels(written(tmp_path, labels, volume), volume, CARD)
+    segmentation = node.GetSegmentation()
+    corner = np.zeros(labels.shape, np.uint8)
+    corner[-1, -1, -1] = 1
+    for identifier in ("Segment_7", "mine"):  # the first as the model's segment for 7 would be called
+        segmentation.AddEmptySegment(identifier, identifier)
+        slicer.util.updateSegmentBinaryLabelmapFromArray(corner, node, identifier, volume)
+    other = np.where(labels == 5, 7, labels)
+    mrml.replace_labels(node, written(tmp_path, other, volume, "other.nrrd"), volume, CARD)
+    for identifier in ("Segment_7", "mine"):
+        found = slicer.util.arrayFromSegmentBinaryLabelmap(node, identifier, volume)
+        assert np.array_equal(found > 0, corner > 0)
+        segmentation.RemoveSegment(identifier)
+    assert np.array_equal(voxels_of(node, volume), other)
+
+
 def test_replacing_does_not_leave_old_surfaces(volume, labels, tmp_path):
     node = mrml.load_labels(written(tmp_path, labels, volume), volume, CARD)
     kind = slicer.vtkSegmentationConverter.GetClosedSurfaceRepresentationName()
@@ -308,6 +325,19 @@ def test_uncertainty_is_shown_where_it_is(scene):
     assert not (np.ptp(view.pixels(50.0).astype(int), axis=2) > 30).any()
     with pytest.raises(ValueError, match="not on the grid"):
         mrml.load_uncertainty(sure[1:], volume)
+
+
+def test_removing_the_overlay_leaves_what_users_put_there(scene):
+    volume, second = add_volume(np.zeros((5, 5, 5))), add_volume(np.zeros((5, 5, 5)), name="second")
+    views = [scene.AddNewNodeByClass("vtkMRMLSliceCompositeNode") for _ in range(2)]
+    views[0].SetForegroundVolumeID(second.GetID())
+    views[0].SetForegroundOpacity(0.3)
+    views[1].SetBackgroundVolumeID(second.GetID())
+    views[1].SetForegroundVolumeID(mrml.load_uncertainty(np.zeros((5, 5, 5), np.float32), volume).GetID())
+    mrml.show_overlay(volume, None)
+    assert views[0].GetForegroundVolumeID() == second.GetID() and views[0].GetForegroundOpacity() == 0.3
+    assert not views[0].GetBackgroundVolumeID() and views[1].GetBackgroundVolumeID() == second.GetID()
+    assert not views[1].GetForegroundVolumeID()
 
 
 def test_loading_a_large_result(scene, tmp_path, rng, record_property):

@@ -1,0 +1,54 @@
+"""Another scene in the place of the one that the panel knows: its nodes get the same IDs, and are none of its own."""
+
+import slicer
+
+from .conftest import add_ball, alive
+from .scenes import load_scene, save_scene
+from .test_runs import adapt
+
+
+def test_a_scene_loaded_during_an_adaptation_stays_whole(screen, tmp_path):
+    path = save_scene(tmp_path / "saved")
+    screen.wait(lambda: screen.ui.volumeTable.rowCount == 0, 5)
+    add_ball()
+    adapt(screen)
+    pid = screen.worker_pid()
+    screen.wait(lambda: slicer.util.getNodesByClass("vtkMRMLSegmentationNode"))
+    screen.wait(lambda: len(screen.panel.run.eta_history) > 2)
+    [item] = screen.panel.run.items
+    ids = (item.volume_id, item.segmentation_id)
+    load_scene(path)
+    labels = slicer.util.getNode("saved labels")
+    assert ids == (slicer.util.getNode("saved").GetID(), labels.GetID())  # the danger
+    screen.finish(10)
+    screen.pause(0.2)
+    assert labels.GetScene() is not None and labels.GetSegmentation().GetNumberOfSegments() == 2
+    assert not alive(pid)
+    assert "Cancelled." in screen.ui.statusLabel.text and "✗" not in screen.ui.statusLabel.text
+    assert "cancelled" not in screen.state("saved") and screen.panel.volumes.checked_nodes() == []
+    assert not slicer.util.getNodesByClass("vtkMRMLPlotChartNode")
+    assert screen.ui.plotFrame._real.isHidden()
+
+
+def test_checks_and_states_do_not_pass_to_another_scene(screen, tmp_path):
+    from MAPSegModule import run
+
+    path = save_scene(tmp_path / "saved")
+    first, second = add_ball("first"), add_ball("second")
+    screen.wait(lambda: screen.ui.volumeTable.rowCount == 2, 5)
+    for node in (first, second):
+        screen.check(node.GetName())
+        screen.panel.volumes.set_state(run.Item(node.GetID(), node.GetName(), run.DONE))
+    assert "done" in screen.state("first")
+    load_scene(path)
+    assert screen.panel.volumes.checked_nodes() == []
+    screen.wait(lambda: screen.ui.volumeTable.item(0, 0).text() == "saved", 5)
+    assert "done" not in screen.state("saved") + screen.state("other")
+    assert screen.panel.volumes.checked_nodes() == []
+
+
+def test_curves_leave_with_their_scene(screen):
+    screen.panel.curves.show([(1, 0.1), (2, 0.2)], [(1, 3.0), (2, 2.0)])
+    assert not screen.ui.plotFrame._real.isHidden()
+    slicer.mrmlScene.Clear(False)
+    assert screen.ui.plotFrame._real.isHidden()

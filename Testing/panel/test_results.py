@@ -1,0 +1,129 @@
+"""Results as users treat them: edited, compared, overlaid, arranged in the slices, saved."""
+
+import numpy as np
+import pytest
+import slicer
+
+from Testing.host.pythonqt import dialogs
+
+from .conftest import add_ball
+from .scenes import add_slices, blocks, make_result
+
+
+@pytest.fixture
+def result(screen, tmp_path):
+    """A panel that shows the result of an adaptation."""
+    screen.item, screen.run = make_result(tmp_path)
+    screen.panel.results.add(screen.item, screen.run)
+    screen.pause(0.1)
+    return screen
+
+
+def voxels(item, value):
+    """A structure's voxels, by the name that it has by its value."""
+    node, volume = map(slicer.mrmlScene.GetNodeByID, (item.segmentation_id, item.volume_id))
+    identifier = node.GetSegmentation().GetSegmentIdBySegmentName(f"structure {value}")
+    return slicer.util.arrayFromSegmentBinaryLabelmap(node, identifier, volume) > 0
+
+
+def test_edits_are_not_lost_unasked(result):
+    import qt
+
+    item = result.item
+    node, volume = map(slicer.mrmlScene.GetNodeByID, (item.segmentation_id, item.volume_id))
+    result.click("sourceButton")  # nothing was edited, nothing is asked
+    node.CreateClosedSurfaceRepresentation()
+    node.GetDisplayNode().SetSegmentVisibility("Segment_1", False)
+    result.click("adaptedButton")
+    assert item.shown == "adapted"
+    mine = node.GetSegmentation().AddEmptySegment("Segment_7", "mine")
+    corner = np.zeros((34, 38, 32), np.uint8)
+    corner[:3, :3, :3] = 1
+    slicer.util.updateSegmentBinaryLabelmapFromArray(corner, node, mine, volume)
+    edited = voxels(item, 1)
+    edited[30, 30, 30] = True
+    slicer.util.updateSegmentBinaryLabelmapFromArray(edited.astype(np.uint8), node, "Segment_1", volume)
+
+    dialogs.expect("message", qt.QMessageBox.Cancel)
+    result.click("sourceButton")
+    assert "ball were edited" in dialogs.asked[-1][1][0]
+    assert item.shown == "adapted" and result.ui.adaptedButton.checked
+    assert np.array_equal(voxels(item, 1), edited)
+    dialogs.expect("message", qt.QMessageBox.Ok)
+    result.click("sourceButton")
+    assert item.shown == "source" and np.array_equal(voxels(item, 1), blocks() == 1)
+    found = slicer.util.arrayFromSegmentBinaryLabelmap(node, mine, volume)
+    assert np.array_equal(found > 0, corner > 0)  # what is not the model's stays
+
+
+def test_the_uncertainty_is_shown_over_its_own_result_alone(result):
+    [view] = add_slices("Red")
+    result.click("overlayCheckBox")
+    assert view.GetForegroundVolumeID() == result.item.uncertainty_id
+    result.click("sourceButton")  # the one not kept
+    assert not result.ui.overlayCheckBox.enabled and not view.GetForegroundVolumeID()
+    result.click("adaptedButton")
+    assert result.ui.overlayCheckBox.enabled
+    assert view.GetForegroundVolumeID() == result.item.uncertainty_id
+
+
+def test_slices_stay_as_users_arrange_them(screen, tmp_path, monkeypatch):
+    fitted = []
+    layers = slicer.util.setSliceViewerLayers
+    monkeypatch.setattr(
+        slicer.util, "setSliceViewerLayers", lambda **told: fitted.append(told) or layers(**told)
+    )
+    item, run = make_result(tmp_path)
+    other = add_ball("other").GetID()
+    red, yellow = add_slices("Red", "Yellow")
+    results = screen.panel.results
+    results.show_previews(run, item)
+    assert [view.GetBackgroundVolumeID() for view in (red, yellow)] == [item.volume_id] * 2
+    assert len(fitted) == 1
+    yellow.SetBackgroundVolumeID(other)
+    red.SetForegroundVolumeID(other)
+    red.SetForegroundOpacity(0.3)
+
+    def arranged():
+        there = (yellow.GetBackgroundVolumeID(), red.GetForegroundVolumeID(), red.GetForegroundOpacity())
+        return there == (other, other, 0.3) and len(fitted) == 1
+
+    results.show_previews(run, item)
+    assert arranged()
+    results.add(item, run)
+    results.refresh()
+    assert arranged()
+    second, _ = make_result(tmp_path, "second")
+    results.add(second, run)
+    assert arranged()
+    screen.ui.resultComboBox.setCurrentIndex(1)
+    assert [view.GetBackgroundVolumeID() for view in (red, yellow)] == [second.volume_id] * 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "written"),
+    [
+        ("patient1", "patient1.seg.nrrd"),
+        (("patient1", "NIfTI label map"), "patient1.nii.gz"),
+        (("patient1.2", "NRRD label map"), "patient1.2.nrrd"),
+        (("patient1.nii", "Segmentation"), "patient1.nii"),
+    ],
+)
+def test_labels_are_saved_in_the_format_asked_for(result, tmp_path, answer, written):
+    name, kind = (answer, "") if isinstance(answer, str) else answer
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    dialogs.expect("save", (str(folder / name), kind))
+    result.click("exportSegmentationButton")
+    assert [path.name for path in folder.iterdir()] == [written]
+
+
+def test_a_file_of_the_completed_name_is_not_replaced_unasked(result, tmp_path):
+    import qt
+
+    there = tmp_path / "patient1.seg.nrrd"
+    there.write_text("precious")
+    dialogs.expect("save", str(tmp_path / "patient1"))
+    dialogs.expect("message", qt.QMessageBox.Cancel)
+    result.click("exportSegmentationButton")
+    assert there.read_text() == "precious"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import sys
 from contextlib import AbstractContextManager
@@ -10,9 +11,11 @@ from functools import cache
 
 import torch
 
+_log = logging.getLogger(__name__)
+
 
 def pick_device(name: str = "auto") -> torch.device:
-    """``auto`` takes CUDA, then Apple's GPU, then the CPU; of several processes, each has its own GPU.
+    """``auto`` takes CUDA or Apple's GPU where they work, else the CPU; of several processes, each has its own GPU.
 
     Raises:
         InputError: a device was asked for that this machine lacks, or there are not enough.
@@ -22,10 +25,23 @@ def pick_device(name: str = "auto") -> torch.device:
 
     has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        name = next(d for d in ("cuda", "mps", "cpu") if has[d])
+        name = next(d for d in ("cuda", "mps", "cpu") if has[d] and _computes(d))
     if not has[name]:
         raise InputError(f"This machine offers PyTorch no {name} device.", "Choose device auto or cpu.")
     return distributed.own(torch.device(name))
+
+
+@cache
+def _computes(kind: str) -> bool:
+    """Whether a trial succeeds: a card that is too old, or a driver that does not fit, fails only when it is used."""
+    if kind == "cpu":
+        return True
+    try:
+        result = torch.nn.Conv3d(1, 1, 3).to(kind)(torch.ones(1, 1, 4, 4, 4, device=kind))
+        return bool(result.sum().isfinite())
+    except Exception as error:  # of many kinds
+        _log.warning("The %s device does not work, and is left out: %s", kind, error)
+        return False
 
 
 @cache

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from model_cases import PAIRED, SINGLE, Thresholds, card_of, tiny_model
 from volume_cases import affines, make_affine
 
-from MAPSegLib import inference
+from MAPSegLib import devices, inference
 from MAPSegLib.config import InferenceOptions, Label, Preprocessing
 from MAPSegLib.datasets import crop, resize_whole
+from MAPSegLib.devices import pick_device
 from MAPSegLib.errors import MemoryExhausted
 from MAPSegLib.inference import (
     class_probabilities,
@@ -346,6 +347,15 @@ def test_when_nothing_helps_it_says_so():
     assert refusal.value.exit_code == 3 and refusal.value.advice
     with pytest.raises(MemoryExhausted):
         predict_classes(Greedy(0), scan_of().image, FP32)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_graphics_card_that_does_not_work_is_left_out(monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    devices._computes.cache_clear()
+    assert pick_device("auto") == torch.device("cpu") and "cuda device does not work" in caplog.text
+    assert pick_device("cuda") == torch.device("cuda")  # asked for by name, it fails by name
+    devices._computes.cache_clear()
 
 
 def test_the_cpu_takes_over_from_a_gpu(monkeypatch):

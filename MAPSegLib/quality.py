@@ -9,6 +9,7 @@ maximise this.)
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -23,6 +24,8 @@ from .preprocessing import Scan
 
 PLAUSIBILITY_WEIGHT = 0.05
 """How much agreement one deviation of mean volume error weighs."""
+FEWEST_SCANS = 5
+"""That together tell more than each for itself."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 TURN, SHRINK = 15.0, 1.2
 """Degrees about the second axis, and a factor: of the scan that a result is compared with where nothing is mirrored."""
@@ -142,9 +145,19 @@ def measure(
     return measures | {"score": measures["agreement"] - PLAUSIBILITY_WEIGHT * (deviation or 0.0)}
 
 
-def better_supported(before: dict[str, float], after: dict[str, float], margin: float) -> bool:
-    """Whether the gate keeps an adapted result: its score must exceed the source model's by the margin."""
-    return after["score"] >= before["score"] + margin
+def needed_gain(gained: Sequence[float], margin: float) -> float:
+    """How much a scan's score must gain for the gate to keep its adapted result.
+
+    That is the margin, as one scan's score is rough. But where all scans adapted to together gain, the mean by more
+    than twice its standard error, a scan that does not lose is one of them.
+
+    Args:
+        gained: of these scans' scores.
+    """
+    if len(gained) < FEWEST_SCANS:
+        return margin
+    error = statistics.stdev(gained) / math.sqrt(len(gained))
+    return 0.0 if statistics.mean(gained) > 2 * error else margin
 
 
 def judge(measures: dict[str, float], priors: dict) -> Assessment:

@@ -25,7 +25,7 @@ from ..errors import Stopped
 from ..inference import Segmentation, segment_scan
 from ..networks.segmenter import Segmenter
 from ..preprocessing import Scan, prepare, restore
-from ..quality import Assessment, assess_scan, better_supported
+from ..quality import Assessment, assess_scan, needed_gain
 from ..volumes import Volume
 from .contrast import search_curve
 from .loop import Clock, Loop, Record
@@ -114,9 +114,13 @@ def adapt(
     results: list[ScanResult] = []
 
     def segment() -> None:
+        sides = []
         for index, scan in enumerate(scans):
             report("progress", stage="segment", step=index, steps=len(scans), seconds_left=None)
-            results.append(_gate(model, best, card, scan, options, loop.inference, uncertainty))
+            sides.append(
+                [_judged(network, card, scan, loop.inference, uncertainty) for network in (model, best)]
+            )
+        results.extend(_gated(sides, options))
 
     distributed.on_first(segment)
     return Adapted(best, loop.step, loop.extra["best_step"], loop.extra["history"], results)
@@ -236,28 +240,28 @@ class _Run:
         return self.loop.extra.get("waited", 0) < self.options.patience
 
 
-def _gate(
-    source: Segmenter,
-    adapted: Segmenter,
-    card,
-    scan: Scan,
-    options: AdaptationBase,
-    inference: InferenceOptions,
-    uncertainty: bool,
-) -> ScanResult:
-    """Segment with both models and keep the adapted result only where the label-free score says it is better."""
-    sides = []
-    for model in (source, adapted):
-        segmentation = segment_scan(model, card.labels, scan, inference, uncertainty=uncertainty)
-        assessment, _ = assess_scan(model, card, scan, inference, segmentation.classes)
-        sides.append((segmentation, assessment))
-    measured = [assessment.measures for _, assessment in sides]
-    before, after = (measures["score"] for measures in measured)
-    if not options.gate:
-        chosen, reason = "adapted", "The gate is off."
-    elif better_supported(*measured, options.gate_margin):
-        chosen, reason = "adapted", f"Adaptation is better supported (score {before:.3f} to {after:.3f})."
-    else:
-        chosen, reason = "source", f"Adaptation is not better supported (score {before:.3f} to {after:.3f})."
-    (source_result, source_verdict), (adapted_result, adapted_verdict) = sides
-    return ScanResult(source_result, adapted_result, source_verdict, adapted_verdict, chosen, reason)
+Judged = tuple[Segmentation, Assessment]
+
+
+def _judged(model: Segmenter, card, scan: Scan, inference: InferenceOptions, uncertainty: bool) -> Judged:
+    segmentation = segment_scan(model, card.labels, scan, inference, uncertainty=uncertainty)
+    return segmentation, assess_scan(model, card, scan, inference, segmentation.classes)[0]
+
+
+def _gated(sides: Sequence[Sequence[Judged]], options: AdaptationBase) -> list[ScanResult]:
+    """Of each scan the adapted model's result where the label-free score says that it is better, else the source's."""
+    scores = [[verdict.measures["score"] for _, verdict in pair] for pair in sides]
+    needed = needed_gain([after - before for before, after in scores], options.gate_margin)
+    results = []
+    for (source, adapted), (before, after) in zip(sides, scores, strict=True):
+        better = after >= before + needed
+        chosen = "adapted" if better or not options.gate else "source"
+        told = "better supported" if better else "not better supported"
+        told += ", by all scans together" if better and after < before + options.gate_margin else ""
+        reason = (
+            f"Adaptation is {told} (score {before:.3f} to {after:.3f})."
+            if options.gate
+            else "The gate is off."
+        )
+        results.append(ScanResult(source[0], adapted[0], source[1], adapted[1], chosen, reason))
+    return results

@@ -12,7 +12,7 @@ from MAPSegLib import quality
 from MAPSegLib.config import AdaptationOptions
 from MAPSegLib.datasets import cut_patches
 from MAPSegLib.errors import Cancelled, Stopped
-from MAPSegLib.quality import Assessment, Transformation
+from MAPSegLib.quality import Assessment, Transformation, needed_gain
 from MAPSegLib.training import adaptation, contrast, terms
 from MAPSegLib.training.adaptation import adapt
 from MAPSegLib.training.loop import Loop
@@ -273,6 +273,23 @@ def test_the_gate_decides_for_every_scan(tmp_path, scripted):
     scripted(0.1, 0.1, 0.5, 0.9, 0.9, 0.5)
     adapted = run(tmp_path, volumes=[volume(), volume(seed=1)], steps=1, check_every=100, patience=100)
     assert [r.chosen for r in adapted.results][-1] == "source"
+
+
+def test_scans_that_gain_together_need_no_gain_of_their_own():
+    assert needed_gain([0.012, 0.008, 0.011, 0.009, 0.010], 0.03) == 0.0
+    assert needed_gain([0.012, 0.008, 0.011, 0.009], 0.03) == 0.03  # too few to tell
+    assert needed_gain([0.2, -0.01, 0.0, 0.01, -0.02], 0.03) == 0.03  # one of them alone
+    assert needed_gain([0.0] * 8, 0.03) == 0.03 and needed_gain([-0.01, -0.012] * 4, 0.03) == 0.03
+
+
+def test_the_gate_keeps_small_gains_that_all_scans_show(tmp_path, scripted):
+    pairs = [(0.5, 0.51), (0.6, 0.612), (0.55, 0.558), (0.5, 0.511), (0.7, 0.699), (0.5, 0.512)]
+    scripted(*[0.1] * 6, *[0.2] * 6, *(score for pair in pairs for score in pair))
+    volumes = [volume(seed=seed) for seed in range(6)]
+    adapted = run(tmp_path, volumes=volumes, steps=1, check_every=100)
+    assert [r.chosen for r in adapted.results] == ["adapted"] * 4 + ["source", "adapted"]
+    assert "by all scans together" in adapted.results[0].reason
+    assert "not better supported (" in adapted.results[4].reason
 
 
 def test_without_a_gain_adaptation_ends_early(tmp_path, scripted):

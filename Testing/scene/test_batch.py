@@ -13,7 +13,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from MAPSegModule import batch, dependencies
 from MAPSegModule.cases import find_cases
 from MAPSegModule.models import InputError
 from MAPSegModule.selftest import make_ball
@@ -193,7 +192,8 @@ def test_options_have_to_be_an_object(tmp_path, arguments, inputs, capfd):
 
 
 def test_missing_packages_are_told_before_anything_starts(tmp_path, arguments, inputs, capfd, monkeypatch):
-    monkeypatch.setattr(dependencies, "missing", lambda: ["torch>=2.9", "nibabel>=5.2"])
+    # by name: the module's file, run anew by other tests, has imported its parts again
+    monkeypatch.setattr("MAPSegModule.dependencies.missing", lambda: ["torch>=2.9", "nibabel>=5.2"])
     assert host.run_script([*arguments, "--input", str(inputs)]) == 2
     told = capfd.readouterr().err
     assert "Missing packages: torch>=2.9, nibabel>=5.2." in told and "installDependencies()" in told
@@ -201,7 +201,7 @@ def test_missing_packages_are_told_before_anything_starts(tmp_path, arguments, i
 
 
 def test_what_nobody_foresaw_ends_the_script_too(arguments, inputs, capfd, monkeypatch):
-    monkeypatch.setattr(batch, "find_cases", lambda *_: 1 / 0)
+    monkeypatch.setattr("MAPSegModule.batch.find_cases", lambda *_: 1 / 0)
     assert host.run_script([*arguments, "--input", str(inputs)]) == 1
     assert "ZeroDivisionError" in capfd.readouterr().err
 

@@ -36,7 +36,7 @@ def _how(task: Task, size: Size) -> str:
         return (
             f"Adaptations took {size.own} steps from the embedded models {plain} and, for `plus`, {strong}. These are "
             "source-only and source-strong; target-supervised continues the second. Both have learnt from all "
-            "anatomies, the test ones among them, in other contrasts."
+            f"anatomies, the test ones among them; {strong} from T2-like images of them, too."
         )
     grid = " × ".join(f"{s:g}" for s in task.spacing)
     return (

@@ -145,7 +145,8 @@ TASKS: dict[str, Task] = {
         structures=oasis.SEVEN,
         write=data.write_brain,
         sizes={
-            # To learn 31 structures takes two cores hours. Both models know the anatomies of all 20 label maps.
+            # To learn 31 structures takes two cores hours. Both models know the anatomies of all 20 label maps, and the
+            # second one T2-like images of them: what the first one makes of the target is what this size measures.
             "cpu": Size(
                 architecture=SMALL, start=0, own=100, patches=1, checks=2, models=("brain-t1", "brain-mr")
             ),

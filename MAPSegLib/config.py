@@ -218,7 +218,10 @@ class AdaptationBase(StepOptions):
         True, description="keep the source-only result where adaptation is not better supported"
     )
     gate_margin: float = Field(
-        0.03, ge=0, description="gain in the label-free score that a curve, and adaptation, must show"
+        0.03,
+        ge=0,
+        description="gain in the label-free score that a curve and a scan must show; none of a scan where five or "
+        "more gain together",
     )
 
 

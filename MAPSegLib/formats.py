@@ -220,8 +220,10 @@ def _read_series(folder: Path) -> Loaded:
         )
     files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
     _check_slices(folder, files)
-    # in floating point, as each slice may have a scale of its own
-    read = lambda _: _from_itk(folder, _quietly(lambda: sitk.ReadImage(files, sitk.sitkFloat32)))  # noqa: E731
+
+    def read(_: Path) -> Loaded:  # in floating point, as each slice may have a scale of its own
+        return _from_itk(folder, _quietly(lambda: sitk.ReadImage(files, sitk.sitkFloat32)))
+
     return _guard(folder, read)
 
 
@@ -235,11 +237,7 @@ def _check_slices(folder: Path, files: tuple[str, ...]) -> None:
     for file in files:
         reader.SetFileName(file)
         _guard(Path(file), lambda _: _quietly(reader.ReadImageInformation))
-        if reader.GetNumberOfComponents() > 1:
-            raise InputError(
-                f"The DICOM series {folder.name} is a colour (RGB) image.",
-                "Give a scan with one intensity per voxel.",
-            )
+        _check_components(folder, reader.GetNumberOfComponents())
         read.append((reader.GetOrigin(), np.reshape(reader.GetDirection(), (3, 3))))
     if len(files) < 2:
         return
@@ -264,13 +262,17 @@ def _check_slices(folder: Path, files: tuple[str, ...]) -> None:
         raise InputError(f"The DICOM series {folder.name} {what}.", "Export one complete 3D series.")
 
 
-def _from_itk(path: Path, image: Any) -> Loaded:
-    import SimpleITK as sitk
-
-    if image.GetNumberOfComponentsPerPixel() > 1:
+def _check_components(path: Path, components: int) -> None:
+    if components > 1:
         raise InputError(
             f"{path.name} is a colour (RGB) or vector image.", "Give a scan with one intensity per voxel."
         )
+
+
+def _from_itk(path: Path, image: Any) -> Loaded:
+    import SimpleITK as sitk
+
+    _check_components(path, image.GetNumberOfComponentsPerPixel())
     if "complex" in image.GetPixelIDTypeAsString():
         raise InputError(
             f"{path.name} holds complex numbers.", "Give a scan with one real intensity per voxel."

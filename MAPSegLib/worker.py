@@ -118,16 +118,18 @@ def _explained(failure: Exception) -> MAPSegError:
         return MAPSegError(
             "Another process of this run has ended, or cannot be reached.", "See what torchrun tells of it."
         )
-    _log.exception("unforeseen failure", exc_info=failure)
     if isinstance(failure, OSError) and failure.filename:
         from .formats import reason
 
+        _log.info("%s", failure, exc_info=failure)
         return InputError(f"{failure.filename} cannot be used: {reason(failure)}.", "Check the path.")
     if "torch" in sys.modules:
         from .devices import is_out_of_memory
 
         if is_out_of_memory(failure):
+            _log.info("%s", failure, exc_info=failure)
             return MemoryExhausted("Memory ran out.", "Close other programs.")
+    _log.exception("unforeseen failure", exc_info=failure)
     text = f"Unforeseen failure, {type(failure).__name__}: {failure}"
     return MAPSegError(text, "Please report it with the log above.")
 

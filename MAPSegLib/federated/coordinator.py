@@ -160,9 +160,7 @@ class Coordinator:
         """Add the weighted mean of the differences; returns each site's share, norm and what clipping left of it."""
         # One answer at a time in single precision: at the paper's size it takes 0.8 GB, and there may be many.
         norms = {name: _norm(to_tensors(update.difference).values()) for name, update in updates.items()}
-        moved = sorted(
-            norm for norm in norms.values() if norm
-        )  # one that learnt nothing is no measure of the others
+        moved = sorted(filter(None, norms.values()))  # one that learnt nothing is no measure of the others
         typical = moved[(len(moved) - 1) // 2] if moved else 0.0
         scans = sum(update.scans for update in updates.values())
         known = {}

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ..quality import Assessment
     from ..training.adaptation import Adapted, ScanResult
 
+REPORTS = ("report.json", "volumes.csv")
 ADAPTED_MODEL = "adapted_model.safetensors"
 
 
@@ -84,19 +85,20 @@ class _Findings:
 
     def withdraw(self) -> None:
         """Remove what was written."""
-        reports = map(self.outputs.beside, ("report.json", "volumes.csv")) if self.scans else ()
+        reports = map(self.outputs.beside, REPORTS) if self.scans else ()
         for path in (*map(Path, self.files), *reports):
             with suppress(OSError):
                 path.unlink()
 
     def write(self) -> None:
-        write_json(self.outputs.beside("report.json"), self.summary(), overwrite=True)
+        report, volumes = map(self.outputs.beside, REPORTS)
+        write_json(report, self.summary(), overwrite=True)
         rows = [
             {"scan": Path(entry["file"]).name, **structure}
             for entry in self.scans
             for structure in entry["structures"]
         ]
-        write_csv(self.outputs.beside("volumes.csv"), rows, overwrite=True)
+        write_csv(volumes, rows, overwrite=True)
 
     def summary(self) -> dict[str, Any]:
         return {
@@ -115,7 +117,7 @@ class _Findings:
         if not self.scans:
             raise self.errors[0]
         self.write()
-        files = [self.outputs.beside(name) for name in ("report.json", "volumes.csv")]
+        files = map(self.outputs.beside, REPORTS)
         return {**plain(self.summary()), "files": [*self.files, *map(str, files)]}
 
     def entry(
@@ -382,7 +384,7 @@ def _refuse_existing(
 ) -> None:
     paths = [outputs.label_map(scan) for scan in scans]
     paths += [outputs.volume(scan, kind) for scan in scans for kind in kinds]
-    names = ["report.json", "volumes.csv"]
+    names = [*REPORTS]
     names += [ADAPTED_MODEL] if getattr(job, "save_model", False) else []
     given = {scan.resolve() for scan in scans}
     for path in paths:

@@ -183,7 +183,7 @@ class _Run:
         loop, scan = self.loop, self.scans[0]
         if not self.terms.searches:
             return
-        box_ml = float(np.prod(scan.grid.box_shape) * np.prod(scan.grid.canonical_spacing)) / 1000
+        box_ml = float(np.prod(scan.grid.box_shape)) * scan.grid.native_voxel_ml
         curve = search_curve(
             loop.ema, self.card, scan.image, box_ml, loop.generator, loop.inference.precision
         )[0]

@@ -21,7 +21,7 @@ from .tables import write_section
 from .uda.grid import Bench, Grid
 from .uda.methods import score, start_model
 from .uda.report import Cells, seed_means, spread
-from .uda.tasks import VERSION, Size, Task, adaptation_options, training_options
+from .uda.tasks import Size, Task, adaptation_options, training_options
 
 PLUS = RECIPES["plus"]
 HEADER = ["variant", "seeds", "start", "adapted", "gain", "steps kept", "less plus"]
@@ -52,12 +52,10 @@ VARIANTS = {
 }
 
 
-def settings(size: Size, name: str, seed: int) -> dict[str, Any]:
-    """Everything that a variant's figures depend on."""
+def options_of(size: Size, name: str, seed: int) -> dict[str, Any]:
+    """What a variant's figures depend on."""
     variant = VARIANTS[name]
     return {
-        "version": VERSION,
-        "size": size.model_dump(mode="json"),
         "training": training_options(size, size.start, seed, variant.strong_start),
         "adaptation": adaptation_options(size, "plus", seed) | variant.options,
         "recipe": variant.recipe._asdict(),
@@ -69,17 +67,17 @@ def run_variant(bench: Bench, name: str) -> dict[str, Any]:
     variant = VARIANTS[name]
     model, _ = start_model(bench, variant.strong_start)
     folder = bench.place("ablation") / name.replace(" ", "-")
-    place, target = bench.material / "source", bench.material / "target"
-    source = (
-        {"source_from_labels": place / "labels"}
-        if bench.task.synthetic
-        else {"source": place / "images", "source_labels": place / "labels"}
-    )
     options = adaptation_options(bench.size, "plus", bench.seed) | variant.options
     RECIPES["plus"] = variant.recipe
     try:
         adapted = api.adapt(
-            model, target / "images", folder, save_model=True, overwrite=True, **source, **options
+            model,
+            bench.material / "target" / "images",
+            folder,
+            save_model=True,
+            overwrite=True,
+            **bench.source,
+            **options,
         )
     finally:
         RECIPES["plus"] = PLUS
@@ -129,7 +127,7 @@ def write_results(section: str, task: Task, size: Size, cells: Cells, path: Path
     )
 
 
-GRID = Grid("ablation", "variants", list(VARIANTS), settings, run_variant, write_results)
+GRID = Grid("ablation", "variants", list(VARIANTS), options_of, run_variant, write_results)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ from .tables import write_section
 from .uda.grid import Bench, Grid
 from .uda.methods import Scores, run_worker, score, start_model
 from .uda.report import Cells, seed_means, spread
-from .uda.tasks import TASKS, VERSION, Size, Task, adaptation_options, training_options
+from .uda.tasks import TASKS, Size, Task, adaptation_options, training_options
 
 ROUND = 20
 """Steps of a round."""
@@ -81,12 +81,10 @@ def options(size: Size, seed: int) -> dict[str, Any]:
     return adaptation_options(size, "plus", seed) | {"curve_knots": 0}
 
 
-def settings(size: Size, way: str, seed: int) -> dict[str, Any]:
-    """Everything that a way's figures depend on."""
+def options_of(size: Size, way: str, seed: int) -> dict[str, Any]:
+    """What a way's figures depend on."""
     alone = adaptation_options(size, "test-time", seed)
     return {
-        "version": VERSION,
-        "size": size.model_dump(mode="json"),
         "training": training_options(size, size.start, seed, strong=True),
         "adaptation": alone if way == WAYS[1] else options(size, seed),
         "recipe": RECIPE._asdict(),
@@ -293,7 +291,7 @@ def write_results(section: str, task: Task, size: Size, cells: Cells, path: Path
         )
 
 
-GRID = Grid("federated", "ways", [*WAYS, AFRESH, *PRIVATE], settings, run_way, write_results, WAYS, size_of)
+GRID = Grid("federated", "ways", [*WAYS, AFRESH, *PRIVATE], options_of, run_way, write_results, WAYS, size_of)
 
 
 if __name__ == "__main__":

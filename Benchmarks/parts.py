@@ -32,7 +32,7 @@ from .uda.__main__ import GRID as UDA
 from .uda.grid import Bench, Grid
 from .uda.methods import Scores, fresh_model, score, start_model
 from .uda.report import Cells, seed_means, spread
-from .uda.tasks import VERSION, Size, Task, adaptation_options, training_options
+from .uda.tasks import Size, Task, adaptation_options, training_options
 
 
 class Row(NamedTuple):
@@ -146,11 +146,7 @@ def _result(bench: Bench, name: str) -> Scores:
     with apart(row.collaboration):
         start = _start(bench, row)
         if row.pseudo:
-            place = bench.material / "source"
-            known: dict[str, Any] = {"source": place / "images", "source_labels": place / "labels"}
-            if bench.task.synthetic:
-                known = {"source_from_labels": place / "labels"}
-            known |= adaptation_options(bench.size, "paper", bench.seed) | _loss(row)
+            known = bench.source | adaptation_options(bench.size, "paper", bench.seed) | _loss(row)
             scans = find_scans(bench.material / "target" / "images")[: row.scans]
             api.adapt(start, scans, folder, save_model=True, overwrite=True, **known)
             model = folder / ADAPTED_MODEL
@@ -159,11 +155,9 @@ def _result(bench: Bench, name: str) -> Scores:
         return score(bench, model, folder / "test")
 
 
-def settings(size: Size, name: str, seed: int) -> dict[str, Any]:
-    """Everything that a row's figures depend on."""
+def options_of(size: Size, name: str, seed: int) -> dict[str, Any]:
+    """What a row's figures depend on."""
     return {
-        "version": VERSION,
-        "size": size.model_dump(mode="json"),
         "training": training_options(size, size.start, seed),
         "adaptation": adaptation_options(size, "paper", seed),
         "recipe": RECIPES["paper"]._asdict(),
@@ -204,7 +198,7 @@ def write_results(section: str, task: Task, size: Size, cells: Cells, path: Path
     )
 
 
-GRID = Grid("parts", "rows", list(ROWS), settings, run_row, write_results)
+GRID = Grid("parts", "rows", list(ROWS), options_of, run_row, write_results)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 from ..claims import HEADER as CLAIMS_HEADER
 from ..tables import write_section
 from .grid import Grid
-from .methods import run_method, settings
+from .methods import options_of, run_method
 from .report import (
     GATE_HEADER,
     MAIN_HEADER,
@@ -84,7 +84,7 @@ def write_results(section: str, task: Task, size: Size, cells: Cells, path: Path
         )
 
 
-GRID = Grid("uda", "methods", METHODS, settings, run_method, write_results)
+GRID = Grid("uda", "methods", METHODS, options_of, run_method, write_results)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from MAPSegLib.reports import plain, read_json, write_json, write_text
 from ..tables import RESULTS
 from .data import existing
 from .report import Cells, seed_means
-from .tasks import TASKS, Size, Task
+from .tasks import TASKS, VERSION, Size, Task
 
 KEPT = Path(__file__).parent / "cells"
 DIGITS = 4
@@ -42,6 +42,16 @@ class Bench:
     def place(self, name: str) -> Path:
         return self.folder / f"{name}-{self.seed}"
 
+    @property
+    def source(self) -> dict[str, Path]:
+        """The labelled source, as an adaptation is given it."""
+        images, labels = (self.material / "source" / kind for kind in ("images", "labels"))
+        return (
+            {"source_from_labels": labels}
+            if self.task.synthetic
+            else {"source": images, "source_labels": labels}
+        )
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -52,8 +62,8 @@ class Grid:
     word: str
     """What its methods are called on the command line."""
     names: Sequence[str]
-    settings: Callable[[Size, str, int], dict[str, Any]]
-    """Everything that the figures of a method and seed depend on, as JSON has it."""
+    options: Callable[[Size, str, int], dict[str, Any]]
+    """What the figures of a method and seed depend on beside the size and :data:`~.tasks.VERSION`."""
     run: Callable[[Bench, str], dict[str, Any]]
     """``results`` of a method, ``final`` among them (:data:`~.methods.Scores`), and what else its tables need."""
     write: Callable[[str, Task, Size, Cells, Path], None]
@@ -63,6 +73,11 @@ class Grid:
     size: Callable[[str, str], Size] = lambda task, preset: TASKS[task].sizes[preset]
     """Of a task and preset."""
 
+    def settings(self, size: Size, name: str, seed: int) -> dict[str, Any]:
+        """Everything that the figures of a method and seed depend on, as JSON has it."""
+        shared = {"version": VERSION, "size": size.model_dump(mode="json")}
+        return plain(shared | self.options(size, name, seed))
+
     def cell(self, bench: Bench, name: str) -> dict[str, Any]:
         """Run a method with the seed of ``bench``, or read what an earlier run found.
 
@@ -70,7 +85,7 @@ class Grid:
             InputError: the earlier run had other options.
         """
         file = bench.place(self.title) / f"{name}.json"
-        settings = plain(self.settings(bench.size, name, bench.seed))
+        settings = self.settings(bench.size, name, bench.seed)
         if file.exists():
             cell = read_json(file, "a result")
             if cell.get("settings") != settings:
@@ -89,7 +104,7 @@ class Grid:
         others = [c for c in read(path) if (c["method"], c["seed"]) not in own and c["method"] in self.names]
         return [
             *cells,
-            *(c for c in others if c["settings"] == plain(self.settings(size, c["method"], c["seed"]))),
+            *(c for c in others if c["settings"] == self.settings(size, c["method"], c["seed"])),
         ]
 
     def keep(self, path: Path, cells: Cells) -> None:

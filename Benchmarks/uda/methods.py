@@ -36,12 +36,10 @@ Scores = list[dict[str, Any]]
 ``trusted`` and ``measures`` (the gate's ``score``, and ``confidence``, the mean over structures, among them)."""
 
 
-def settings(size: Size, method: str, seed: int) -> dict[str, Any]:
-    """Everything that a method's figures depend on."""
+def options_of(size: Size, method: str, seed: int) -> dict[str, Any]:
+    """What a method's figures depend on."""
     recipe = RECIPES.get(method)
     return {
-        "version": VERSION,
-        "size": size.model_dump(mode="json"),
         "training": training_options(size, size.start, seed),
         "adaptation": adaptation_options(size, method, seed) if method in ADAPTING else None,
         "recipe": recipe and recipe._asdict(),
@@ -79,12 +77,7 @@ def _adapting(bench: Bench, method: str) -> dict[str, Any]:
         "options": adaptation_options(bench.size, method, bench.seed),
     }
     if method != "test-time":
-        place = bench.material / "source"
-        job |= (
-            {"source_from_labels": place / "labels"}
-            if bench.task.synthetic
-            else {"source": place / "images", "source_labels": place / "labels"}
-        )
+        job |= bench.source
     costs.append(run_worker(folder, job, folder / "adaptation" / "checkpoint.pt"))
     before = score(bench, start, folder / "test-start")
     after = score(bench, folder / ADAPTED_MODEL, folder / "test-adapted")

@@ -202,7 +202,7 @@ def test_cells_of_other_seeds_are_added_if_they_were_made_alike(tmp_path):
     file, size = tmp_path / "cells.jsonl", tasks.TASKS["hippocampus"].sizes["cpu"]
 
     def settings(method, seed):
-        return grid.plain(methods.settings(size, method, seed))
+        return GRID.settings(size, method, seed)
 
     def made(method, seed, **changed):
         return cell(method, seed, [0.5]) | {"settings": settings(method, seed) | changed}

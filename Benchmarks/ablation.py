@@ -19,7 +19,7 @@ from MAPSegLib.tasks.scans import ADAPTED_MODEL
 
 from .tables import write_section
 from .uda.grid import Bench, Grid
-from .uda.methods import score, start_model
+from .uda.methods import score, source_model
 from .uda.report import Cells, seed_means, spread
 from .uda.tasks import Size, Task, adaptation_options, training_options
 
@@ -56,7 +56,7 @@ def options_of(size: Size, name: str, seed: int) -> dict[str, Any]:
     """What a variant's figures depend on."""
     variant = VARIANTS[name]
     return {
-        "training": training_options(size, size.start, seed, variant.strong_start),
+        "training": training_options(size, seed, variant.strong_start),
         "adaptation": adaptation_options(size, "plus", seed) | variant.options,
         "recipe": variant.recipe._asdict(),
     }
@@ -65,7 +65,7 @@ def options_of(size: Size, name: str, seed: int) -> dict[str, Any]:
 def run_variant(bench: Bench, name: str) -> dict[str, Any]:
     """Scores of the target scans by the start and by the adapted model."""
     variant = VARIANTS[name]
-    model, _ = start_model(bench, variant.strong_start)
+    model, _ = source_model(bench, variant.strong_start)
     folder = bench.place("ablation") / name.replace(" ", "-")
     options = adaptation_options(bench.size, "plus", bench.seed) | variant.options
     RECIPES["plus"] = variant.recipe
@@ -119,8 +119,8 @@ def write_results(section: str, task: Task, size: Size, cells: Cells, path: Path
     write_section(
         section,
         f"Parts of `plus`, {task.title}: Dice (%) on the target scans adapted to, whose labels no training sees, mean "
-        f"± deviation over seeds; {size.start} + {size.own} steps. Scored is the step with the best label-free "
-        "score, without a gate.",
+        f"± deviation over seeds; {size.train_steps} + {size.adapt_steps} steps. Scored is the step with the best "
+        "label-free score, without a gate.",
         HEADER,
         table(cells),
         path,

@@ -2,7 +2,7 @@
 
     python -m Benchmarks.federated TASK --data FOLDER --work FOLDER [--seeds 0 1 2] [--ways ...] [--preset cpu]
 
-All start from the same source model (``start-strong`` of ``Benchmarks.uda``, whose folders and options are shared) and
+All start from the same source model (``source-strong`` of ``Benchmarks.uda``, whose folders and options are shared) and
 take the same number of steps; a site's target scans are every third one. The recipe is ``plus`` without its intensity
 curve, which belongs to one target domain, and without the target's intensities, which no site could give to the
 source. A site alone adapts at test time, with a curve. Nothing is gated. A federation gives its last round; the others
@@ -38,7 +38,7 @@ from MAPSegLib.volumes import find_scans
 
 from .tables import write_section
 from .uda.grid import Bench, Grid
-from .uda.methods import Scores, run_worker, score, start_model
+from .uda.methods import Scores, run_worker, score, source_model
 from .uda.report import Cells, seed_means, spread
 from .uda.tasks import TASKS, Size, Task, adaptation_options, training_options
 
@@ -73,7 +73,7 @@ def size_of(name: str, preset: str) -> Size:
     if TASKS[name].synthetic:
         raise InputError("A source that is synthesised cannot be a site.", "Choose another task.")
     size = TASKS[name].sizes[preset]
-    return size.model_copy(update={"own": STEPS.get((name, preset), size.own)})
+    return size.model_copy(update={"adapt_steps": STEPS.get((name, preset), size.adapt_steps)})
 
 
 def options(size: Size, seed: int) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def options_of(size: Size, way: str, seed: int) -> dict[str, Any]:
     """What a way's figures depend on."""
     alone = adaptation_options(size, "test-time", seed)
     return {
-        "training": training_options(size, size.start, seed, strong=True),
+        "training": training_options(size, seed, strong=True),
         "adaptation": alone if way == WAYS[1] else options(size, seed),
         "recipe": RECIPE._asdict(),
         "privacy": PRIVATE.get(way),
@@ -103,7 +103,7 @@ def centralised(bench: Bench) -> list[tuple[Path, dict]]:
     place, folder = bench.material / "source", bench.place("in-one-place")
     with patch.dict(RECIPES, plus=RECIPE):
         api.adapt(
-            start_model(bench, strong=True)[0],
+            source_model(bench, strong=True)[0],
             bench.material / "target" / "images",
             folder,
             source=place / "images",
@@ -120,7 +120,12 @@ def alone(bench: Bench) -> list[tuple[Path, dict]]:
     models = []
     for number, scans in enumerate(site_scans(bench)):
         folder = bench.place(f"site-{number}-alone")
-        job = {"task": "adapt", "model": start_model(bench, strong=True)[0], "scans": scans, "output": folder}
+        job = {
+            "task": "adapt",
+            "model": source_model(bench, strong=True)[0],
+            "scans": scans,
+            "output": folder,
+        }
         job |= {"save_model": True, "options": adaptation_options(bench.size, "test-time", bench.seed)}
         run_worker(folder, job, folder / "adaptation" / "checkpoint.pt")
         models.append((folder / ADAPTED_MODEL, {}))
@@ -135,13 +140,13 @@ def write_plan(
     source = bench.material / "source"
     names = [f"target-{number}" for number in range(len(targets))]
     known = options(bench.size, bench.seed)
-    steps = min(ROUND, bench.size.own)
+    steps = min(ROUND, bench.size.adapt_steps)
     step = {key: known[key] for key in ("patches", "learning_rate", "ema_decay", "preset", "seed")}
     plan = {
         "name": "model",
-        "model": str(start_model(bench, strong=True)[0]),
+        "model": str(source_model(bench, strong=True)[0]),
         "sites": [{"name": "source", "role": "source"}, *({"name": n, "role": "target"} for n in names)],
-        "rounds": bench.size.own // steps,
+        "rounds": bench.size.adapt_steps // steps,
         "steps": steps,
         "options": step,
         "privacy": privacy or {},
@@ -199,7 +204,7 @@ def run_way(bench: Bench, way: str) -> dict[str, Any]:
     """The test scores of one way of training."""
     sites = site_scans(bench)
     ways: dict[str, Callable[[], list[tuple[Path, dict]]]] = {
-        WAYS[0]: lambda: [(start_model(bench, strong=True)[0], {})],
+        WAYS[0]: lambda: [(source_model(bench, strong=True)[0], {})],
         WAYS[1]: lambda: alone(bench),
         WAYS[2]: lambda: federated(bench, "federated", sites),
         WAYS[3]: lambda: federated(bench, "federated-few", [sites[0][:FEW]]),
@@ -265,9 +270,9 @@ def write_results(section: str, task: Task, size: Size, cells: Cells, path: Path
     write_section(
         section,
         f"Federated adaptation, {task.title}: Dice (%) and HD95 (mm) on the test scans, mean ± deviation over seeds. "
-        f"{SITES} target sites, {size.own} steps after a source model of {size.start}; rounds of "
-        f"{min(ROUND, size.own)} steps, of which the last gives the model; the others' step is the one with the best "
-        "label-free score. A site alone adapts at test time, with an intensity curve; the others have none.",
+        f"{SITES} target sites, {size.adapt_steps} steps after a source model of {size.train_steps}; rounds of "
+        f"{min(ROUND, size.adapt_steps)} steps, of which the last gives the model; the others' step is the one with "
+        "the best label-free score. A site alone adapts at test time, with an intensity curve; the others have none.",
         ["way", "seeds", "Dice", "HD95 (mm)", "Dice less centralised"],
         table,
         path,

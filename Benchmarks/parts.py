@@ -2,9 +2,9 @@
 
     python -m Benchmarks.parts TASK --data FOLDER --work FOLDER [--seeds 0 1 2] [--rows ...] [--preset cpu]
 
-Every row is one training on the source and then one of two: on the source alone, or, with masked pseudo-labels, the
-preset ``paper``. Scored on the test scans, without a gate. Folders and options are those of ``Benchmarks.uda``, whose
-``source-only`` and ``paper`` are two of the rows.
+Every row is a training on the source; with masked pseudo-labels, the preset ``paper`` adapts its model after it. Scored
+on the test scans, without a gate. Folders and options are those of ``Benchmarks.uda``, whose ``source-only`` and
+``paper`` are two of the rows.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from MAPSegLib.volumes import find_scans
 from .tables import write_section
 from .uda.__main__ import GRID as UDA
 from .uda.grid import Bench, Grid
-from .uda.methods import Scores, fresh_model, score, start_model
+from .uda.methods import Scores, fresh_model, score, source_model
 from .uda.report import Cells, seed_means, spread
 from .uda.tasks import Size, Task, adaptation_options, training_options
 
@@ -41,7 +41,7 @@ class Row(NamedTuple):
     mae: bool = True
     """Masked autoencoding before: as many steps as on the source, on the scans of both domains."""
     pseudo: bool = True
-    """Masked pseudo-labels of the target, in place of the last steps on the source."""
+    """Masked pseudo-labels of the target, after the training on the source."""
     collaboration: bool = True
     """Whole scans beside patches: their features in the head, and their two terms of the loss."""
     ratio: float = 0.7
@@ -64,6 +64,8 @@ ROWS = {
     "all, 10 target scans": Row(scans=10),
     "all, 5 target scans": Row(scans=5),
 }
+SHARED = {"GLC": ("source-only", "final"), "GLC + MPL": ("paper", "adapted")}
+"""Rows that are methods of ``Benchmarks.uda``, and which of their results."""
 HEADER = ["parts", "seeds", "Dice", "HD95 (mm)", "Dice less all parts"]
 
 
@@ -102,8 +104,13 @@ def _initial(bench: Bench, row: Row) -> Path:
         known["from_labels"] = place / "source" / "labels"
     else:
         known["domains"].append(place / "source" / "images")
-    known |= {"steps": size.start, "scans": 2 * size.patches, "mask_ratio": row.ratio, "seed": bench.seed}
-    known |= {"learning_rate": 1e-3, "warmup": min(50, size.start // 4), "reuse": 2, "picture_every": 0}
+    known |= {
+        "steps": size.train_steps,
+        "scans": 2 * size.patches,
+        "mask_ratio": row.ratio,
+        "seed": bench.seed,
+    }
+    known |= {"learning_rate": 1e-3, "warmup": min(50, size.train_steps // 4), "reuse": 2, "picture_every": 0}
     with patch.dict(ARCHITECTURES, small=size.architecture):
         grid = {"spacing": bench.task.spacing}
         api.pretrain(folder, "encoder", preset="small", preprocessing=grid, overwrite=True, **known)
@@ -112,25 +119,20 @@ def _initial(bench: Bench, row: Row) -> Path:
     return save_model(path, model.state_dict(), card)
 
 
-def _train(bench: Bench, row: Row, name: str, steps: int, init: Path) -> Path:
-    """A training on the source, or what an earlier run left."""
+def _source_model(bench: Bench, row: Row) -> Path:
+    """Trained on the source, unless another row has done it already."""
+    if row == Row(mae=False, pseudo=row.pseudo):
+        return source_model(bench, strong=False)[0]
+    name = f"source{'-mae' * row.mae}{'' if row.collaboration else '-local'}-{row.ratio:g}"
     folder, place = bench.place("parts") / name, bench.material / "source"
     path = folder / "model.safetensors"
     if not path.exists():
         known: dict[str, Any] = {"labels": place / "labels", "images": place / "images"}
         if bench.task.synthetic:
             known = {"from_labels": place / "labels"}
-        known |= training_options(bench.size, steps, bench.seed) | _loss(row)
-        api.train(folder, "model", init=init, **known)
+        known |= training_options(bench.size, bench.seed) | _loss(row)
+        api.train(folder, "model", init=_initial(bench, row), **known)
     return path
-
-
-def _start(bench: Bench, row: Row) -> Path:
-    """The source model of a row: rows that differ later share it."""
-    if row == Row(mae=False, pseudo=row.pseudo):
-        return start_model(bench, strong=False)[0]
-    name = f"start{'-mae' * row.mae}{'' if row.collaboration else '-local'}-{row.ratio:g}"
-    return _train(bench, row, name, bench.size.start, _initial(bench, row))
 
 
 def _result(bench: Bench, name: str) -> Scores:
@@ -139,26 +141,24 @@ def _result(bench: Bench, name: str) -> Scores:
         raise InputError(
             "Models that are there already cannot be trained in parts.", "Choose another preset."
         )
-    if row == ROWS["GLC + MPL"]:
-        return UDA.cell(bench, "paper")["results"]["adapted"]
-    slug = name.replace(" + ", "-").replace(", ", "-").replace(" ", "-")
-    folder = bench.place("parts") / slug
+    if name in SHARED:
+        method, result = SHARED[name]
+        return UDA.cell(bench, method)["results"][result]
+    folder = bench.place("parts") / name.replace(" + ", "-").replace(", ", "-").replace(" ", "-")
     with apart(row.collaboration):
-        start = _start(bench, row)
+        model = _source_model(bench, row)
         if row.pseudo:
             known = bench.source | adaptation_options(bench.size, "paper", bench.seed) | _loss(row)
             scans = find_scans(bench.material / "target" / "images")[: row.scans]
-            api.adapt(start, scans, folder, save_model=True, overwrite=True, **known)
+            api.adapt(model, scans, folder, save_model=True, overwrite=True, **known)
             model = folder / ADAPTED_MODEL
-        else:
-            model = _train(bench, row, slug, bench.size.own, start)
         return score(bench, model, folder / "test")
 
 
 def options_of(size: Size, name: str, seed: int) -> dict[str, Any]:
     """What a row's figures depend on."""
     return {
-        "training": training_options(size, size.start, seed),
+        "training": training_options(size, seed),
         "adaptation": adaptation_options(size, "paper", seed),
         "recipe": RECIPES["paper"]._asdict(),
         "row": ROWS[name]._asdict(),
@@ -189,9 +189,9 @@ def write_results(section: str, task: Task, size: Size, cells: Cells, path: Path
     write_section(
         section,
         f"The paper's ablation, {task.title}: Dice (%) and HD95 (mm) on the test scans, ungated, mean ± deviation over "
-        f"seeds. {size.start} steps on the source, of autoencoding before them as many where there is any, and "
-        f"{size.own} after them: of the preset `paper` with MPL, on the source without. Rows with fewer target scans "
-        "(or all, where there are no more) adapt to those alone; autoencoding has seen all.",
+        f"seeds. {size.train_steps} steps on the source, of autoencoding before them as many where there is any, and "
+        f"with MPL {size.adapt_steps} of the preset `paper` after them. Rows with fewer target scans (or all, where "
+        "there are no more) adapt to those alone; autoencoding has seen all.",
         HEADER,
         table(cells),
         path,

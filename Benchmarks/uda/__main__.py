@@ -1,4 +1,4 @@
-"""Source-only, adapting and supervised methods on a target domain, each with the same number of training steps.
+"""Source-only, adapting and supervised methods on a target domain, all from the same weights and by the same schedules.
 
     python -m Benchmarks.uda TASK --data FOLDER --work FOLDER [--seeds 0 1 2] [--methods ...] [--preset cpu]
 
@@ -34,14 +34,15 @@ def _how(task: Task, size: Size) -> str:
     if size.models:
         plain, strong = (f"`{name}`" for name in size.models)
         return (
-            f"Adaptations took {size.own} steps from the embedded models {plain} and, for `plus`, {strong}. These are "
-            "source-only and source-strong; target-supervised continues the second. Both have learnt from all "
-            f"anatomies, the test ones among them; {strong} from T2-like images of them, too."
+            f"Adaptations took {size.adapt_steps} steps from the embedded models {plain} and, for `plus`, {strong}. "
+            "These are source-only and source-strong; target-supervised continues the second. Both have learnt from "
+            f"all anatomies, the test ones among them; {strong} from T2-like images of them, too."
         )
     grid = " × ".join(f"{s:g}" for s in task.spacing)
     return (
-        f"Every method took {size.start} + {size.own} steps; grid {grid} mm; width {size.architecture.width}, "
-        f"depth {size.architecture.depth}, patches of {size.architecture.patch}³."
+        f"Trainings on labels took {size.train_steps} steps, adaptations {size.adapt_steps} more, from the model of "
+        f"source-only or, for `plus`, source-strong; grid {grid} mm; width {size.architecture.width}, depth "
+        f"{size.architecture.depth}, patches of {size.architecture.patch}³."
     )
 
 

@@ -40,7 +40,7 @@ def options_of(size: Size, method: str, seed: int) -> dict[str, Any]:
     """What a method's figures depend on."""
     recipe = RECIPES.get(method)
     return {
-        "training": training_options(size, size.start, seed),
+        "training": training_options(size, seed),
         "adaptation": adaptation_options(size, method, seed) if method in ADAPTING else None,
         "recipe": recipe and recipe._asdict(),
     }
@@ -52,12 +52,10 @@ def run_method(bench: Bench, method: str) -> dict[str, Any]:
 
 
 def _supervised(bench: Bench, method: str) -> dict[str, Any]:
-    part = "target" if method == "target-supervised" else "source"
-    if bench.size.models and part == "source":
-        model, cost = start_model(bench, method in STRONG)
+    if method == "target-supervised":
+        model, cost = train_model(bench, method, "target")
     else:
-        cost = train_model(bench, method, bench.size.start + bench.size.own, part, strong=method in STRONG)
-        model = bench.place(method) / "model.safetensors"
+        model, cost = source_model(bench, method in STRONG)
     return cost | {"results": {"final": score(bench, model, bench.place(method) / "test")}}
 
 
@@ -66,7 +64,7 @@ def _adapting(bench: Bench, method: str) -> dict[str, Any]:
 
     What all target scans gained together counts for the test scans, too: they are of the same domain.
     """
-    start, cost = start_model(bench, method in STRONG)
+    start, cost = source_model(bench, method in STRONG)
     costs, folder = [cost], bench.place(method)
     job: dict[str, Any] = {
         "task": "adapt",
@@ -94,19 +92,15 @@ def _adapting(bench: Bench, method: str) -> dict[str, Any]:
     return add_costs(costs) | {"results": results, "chosen": chosen, "best_step": best}
 
 
-def start_model(bench: Bench, strong: bool) -> tuple[Path, dict[str, Any]]:
-    """The source model that adaptations start from, trained where it is not there, and what it cost."""
+def source_model(bench: Bench, strong: bool) -> tuple[Path, dict[str, Any]]:
+    """The model of source-only or source-strong, trained where it is not there, and what it cost."""
     if bench.size.models:
         return resolve(bench.size.models[strong]), {"seconds": 0.0, "peak_gb": 0.0, "continued": False}
-    name = "start-strong" if strong else "start"
-    cost = train_model(bench, name, bench.size.start, strong=strong)
-    return bench.place(name) / "model.safetensors", cost
+    return train_model(bench, "source-strong" if strong else "source-only", "source", strong)
 
 
-def train_model(
-    bench: Bench, name: str, steps: int, part: str = "source", strong: bool = False
-) -> dict[str, Any]:
-    """A supervised training, from fresh weights unless there are others; gives what it cost."""
+def train_model(bench: Bench, name: str, part: str, strong: bool = False) -> tuple[Path, dict[str, Any]]:
+    """A supervised training, from fresh weights unless there are others: the model, and what it cost."""
     folder, place = bench.place(name), bench.material / part
     drawn = bench.task.synthetic and part == "source"
     job = {
@@ -114,14 +108,14 @@ def train_model(
         "output": folder,
         "name": "model",
         "init": str(resolve(bench.size.models[1]) if bench.size.models else fresh_model(bench)),
-        "options": training_options(bench.size, steps, bench.seed, strong),
+        "options": training_options(bench.size, bench.seed, strong),
     }
     job |= (
         {"from_labels": place / "labels"}
         if drawn
         else {"images": place / "images", "labels": place / "labels"}
     )
-    return run_worker(folder, job, folder / "checkpoint.pt")
+    return folder / "model.safetensors", run_worker(folder, job, folder / "checkpoint.pt")
 
 
 def fresh_model(bench: Bench) -> Path:

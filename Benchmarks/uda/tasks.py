@@ -1,7 +1,7 @@
 """What is measured: tasks, their sizes, and every option that a training is given.
 
-A method takes ``start + own`` steps in all. The adapting ones spend the first on the source, on a model that they
-share (``plus`` has its own, strongly augmented), and the others on adapting it; the others are one training.
+Every training on labels takes ``train_steps``. The adapting methods take ``adapt_steps`` more, and start from the model
+of source-only; ``plus`` from that of source-strong.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from MAPSegLib.synthesis import brain_labels
 from .. import oasis
 from . import data
 
-VERSION = 2
-"""Raised with every change to the library, or to the scans, that changes figures: results of another are refused."""
+VERSION = 3
+"""Raised with every change that changes figures, of the library, the scans or what a method starts from: results of
+another are refused."""
 METHODS = ("source-only", "source-strong", "test-time", "paper", "v2", "plus", "target-supervised")
 ADAPTING = ("test-time", "paper", "v2", "plus")
 STRONG = ("source-strong", "plus")
@@ -29,10 +30,10 @@ class Size(Options):
     """A preset of a task."""
 
     architecture: Architecture
-    start: int
-    """Steps before the methods part."""
-    own: int
-    """Steps after."""
+    train_steps: int
+    """On the labels of the source, or of the target for target-supervised."""
+    adapt_steps: int
+    """After it, of the adapting methods."""
     patches: int
     """A step, of each domain."""
     checks: int = 4
@@ -40,18 +41,18 @@ class Size(Options):
     cases: int | None = None
     """At most this many in each part; all when absent."""
     models: tuple[str, str] | None = None
-    """Source models that are there already, a plain one and one that knows other contrasts: no method trains its own,
-    and target-supervised continues the second."""
+    """Source models that are there already, a plain one and one that knows other contrasts: source-only and
+    source-strong are these, and target-supervised continues the second."""
 
 
-def training_options(size: Size, steps: int, seed: int, strong: bool = False) -> dict[str, Any]:
+def training_options(size: Size, seed: int, strong: bool = False) -> dict[str, Any]:
     """Of every supervised training: short ones from scratch, hence Muon, high rates and a quick average."""
     return {
-        "steps": steps,
+        "steps": size.train_steps,
         "patches": size.patches,
         "learning_rate": 2e-3,
         "muon_rate": 0.02,
-        "warmup": min(50, steps // 4),
+        "warmup": min(50, size.train_steps // 4),
         "ema_half_life": 40,
         "balance": 0.5,
         "foreground_share": 0.75,
@@ -69,12 +70,12 @@ def adaptation_options(size: Size, method: str, seed: int) -> dict[str, Any]:
     and all the default learning rate of test-time adaptation.
     """
     options = {
-        "steps": size.own,
+        "steps": size.adapt_steps,
         "minutes": 1000.0,
         "patches": size.patches,
         "learning_rate": 1e-3,
         "ema_decay": 0.95,
-        "check_every": max(1, size.own // size.checks),
+        "check_every": max(1, size.adapt_steps // size.checks),
         "patience": size.checks,
         "preview_seconds": 0.0,
         "seed": seed,
@@ -117,8 +118,8 @@ CROP = LEAN.model_copy(
     update={"up_channels": 8, "dilations": (1, 2, 4), "patch": 32, "global_size": 32},
 )
 
-GPU = Size(architecture=SMALL, start=4000, own=2000, patches=4, checks=10)
-SMOKE = Size(architecture=CROP, start=12, own=4, patches=1, checks=1, cases=3)
+GPU = Size(architecture=SMALL, train_steps=6000, adapt_steps=2000, patches=4, checks=10)
+SMOKE = Size(architecture=CROP, train_steps=12, adapt_steps=4, patches=1, checks=1, cases=3)
 
 TASKS: dict[str, Task] = {
     "cardiac": Task(
@@ -132,7 +133,7 @@ TASKS: dict[str, Task] = {
         structures=_single(HEART),
         write=data.write_cardiac,
         sizes={
-            "cpu": Size(architecture=LEAN, start=500, own=160, patches=2),
+            "cpu": Size(architecture=LEAN, train_steps=660, adapt_steps=160, patches=2),
             "gpu": GPU,
             "smoke": SMOKE,
         },
@@ -148,7 +149,12 @@ TASKS: dict[str, Task] = {
             # To learn 31 structures takes two cores hours. Both models know the anatomies of all 20 label maps, and the
             # second one T2-like images of them: what the first one makes of the target is what this size measures.
             "cpu": Size(
-                architecture=SMALL, start=0, own=100, patches=1, checks=2, models=("brain-t1", "brain-mr")
+                architecture=SMALL,
+                train_steps=100,
+                adapt_steps=100,
+                patches=1,
+                checks=2,
+                models=("brain-t1", "brain-mr"),
             ),
             "gpu": GPU,
             "smoke": SMOKE,
@@ -162,8 +168,8 @@ TASKS: dict[str, Task] = {
         structures=_single(HIPPOCAMPUS),
         write=data.write_hippocampus,
         sizes={
-            "cpu": Size(architecture=CROP, start=300, own=100, patches=4),
-            "gpu": GPU.model_copy(update={"start": 2000, "own": 1000}),
+            "cpu": Size(architecture=CROP, train_steps=400, adapt_steps=100, patches=4),
+            "gpu": GPU.model_copy(update={"train_steps": 3000, "adapt_steps": 1000}),
             "smoke": SMOKE,
         },
     ),

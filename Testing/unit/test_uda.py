@@ -156,7 +156,7 @@ def test_every_size_divides_its_steps_into_checks_and_has_valid_options():
     for task in tasks.TASKS.values():
         for size in task.sizes.values():
             for method in tasks.ADAPTING:
-                assert 1 <= tasks.adaptation_options(size, method, 0)["check_every"] <= size.own
+                assert 1 <= tasks.adaptation_options(size, method, 0)["check_every"] <= size.adapt_steps
 
 
 def write_phantoms(folder, count=6):
@@ -193,7 +193,7 @@ def test_a_small_run_writes_its_tables_and_is_not_run_again(tmp_path, monkeypatc
     for name in ("_supervised", "_adapting", "run_worker"):
         monkeypatch.setattr(methods, name, refuse)
     assert GRID.main("", words) == 0
-    size = tasks.TASKS["hippocampus"].sizes["smoke"].model_copy(update={"own": 5})
+    size = tasks.TASKS["hippocampus"].sizes["smoke"].model_copy(update={"adapt_steps": 5})
     with pytest.raises(InputError, match="other options"):
         GRID.cell(grid.Bench(tasks.TASKS["hippocampus"], size, folder / "scans", folder, 0), "paper")
 

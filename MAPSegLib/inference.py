@@ -232,8 +232,9 @@ def class_probabilities(
         slab = buffer[:, :finished, : image.shape[1], : image.shape[2]]
         slab[0] += 1e-15  # for places that no window holds; far below the weight of a window's corner
         yield x, slab.div_(slab.sum(0))
-        if i + 1 < len(rows):
-            buffer = torch.cat([buffer[:, finished:], torch.zeros_like(buffer[:, :finished])], 1)
+        if i + 1 < len(rows):  # a buffer of its own for the next row: who got the slab may keep it
+            last, buffer = buffer, torch.zeros_like(buffer)
+            buffer[:, : window - finished] = last[:, finished:]
 
 
 def _shared_out(row: list, batch: int) -> list[list]:

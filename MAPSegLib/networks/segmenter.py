@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import Architecture, Label
@@ -23,40 +22,27 @@ def mirrored_classes(labels: Sequence[Label]) -> Tensor | None:
     return torch.tensor([0, *(rank.get(label.mirror, i) for i, label in enumerate(labels, 1))])
 
 
-class LateralLogits(nn.Module):
-    """Turn one logit per structure and one for the side into one logit per class.
+def lateral_mix(labels: Sequence[Label]) -> Tensor:
+    """What makes logits of classes from one output per structure and one for the side, (1 + len(labels), outputs).
 
     Left and right structures look alike in a patch; what tells them apart is where the patch lies. So a
     model whose labels name their mirror images predicts each pair once, and the side once for all pairs:
     logit(left) = logit(pair) + side, logit(right) = logit(pair) - side. The side learnt on the cortex then
-    serves the smallest nucleus too. Without mirrored labels this is the identity.
-
-    Shapes: (B, outputs, ...) to (B, 1 + len(labels), ...); class 0 is the background.
+    serves the smallest nucleus too. Without mirrored labels this is the identity. Class 0 is the background.
     """
-
-    def __init__(self, labels: Sequence[Label]):
-        super().__init__()
-        rank = {label.value: i for i, label in enumerate(labels, 1)}
-        group, sign, groups = [0], [0.0], 1
-        for i, label in enumerate(labels, 1):
-            twin = rank.get(label.mirror) if label.mirror is not None else None
-            if twin is not None and twin < i:
-                group.append(group[twin])
-                sign.append(-1.0)
-            else:
-                group.append(groups)
-                sign.append(1.0 if twin is not None else 0.0)
-                groups += 1
-        self.lateral = any(sign)
-        self.outputs = groups + self.lateral
-        self.register_buffer("group", torch.tensor(group), persistent=False)
-        self.register_buffer("sign", torch.tensor(sign), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.lateral:
-            return x
-        sign = self.sign.view(1, -1, 1, 1, 1).to(x.dtype)
-        return torch.addcmul(x[:, self.group], sign, x[:, -1:])
+    rank = {label.value: i for i, label in enumerate(labels, 1)}
+    group, sign, groups = [0], [0.0], 1
+    for i, label in enumerate(labels, 1):
+        twin = rank.get(label.mirror) if label.mirror is not None else None
+        if twin is not None and twin < i:
+            group.append(group[twin])
+            sign.append(-1.0)
+        else:
+            group.append(groups)
+            sign.append(1.0 if twin is not None else 0.0)
+            groups += 1
+    mix = torch.eye(groups)[group]
+    return torch.cat([mix, torch.tensor(sign)[:, None]], 1) if any(sign) else mix
 
 
 class Segmenter(nn.Module):
@@ -75,9 +61,8 @@ class Segmenter(nn.Module):
         self.classes = len(labels) + 1
         self.curve = IntensityCurve(a.curve_knots) if a.curve_knots else nn.Identity()
         self.encoder = Encoder(a.width, a.depth)
-        self.lateral = LateralLogits(labels)
         self.head = SegmentationHead(
-            2 * a.width, a.head_width, a.up_channels, self.lateral.outputs, a.dilations, a.dropout, a.detail
+            2 * a.width, a.head_width, a.up_channels, lateral_mix(labels), a.dilations, a.dropout, a.detail
         )
 
     def with_architecture(self, architecture: Architecture) -> Segmenter:
@@ -112,7 +97,7 @@ class Segmenter(nn.Module):
 
         Args: two feature maps (B, width, p/4, p/4, p/4), and the patches (B, 1, p, p, p) of the first.
         """
-        return self.lateral(self.head(torch.cat([local_features, global_features], 1), self.curve(patches)))
+        return self.head(torch.cat([local_features, global_features], 1), self.curve(patches))
 
     def forward(self, patches: Tensor, whole: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """Logits of B patches of one scan: see :func:`sample_global` for ``low`` and ``high``."""
@@ -132,25 +117,14 @@ def sample_global(features: Tensor, low: Tensor, high: Tensor, size: Sequence[in
     Returns:
         (B, C, *size), of the features' type.
     """
-    b = len(low)
     axes = []
-    for axis, n in enumerate(size):
-        cell = (torch.arange(n, device=low.device, dtype=low.dtype) + 0.5) / n
-        axes.append(low[:, axis : axis + 1] + cell * (high - low)[:, axis : axis + 1])
-    d, h, w = size
-    grid = torch.stack(
-        [
-            axes[2].view(b, 1, 1, w).expand(b, d, h, w),
-            axes[1].view(b, 1, h, 1).expand(b, d, h, w),
-            axes[0].view(b, d, 1, 1).expand(b, d, h, w),
-        ],
-        -1,
-    )
+    for axis, (cells, length) in enumerate(zip(size, features.shape[2:], strict=True)):
+        share = (torch.arange(cells, device=low.device, dtype=low.dtype) + 0.5) / cells
+        place = low[:, axis, None] + share * (high - low)[:, axis, None]
+        place = (place * length - 0.5).clamp(0, length - 1)
+        near = 1 - (place[..., None] - torch.arange(length, device=low.device)).abs()
+        axes.append(near.clamp(min=0))
+    # Patches are not turned, so that the axes part: a third of grid_sample's time on a CPU.
     with torch.autocast(features.device.type, enabled=False):
-        sampled = F.grid_sample(
-            features.float().expand(b, -1, -1, -1, -1),
-            2 * grid - 1,
-            align_corners=False,
-            padding_mode="border",
-        )
-    return sampled.to(features.dtype)
+        given = features.float().expand(len(low), -1, -1, -1, -1)
+        return torch.einsum("bcdhw,bxd,byh,bzw->bcxyz", given, *axes).to(features.dtype)

@@ -84,7 +84,7 @@ def _scores(
             )
             with precision_context(device, precision):
                 features = model.encoder(seen)
-                logits = model.lateral(model.head(torch.cat([features, features], 1), seen))
+                logits = model.head(torch.cat([features, features], 1), seen)
             found = logits.argmax(1, keepdim=True).cpu().float()
             maps.append(F.interpolate(found, size=view.shape, mode="nearest-exact")[:, 0].long())
         for one, other in zip(*maps, strict=True):

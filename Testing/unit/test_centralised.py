@@ -98,7 +98,7 @@ class Uncurved:
         return self.network.encoder(x)
 
     def decode(self, local, glo, x):
-        return self.network.lateral(self.network.head(torch.cat([local, glo], 1), x))
+        return self.network.head(torch.cat([local, glo], 1), x)
 
 
 def hidden(batch, generator):

@@ -7,8 +7,8 @@ from model_cases import PAIRED, SINGLE, tiny_model
 from MAPSegLib.config import ARCHITECTURES, Architecture, Label
 from MAPSegLib.networks.curve import IntensityCurve
 from MAPSegLib.networks.encoder import Encoder, ResidualBlock, group_norm
-from MAPSegLib.networks.heads import SegmentationHead
-from MAPSegLib.networks.segmenter import LateralLogits, Segmenter, sample_global
+from MAPSegLib.networks.heads import Logits, SegmentationHead
+from MAPSegLib.networks.segmenter import Segmenter, lateral_mix, sample_global
 
 
 def millions(module):
@@ -59,7 +59,7 @@ def test_norms_have_one_group_where_channels_are_few():
 
 
 def test_the_head_only_drops_out_while_training():
-    head = SegmentationHead(8, 16, 8, 3, (1, 2, 3), dropout=0.5)
+    head = SegmentationHead(8, 16, 8, torch.eye(3), (1, 2, 3), dropout=0.5)
     x, patch = random(1, 8, 2, 2, 2), random(1, 1, 8, 8, 8)
     assert not torch.equal(head.train()(x, patch), head(x, patch))
     assert torch.equal(head.eval()(x, patch), head(x, patch))
@@ -69,7 +69,9 @@ def test_detail_lets_a_single_voxel_of_the_patch_reach_its_own_logits():
     features, patch = random(1, 8, 2, 2, 2), random(1, 1, 8, 8, 8)
     changed = patch.clone()
     changed[0, 0, 4, 4, 4] += 1
-    blind, seeing = (SegmentationHead(8, 16, 8, 3, (1, 2, 3), 0.0, detail).eval() for detail in (0, 8))
+    blind, seeing = (
+        SegmentationHead(8, 16, 8, torch.eye(3), (1, 2, 3), 0.0, detail).eval() for detail in (0, 8)
+    )
     with torch.no_grad():
         assert torch.equal(blind(features, patch), blind(features, changed))
         difference = (seeing(features, patch) - seeing(features, changed)).abs().sum((0, 1))
@@ -186,29 +188,34 @@ def test_the_result_depends_on_the_whole_scan_and_on_the_patch_s_place():
 
 
 def test_pairs_share_a_logit_and_differ_by_the_side():
-    lateral = LateralLogits(PAIRED)  # classes: background, left thalamus, brain stem, right thalamus
-    assert lateral.outputs == 4  # background, thalamus, brain stem, side
-    x = torch.tensor([0.5, 2.0, -1.0, 0.75]).view(1, 4, 1, 1, 1)
-    assert lateral(x).flatten().tolist() == [0.5, 2.75, -1.0, 1.25]
+    mix = lateral_mix(PAIRED)  # classes: background, left thalamus, brain stem, right thalamus
+    outputs = torch.tensor([0.5, 2.0, -1.0, 0.75])  # background, thalamus, brain stem, side
+    assert (mix @ outputs).tolist() == [0.5, 2.75, -1.0, 1.25]
 
 
 def test_many_pairs_share_one_side():
     labels = [Label(value=v, name=str(v), mirror=m) for v, m in ((5, 1), (2, None), (1, 5), (8, 7), (7, 8))]
-    lateral = LateralLogits(labels)
-    assert lateral.outputs == 5
-    x = torch.tensor([0.0, 10.0, 20.0, 30.0, 1.0]).view(1, 5, 1, 1, 1)
-    assert lateral(x).flatten().tolist() == [0.0, 11.0, 20.0, 9.0, 31.0, 29.0]
+    outputs = torch.tensor([0.0, 10.0, 20.0, 30.0, 1.0])
+    assert (lateral_mix(labels) @ outputs).tolist() == [0.0, 11.0, 20.0, 9.0, 31.0, 29.0]
 
 
 def test_a_mirror_that_the_model_lacks_makes_no_pair():
-    lateral = LateralLogits([Label(value=1, name="a", mirror=2), Label(value=3, name="b")])
-    assert lateral.outputs == 3
-    x = random(1, 3, 2, 2, 2)
-    assert torch.equal(lateral(x), x)
+    mix = lateral_mix([Label(value=1, name="a", mirror=2), Label(value=3, name="b")])
+    assert torch.equal(mix, torch.eye(3))
 
 
-def test_the_mapping_is_no_weight_and_makes_no_entry_in_a_model_file():
-    assert not any(name.startswith("lateral") for name in tiny_model().state_dict())
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_logits_are_a_convolution_and_then_the_mix(layout):
+    logits, x = Logits(8, lateral_mix(PAIRED)), random(2, 8, 3, 4, 5)
+    outputs = torch.nn.functional.conv3d(x, logits.weight, logits.bias)
+    expected = torch.einsum("ko,boxyz->bkxyz", logits.mix, outputs)
+    found = logits(x.contiguous(memory_format=layout))
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    assert found.is_contiguous()
+
+
+def test_the_mix_is_no_weight_and_makes_no_entry_in_a_model_file():
+    assert not any("mix" in name for name in tiny_model().state_dict())
 
 
 # --- the intensity curve ------------------------------------------------------------------------------------------

@@ -83,6 +83,7 @@ class _Display:
         )
         self.stage: tuple[str, str] | None = None
         self.bar: TaskID | None = None
+        self.told: set[tuple[str, str]] = set()
 
     def __enter__(self) -> _Display:
         self.progress.start()
@@ -121,6 +122,10 @@ class _Display:
         self.progress.update(self.bar, completed=event["step"], total=event["steps"], note=", ".join(notes))
 
     def _tell(self, event: dict[str, Any]) -> None:
+        sentence = (event["message"], event["advice"])
+        if sentence in self.told:  # of a scan, and then of the run, as no scan came through
+            return
+        self.told.add(sentence)
         title = "Cancelled" if event["kind"] == "cancelled" else "Error"
         text = "" if event["message"] == "Cancelled." else f": {event['message']}"
         _err.print(f"[bold red]{title}[/]{escape(text)} {escape(event['advice'])}".rstrip(), highlight=False)

@@ -67,6 +67,12 @@ def test_a_name_that_is_not_utf8_stops_nothing(model, data, tmp_path):
     assert b"x\xff_seg.nii.gz" in os.listdir(os.fsencode(tmp_path / "out"))
 
 
+def test_a_failure_is_told_once(model, tmp_path):
+    for scans in (["none.nii"], ["none.nii", "nowhere.nii"]):
+        text = refused("segment", model, *(tmp_path / s for s in scans), "-o", tmp_path / "out", *CPU)
+        assert text.count("Error: ") == len(scans) and all(text.count(s) == 1 for s in scans)
+
+
 def test_a_path_that_is_too_long_stops_no_other(model, data, tmp_path):
     scan, long = data / "images" / "case0.nii.gz", tmp_path / f"{'x' * 300}.nii.gz"
     _, errors = mapseg("segment", model, long, scan, "-o", tmp_path / "out", *CPU, code=2)

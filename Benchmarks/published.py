@@ -55,12 +55,26 @@ def cells_under(features: Tensor, low: Tensor, high: Tensor, size: tuple[int, ..
     return F.interpolate(part, size=size, mode="trilinear", align_corners=False)
 
 
+def _decode(model: Segmenter, local_features: Tensor, under: Tensor, x: Tensor) -> Tensor:
+    """The head as it is described, in PyTorch's own memory layout."""
+    *steps, last = list(model.head.children())[:8]
+    y = torch.cat([local_features, under], 1)
+    for step in steps[:4]:
+        y = step(y)
+    if model.head.detail is not None:
+        y = torch.cat([y, model.head.detail(x)], 1)
+    for step in steps[4:]:
+        y = step(y)
+    weight = (last.mix @ last.weight.flatten(1)).view(-1, last.in_channels, 1, 1, 1)
+    return F.conv3d(y, weight, last.mix @ last.bias)
+
+
 def _forward(model: Segmenter, x: Tensor, whole: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, ...]:
     """f(x), f(X), and the local and global features that f(x) was made of."""
     local_features, whole_features = model.features(x), model.features(whole)
     under = cells_under(whole_features, low, high, local_features.shape[2:])
-    logits = model.decode(local_features, under, x)
-    return logits, model.decode(whole_features, whole_features, whole), local_features, under
+    logits = _decode(model, local_features, under, x)
+    return logits, _decode(model, whole_features, whole_features, whole), local_features, under
 
 
 @torch.inference_mode()
@@ -119,7 +133,7 @@ def adaptation_step(
     loss = loss + 2 * options.cosine_weight * cosine
     local_features, whole_features = student.features(x), student.features(whole)
     under = cells_under(whole_features, *place, local_features.shape[2:])
-    plain = student.decode(local_features, under, x)
+    plain = _decode(student, local_features, under, x)
     loss = loss + options.plain_weight * segmentation_loss(plain, label)
     optimizer.zero_grad()
     loss.backward()

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from model_cases import SINGLE, Thresholds, tiny_architecture, tiny_model
+from model_cases import PAIRED, SINGLE, Thresholds, tiny_architecture, tiny_model
 
 from MAPSegLib.config import AdaptationOptions
 from MAPSegLib.datasets import cut_patches
@@ -31,10 +31,21 @@ def test_scans_are_centred_on_the_canvas_and_cut_where_they_do_not_fit():
     assert image[15].all()
 
 
-def test_published_windows_agree_with_ours_where_the_model_looks_at_voxels_only():
+def test_published_windows_agree_with_ours_where_the_model_looks_at_voxels_only(monkeypatch):
+    monkeypatch.setattr(published, "_decode", Thresholds.decode)
     model, g = Thresholds(), torch.Generator().manual_seed(0)
     image = torch.rand(43, 20, 11, generator=g)
     assert torch.equal(published.segment(model, image), model.classify(image))
+
+
+@pytest.mark.parametrize("labels", [SINGLE, PAIRED])
+def test_the_head_as_described_gives_the_same_logits(labels):
+    model = tiny_model(labels)
+    features = [torch.rand(2, model.architecture.width, 4, 4, 4) for _ in range(2)]
+    patches = torch.rand(2, 1, 16, 16, 16)
+    with torch.no_grad():
+        ours, theirs = model.decode(*features, patches), published._decode(model, *features, patches)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
 
 
 def test_cells_are_whole_and_stretched():

@@ -7,6 +7,7 @@ uninterrupted one would have drawn.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -114,7 +115,7 @@ def published_source(
 
 
 def blur(image: Tensor, sigma: tuple[float, float, float]) -> Tensor:
-    """Gaussian blur of (X, Y, Z); ``sigma`` in voxels per axis."""
+    """Gaussian blur of (X, Y, Z), as if its outermost voxels went on; ``sigma`` in voxels per axis."""
     for axis, s in enumerate(sigma):
         if s < 0.05:
             continue
@@ -122,9 +123,10 @@ def blur(image: Tensor, sigma: tuple[float, float, float]) -> Tensor:
         kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / s) ** 2)
         shape = [1, 1, 1, 1, 1]
         shape[2 + axis] = -1
-        padding = [0, 0, 0]
-        padding[axis] = radius
-        image = F.conv3d(image[None, None], (kernel / kernel.sum()).view(shape), padding=tuple(padding))[0, 0]
+        padding = [0] * 6
+        padding[4 - 2 * axis] = padding[5 - 2 * axis] = radius
+        wider = F.pad(image[None, None], padding, mode="replicate")
+        image = F.conv3d(wider, (kernel / kernel.sum()).view(shape))[0, 0]
     return image
 
 
@@ -147,33 +149,58 @@ def gamma(image: Tensor, log_gamma: float) -> Tensor:
     return image.clamp(0, 1) ** math.exp(log_gamma)
 
 
-def random_curve(image: Tensor, generator: Generator, knots: int = 6) -> Tensor:
-    """Intensities in [0, 1] through a random curve that may rise and fall, as in another sequence; 0 stays 0."""
-    heights = torch.rand(knots, generator=generator)
-    heights = (heights - heights.min()) / (heights.max() - heights.min())
-    place = image.clamp(0, 1) * (knots - 1)
-    below = place.long().clamp(max=knots - 2)
-    return (image > 0) * torch.lerp(heights[below], heights[below + 1], place - below)
-
-
+CURVE_KNOTS = 6
 DARKEST = 1e-3
 """The least that is seen inside of a scan, as 0 is outside."""
 
 
-def recolour(image: Tensor, generator: Generator) -> Tensor:
-    """Another contrast in half of the draws; a blur, and noise, in a third each. (X, Y, Z) in [0, 1].
+@dataclass(frozen=True)
+class Look:
+    """Another contrast, and another quality of it, for all that is shown of one scan."""
 
-    What is 0, outside of the scan, may be blurred into; nothing inside becomes 0.
-    """
-    inside = image > 0
-    if uniform(0, 1, generator) < 1 / 2:
-        image = random_curve(image, generator)
-    if uniform(0, 1, generator) < 1 / 3:
-        image = blur(image, (uniform(0.3, 1.2, generator),) * 3)
-    if uniform(0, 1, generator) < 1 / 3:
-        noise = torch.randn(image.shape, generator=generator)
-        image = (image + (image > 0) * uniform(0, 0.1, generator) * noise).clamp(0, 1)
-    return torch.where(inside, image.clamp(min=DARKEST), image)
+    curve: Tensor | None
+    """Heights of a random curve that may rise and fall, as in another sequence, at even distances in [0, 1]."""
+    blur: float
+    """Deviation, voxels."""
+    noise: float
+    """Deviation."""
+
+    @classmethod
+    def draw(cls, generator: Generator) -> Look:
+        """Another contrast in half of the draws; a blur, and noise, in a third each."""
+
+        def chance(share: float) -> bool:
+            return uniform(0, 1, generator) < share
+
+        heights = torch.rand(CURVE_KNOTS, generator=generator) if chance(1 / 2) else None
+        if heights is not None:
+            heights = (heights - heights.min()) / (heights.max() - heights.min())
+        sigma = uniform(0.3, 1.2, generator) if chance(1 / 3) else 0.0
+        return cls(heights, sigma, uniform(0, 0.1, generator) if chance(1 / 3) else 0.0)
+
+    def contrast(self, image: Tensor) -> Tensor:
+        """(X, Y, Z) in [0, 1] in the other contrast; 0 stays 0, and nothing else becomes 0."""
+        if self.curve is None:
+            return image
+        place = image.clamp(0, 1) * (CURVE_KNOTS - 1)
+        below = place.long().clamp(max=CURVE_KNOTS - 2)
+        changed = torch.lerp(self.curve[below], self.curve[below + 1], place - below)
+        return (image > 0) * changed.clamp(min=DARKEST)
+
+    def __call__(self, image: Tensor, generator: Generator) -> Tensor:
+        """(X, Y, Z) in [0, 1] at full resolution. Outside, what is 0 may be blurred into; nothing inside becomes 0."""
+        inside, image = image > 0, self.contrast(image)
+        if self.blur:
+            image = blur(image, (self.blur,) * 3)
+        if self.noise:
+            noise = self.noise * torch.randn(image.shape, generator=generator)
+            image = (image + (image > 0) * noise).clamp(0, 1)
+        return torch.where(inside, image.clamp(min=DARKEST), image)
+
+
+def recolour(image: Tensor, generator: Generator) -> Tensor:
+    """A scan (X, Y, Z) in another :class:`Look`."""
+    return Look.draw(generator)(image, generator)
 
 
 LEVELS = 33

@@ -225,7 +225,10 @@ class ScanSource:
                 classes[label.array == value] = index
             if not classes.any():
                 raise InputError(f"{label_path}: holds none of the model's label values {sorted(lookup)}.")
-            self.scans.append((scan.image, labels_to_working(classes, scan.grid)))
+            working = labels_to_working(classes, scan.grid).to(
+                torch.int16
+            )  # int64 would take four times as much
+            self.scans.append((scan.image, working))
 
     def draw(self, generator: Generator) -> tuple[Tensor, Tensor]:
         return self.augment(*self._pick(generator), self.spacing, generator)
@@ -235,4 +238,5 @@ class ScanSource:
         return relight(self._pick(generator)[0], generator)
 
     def _pick(self, generator: Generator) -> tuple[Tensor, Tensor]:
-        return self.scans[int(torch.randint(len(self.scans), (), generator=generator))]
+        image, classes = self.scans[int(torch.randint(len(self.scans), (), generator=generator))]
+        return image, classes.long()

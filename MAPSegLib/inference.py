@@ -222,9 +222,9 @@ def class_probabilities(
                     None if twin is None else _logits(model, patches.flip(2), whole[1:], *_flip(low, high))
                 )
             for k, (_, y, z) in enumerate(corners):
-                probability = logits[k].softmax(0)
+                probability = logits[k].softmax(0, torch.float32)
                 if mirrored is not None:
-                    probability = (probability + mirrored[k].softmax(0).flip(1)[twin]) / 2
+                    probability = (probability + mirrored[k].softmax(0, torch.float32).flip(1)[twin]) / 2
                 buffer[:, :, y : y + window, z : z + window].addcmul_(probability, weight)
             done += len(corners)
             if progress:

@@ -24,7 +24,7 @@ class _SegmentationLoss(torch.autograd.Function):
         flat = target.flatten()
         overlap = hit.new_zeros(classes).index_add_(0, flat, hit.flatten())
         count = torch.bincount(flat, minlength=classes).to(hit.dtype)
-        total = probabilities.sum((0, 2, 3, 4)) + count
+        total = (probabilities.sum((0, 2, 3, 4)) + count).clamp(min=1e-6)  # of an absent class: 0 / 0 is no 0
         scored = (count > 0) & (torch.arange(classes, device=count.device) > 0)
         weight = scored / scored.sum().clamp(min=1)
         share = count.clamp(min=1) ** -balance

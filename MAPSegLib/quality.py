@@ -29,6 +29,8 @@ FEWEST_SCANS = 5
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 TURN, SHRINK = 15.0, 1.2
 """Degrees about the second axis, and a factor: of the scan that a result is compared with where nothing is mirrored."""
+UNSEEN = -1
+"""Class index of voxels that a transformed scan does not hold: the corners of its box, when it was turned."""
 QUICK = {"overlap": 0.0, "mirror": False}
 """Windows of a check: disjoint ones show agreement as well as overlapping ones, in a third of the time."""
 
@@ -59,9 +61,11 @@ def agreement(labels: Sequence[Label], one: Tensor, other: Tensor, priors: dict)
     """Mean Dice of two maps of class indices over the structures.
 
     A structure that the source has (``priors["volumes"]``) counts as 0 where neither map holds it: a result with
-    next to nothing in it must not pass for a consistent one. Any other is left out there.
+    next to nothing in it must not pass for a consistent one. Any other is left out there. Voxels of ``other`` below 0
+    (:data:`UNSEEN`) are not compared.
     """
-    dice = class_dice(one, other, len(labels) + 1)[1:]
+    seen = other != UNSEEN
+    dice = class_dice(one[seen], other[seen], len(labels) + 1)[1:]
     known = priors.get("volumes", {})
     expected = torch.tensor([str(label.value) in known for label in labels])
     return float(dice.masked_fill(dice.isnan() & expected, 0.0).nanmean().nan_to_num(0.0))
@@ -92,7 +96,7 @@ def transformation(labels: Sequence[Label], shape: Sequence[int], spacing: Seque
     back = aug.warp_grid(shape, torch.linalg.inv(matrix), mm, mm, small)
     return Transformation(
         lambda image: aug.sample(image[None], there)[0],
-        lambda seen: aug.sample(seen[None].float(), back, "nearest")[0].round().long(),
+        lambda seen: aug.sample(seen[None].float() - UNSEEN, back, "nearest")[0].round().long() + UNSEEN,
     )
 
 
@@ -103,7 +107,7 @@ def transformed_classes(
     options: InferenceOptions,
     spacing: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> Tensor:
-    """What the model makes of the transformed scan, brought back: class indices (X, Y, Z).
+    """What the model makes of the transformed scan, brought back: class indices (X, Y, Z), or :data:`UNSEEN`.
 
     Args:
         image: (X, Y, Z) on the working grid; the first axis runs left to right.

@@ -213,7 +213,7 @@ def acquire(image: Tensor, generator: Generator) -> Tensor:
 
 
 def _brain_mask(codes: Tensor, outside: Tensor, generator: Generator) -> Tensor:
-    """The brain and a margin of one to four voxels, as extraction tools leave it."""
+    """The brain and a margin of one to three voxels, as extraction tools leave it."""
     brain = (~outside)[codes.to(torch.int64)].float()[None, None]
     margin = int(torch.randint(1, 4, (), generator=generator))
     for axis in range(3):  # a cube's maximum, an edge at a time: the same, many times faster

@@ -15,11 +15,15 @@ from .heads import SegmentationHead
 
 
 def mirrored_classes(labels: Sequence[Label]) -> Tensor | None:
-    """Class index of every class's mirror image, (classes,); None when no label names one."""
+    """Class index of every class's mirror image, (classes,); None when no label names one, or not all pairs are whole.
+
+    With half of a pair missing, what is right in a mirrored scan cannot be said of all classes.
+    """
     rank = {label.value: i for i, label in enumerate(labels, 1)}
-    if not any(label.mirror in rank for label in labels):
+    twin = {label.value: label.mirror for label in labels if label.mirror is not None}
+    if not twin or any(twin.get(other) != value for value, other in twin.items()):
         return None
-    return torch.tensor([0, *(rank.get(label.mirror, i) for i, label in enumerate(labels, 1))])
+    return torch.tensor([0, *(rank[twin.get(label.value, label.value)] for label in labels)])
 
 
 def lateral_mix(labels: Sequence[Label]) -> Tensor:

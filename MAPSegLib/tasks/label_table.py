@@ -38,6 +38,13 @@ def read_label_table(name: str | Path) -> tuple[Label, ...]:
         raise InputError(f"{path.name} is not a label table: {first_problem(error)}.") from error
     if not labels or len({label.value for label in labels}) < len(labels):
         raise InputError(f"{path.name} is not a label table: it is empty, or two structures share a value.")
+    mirrors = {label.value: label.mirror for label in labels}
+    for value, other in mirrors.items():
+        if other is not None and mirrors.get(other, value) != value:
+            raise InputError(
+                f"{path.name}: {value} names {other} as its mirror image, which does not name {value}.",
+                "Name mirror images on both sides.",
+            )
     return labels
 
 

@@ -150,14 +150,16 @@ def _volumes(cases: Sequence[Case], job: TrainJob, report: Report) -> list[dict[
     """The millilitres of every value in every label map."""
     import numpy as np
 
-    from ..synthesis import EQUIVALENT
+    from ..preprocessing import canonical
+    from ..synthesis import EQUIVALENT, known_codes
 
     same = EQUIVALENT if job.from_labels else {}
     found = []
     for index, (_, path) in enumerate(cases):
         report("progress", stage="read", scan=str(path), step=index, steps=len(cases), seconds_left=None)
         volume = read_labels(path)
-        values, counts = np.unique(volume.array, return_counts=True)
+        array = known_codes(canonical(volume)[0]) if job.from_labels else volume.array
+        values, counts = np.unique(array, return_counts=True)
         ml = math.prod(volume.spacing) / 1000
         sizes: dict[int, float] = {}
         for value, count in zip(values.tolist(), counts.tolist(), strict=True):

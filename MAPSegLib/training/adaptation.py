@@ -184,9 +184,8 @@ class _Run:
         if not self.terms.searches:
             return
         box_ml = float(np.prod(scan.grid.box_shape)) * scan.grid.native_voxel_ml
-        curve = search_curve(
-            loop.ema, self.card, scan.image, box_ml, loop.generator, loop.inference.precision
-        )[0]
+        asked = (loop.ema, self.card, scan.image, box_ml, loop.generator, loop.inference.precision)
+        curve = distributed.on_first(lambda: search_curve(*asked)[0])
         before = [network.curve.values.detach().clone() for network in (loop.model, loop.ema)]
         known, guess = loop.extra["best_score"], loop.extra["guess"]
         self._set_curves([curve, curve])
@@ -244,8 +243,11 @@ Judged = tuple[Segmentation, Assessment]
 
 
 def _judged(model: Segmenter, card, scan: Scan, inference: InferenceOptions, uncertainty: bool) -> Judged:
+    started = time.monotonic()
     segmentation = segment_scan(model, card.labels, scan, inference, uncertainty=uncertainty)
-    return segmentation, assess_scan(model, card, scan, inference, segmentation.classes)[0]
+    verdict = assess_scan(model, card, scan, inference, segmentation.classes)[0]
+    segmentation.seconds = time.monotonic() - started
+    return segmentation, verdict
 
 
 def _gated(sides: Sequence[Sequence[Judged]], options: AdaptationBase) -> list[ScanResult]:

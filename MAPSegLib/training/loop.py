@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 from .. import distributed
 from ..config import InferenceOptions
 from ..devices import is_out_of_memory, pick_device, precision_context, prepare_process
-from ..errors import InputError, MemoryExhausted
+from ..errors import InputError, MAPSegError, MemoryExhausted
 from ..reports import unwritable, write_text
 from .optimizer import Optimizer
 
@@ -26,6 +26,10 @@ T = TypeVar("T")
 
 CLIP_NORM = 1.0
 """Largest gradient norm: mixed precision degrades without it."""
+
+
+MOST_SKIPPED = 20
+"""Steps on end without a finite gradient: such a training does not come back."""
 
 
 def seed_of(seed: int, *place: str | int) -> int:
@@ -80,6 +84,7 @@ class Loop:
         self.part = 0
         """Number of the micro-batch at hand, over all processes."""
         self.skipped = 0
+        """Steps on end whose gradient was not finite."""
         self.extra: dict = {}
         """What the setting itself must remember between checkpoints; plain values and tensors."""
 
@@ -87,7 +92,7 @@ class Loop:
         return precision_context(self.device, self.inference.precision)
 
     def update(self, losses: Callable[[], dict[str, Tensor]]) -> dict[str, float]:
-        """One step on the sum of the named terms; a step whose gradient is not finite is skipped, and counted.
+        """One step on the sum of the named terms; a step whose gradient is not finite is skipped.
 
         Args:
             losses: called once for every micro-batch of this process; draws from ``generator``.
@@ -97,6 +102,7 @@ class Loop:
 
         Raises:
             MemoryExhausted: the step does not fit on the device.
+            MAPSegError: :data:`MOST_SKIPPED` steps on end were skipped.
         """
         try:
             return self._update(losses)
@@ -122,6 +128,7 @@ class Loop:
         values = distributed.mean(sum(told) / self.accumulate).tolist()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
         if torch.isfinite(norm):
+            self.skipped = 0
             self.optimizer.step(self.rate(self.step))
             decay = self.ema_decay(self.step) if callable(self.ema_decay) else self.ema_decay
             if self.young:
@@ -130,6 +137,11 @@ class Loop:
                 torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - decay)
         else:
             self.skipped += 1
+            if self.skipped == MOST_SKIPPED:
+                raise MAPSegError(
+                    f"The loss could not be learnt from in {MOST_SKIPPED} steps on end (no finite gradient).",
+                    "Use a lower learning rate, or precision fp32.",
+                )
         self.step += 1
         return dict(zip([*terms, "loss"], values, strict=True))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from .. import distributed
+from ..augmentation import uniform
 from ..config import TrainingOptions
 from ..datasets import PatchBatch, Source, cut_patches
 from ..losses import cosine_loss, segmentation_loss
@@ -24,9 +25,10 @@ def source_losses(loop: Loop, batch: PatchBatch, options: TrainingOptions) -> di
     """L_seg of the patches, the last ``masked_share`` of them masked, and the global-local terms.
 
     The published recipe shows every patch twice, whole and masked. Different patches for the two cost half
-    and have the same expected gradient.
+    and have the same expected gradient. What is left of the share after whole patches is drawn for.
     """
-    masked = round(options.masked_share * len(batch.patches))
+    masked, rest = divmod(options.masked_share * len(batch.patches), 1)
+    masked = int(masked) + (rest > 0 and uniform(0, 1, loop.generator) < rest)
     views = show(loop, batch, len(batch.patches) - masked, masked, options)
     balance = options.balance * max(0.0, 1 - loop.step / (0.6 * options.steps))
     terms = {"segmentation": segmentation_loss(views.logits, batch.target, balance)}
@@ -90,7 +92,7 @@ def train(
             seconds_left=clock.left(loop.step, options.steps),
             losses=losses,
         )
-        if validation and loop.step % options.validate_every == 0:
+        if validation and (loop.step % options.validate_every == 0 or loop.step == options.steps):
             _validate(loop, validation, record)
         if loop.step % options.checkpoint_every == 0:
             loop.save(checkpoint)

@@ -83,14 +83,14 @@ def draw_batch(loop: Loop, scans: Source, options: StepOptions) -> PatchBatch:
 
 
 def recoloured(batch: PatchBatch, generator: torch.Generator) -> PatchBatch:
-    """The batch in another contrast: one for its patches and the whole scan, as they are one image."""
-    seed = int(torch.randint(2**31, (), generator=generator))
+    """The batch in another look: one for its patches and the whole scan, as they are one image.
 
-    def change(image: Tensor) -> Tensor:
-        return aug.recolour(image.cpu(), torch.Generator().manual_seed(seed)).to(image.device)
-
-    patches = torch.stack([change(patch[0])[None] for patch in batch.patches])
-    return replace(batch, patches=patches, whole=change(batch.whole[0, 0])[None, None])
+    The whole gets its contrast alone: at its resolution, blur and noise of the scan are hardly seen.
+    """
+    look = aug.Look.draw(generator)
+    patches = torch.stack([look(patch[0].cpu(), generator)[None] for patch in batch.patches])
+    whole = look.contrast(batch.whole[0, 0].cpu())[None, None]
+    return replace(batch, patches=patches.to(batch.patches.device), whole=whole.to(batch.whole.device))
 
 
 @dataclass

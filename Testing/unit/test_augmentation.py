@@ -91,6 +91,10 @@ def test_blur_keeps_the_sum_and_spreads_as_far_as_it_says():
     assert float(y.sum((0, 2))[10]) == pytest.approx(1.0, abs=1e-5)
 
 
+def test_a_blur_does_not_darken_what_was_cut():
+    torch.testing.assert_close(aug.blur(torch.ones(6, 7, 8), (1.2, 1.2, 1.2)), torch.ones(6, 7, 8))
+
+
 def test_thick_slices_smooth_one_axis_only():
     x = image(12, 12, 12)
     y = aug.thick_slices(x, 1, 3.0)
@@ -135,11 +139,12 @@ def test_every_draw_comes_from_the_generator():
 
 
 def test_a_random_curve_maps_grey_to_grey_and_leaves_the_background():
+    look = next(look for look in map(aug.Look.draw, map(generator, range(9))) if look.curve is not None)
     x = image(6, 6, 6)
     x[0] = 0
-    y = aug.random_curve(x, generator(1))
+    y = look.contrast(x)
     assert not y[0].any() and y.min() >= 0 and y.max() <= 1
-    line = aug.random_curve(torch.linspace(0.01, 1, 500), generator(1))
+    line = look.contrast(torch.linspace(0.01, 1, 500))
     assert (line.diff() > 0).any() and (line.diff() < 0).any()
     assert line.diff().abs().max() < 0.02  # without jumps
 
@@ -149,6 +154,17 @@ def test_recoloured_scans_keep_their_range_and_repeat_with_the_generator():
     assert all(float(d.min()) >= 0 and float(d.max()) <= 1 for d in draws)
     assert any(not torch.equal(d, image()) for d in draws)
     assert torch.equal(draws[3], aug.recolour(image(), generator(3)))
+
+
+def test_what_is_shown_of_one_scan_has_one_look_but_noise_of_its_own():
+    look, stream = aug.Look(None, 0.0, 0.05), generator(3)
+    one, other = (look(torch.full((9, 9, 9), 0.5), stream) for _ in range(2))
+    assert not torch.equal(one, other) and one.std() == pytest.approx(0.05, rel=0.2)
+    looks = [aug.Look.draw(generator(seed)) for seed in range(90)]
+    shares = [
+        sum(known) / 90 for known in ([k.curve is not None for k in looks], [k.noise > 0 for k in looks])
+    ]
+    assert shares == pytest.approx([1 / 2, 1 / 3], abs=0.15)
 
 
 def test_recolouring_leaves_no_hole_in_a_scan():

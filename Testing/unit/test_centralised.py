@@ -184,7 +184,8 @@ def test_the_presets_differ():
 
 
 def test_patches_and_the_whole_scan_are_recoloured_alike(monkeypatch):
-    monkeypatch.setattr(terms.aug, "recolour", terms.aug.random_curve)
+    look = terms.aug.Look(torch.rand(terms.aug.CURVE_KNOTS), 0.0, 0.0)
+    monkeypatch.setattr(terms.aug.Look, "draw", lambda generator: look)
     image = torch.rand(20, 18, 22, generator=torch.Generator().manual_seed(0))
     batch = cut_patches(image, 2, 16, 16, torch.Generator().manual_seed(1))
     seen = terms.recoloured(batch, torch.Generator().manual_seed(2))

@@ -1,5 +1,7 @@
 """What the training loop is fed: patches that know their place, scans from files in any orientation."""
 
+from types import SimpleNamespace
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from MAPSegLib.datasets import (
 )
 from MAPSegLib.errors import InputError
 from MAPSegLib.synthesis import brain_labels
+from MAPSegLib.tasks.training import _volumes
 
 FOUR = Preprocessing(spacing=(4.0, 4.0, 4.0))
 
@@ -252,6 +255,15 @@ def test_codes_without_intensities_are_refused_and_parcels_are_cortex(tmp_path):
         InputError, match=r"other.nii.gz: holds codes that no intensities are known for \(999\)"
     ):
         SyntheticSource([path], brain_labels(), FOUR)
+
+
+def test_volumes_are_those_of_the_structures_that_are_drawn(tmp_path):
+    codes = (head() > 0).numpy().astype(np.int32) * 3
+    codes[:10][codes[:10] > 0] = 1035
+    path = save(tmp_path / "aparc.nii.gz", codes, "LPI", np.int32)
+    job = SimpleNamespace(from_labels=tmp_path)
+    (found,) = _volumes([(None, path)], job, lambda *_, **__: None)
+    assert set(found) == {0, 3}
 
 
 # --- folders ------------------------------------------------------------------------------------------------------

@@ -244,6 +244,15 @@ def test_label_tables(tmp_path):
             read_label_table(path)
 
 
+def test_mirror_images_are_named_on_both_sides(tmp_path):
+    path = tmp_path / "table.json"
+    for back in (None, 3):
+        row = {"value": 2, "name": "right"} | ({} if back is None else {"mirror": back})
+        path.write_text(json.dumps([{"value": 1, "name": "left", "mirror": 2}, row]))
+        with pytest.raises(InputError, match="1 names 2 as its mirror image, which does not name 1"):
+            read_label_table(path)
+
+
 def test_labels_are_made_up_for_the_values_found():
     labels = infer_labels({0, 600, 200})
     assert [label.value for label in labels] == [200, 600]

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ from torch import nn
 
 from MAPSegLib.config import TrainingOptions
 from MAPSegLib.datasets import cut_patches
-from MAPSegLib.errors import Cancelled, InputError, MemoryExhausted
-from MAPSegLib.training.loop import CLIP_NORM, Clock, Loop, Record, warmup_cosine
+from MAPSegLib.errors import Cancelled, InputError, MAPSegError, MemoryExhausted
+from MAPSegLib.training.loop import CLIP_NORM, MOST_SKIPPED, Clock, Loop, Record, warmup_cosine
 from MAPSegLib.training.source import source_losses, train
 
 CPU = dict(device="cpu", precision="fp32")
@@ -129,7 +130,22 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(bad):
     assert (loop.step, loop.skipped) == (3, 1)
     assert same(before[0], loop.model) and same(before[1], loop.ema)
     assert str(before[2]) == str(loop.optimizer.state_dict())
-    assert all(math.isfinite(v) for v in advance(loop, 2)) and loop.skipped == 1
+    assert all(math.isfinite(v) for v in advance(loop, 2)) and loop.skipped == 0
+
+
+def test_a_training_that_cannot_learn_ends():
+    loop = small_loop()
+
+    def bad():
+        return {"bad": math.nan * loop.model(torch.ones(1, 4)).sum()}
+
+    for _ in range(MOST_SKIPPED - 1):
+        loop.update(bad)
+    advance(loop, 1)
+    for _ in range(MOST_SKIPPED - 1):
+        loop.update(bad)
+    with pytest.raises(MAPSegError, match="no finite gradient"):
+        loop.update(bad)
 
 
 def test_the_count_of_skipped_steps_is_kept(tmp_path):
@@ -360,6 +376,31 @@ def test_patches_are_cut_about_structures_as_often_as_asked(tmp_path, monkeypatc
     monkeypatch.setattr("MAPSegLib.training.source.cut_patches", watch)
     train(tiny_model(), Blobs(), options(steps=1, foreground_share=0.75), tmp_path, ignore)
     assert asked == [(0.75, True)]
+
+
+@pytest.mark.parametrize(("patches", "share"), [(1, 0.5), (3, 0.5), (3, 0.9)])
+def test_a_share_of_no_whole_patches_is_met_on_average(patches, share, monkeypatch):
+    loop = Loop(tiny_model(), options(), ema_decay=0.9)
+    asked = []
+
+    def watch(loop, batch, plain, masked, options):
+        assert plain + masked == patches
+        asked.append(masked)
+        raise Cancelled("")
+
+    monkeypatch.setattr("MAPSegLib.training.source.show", watch)
+    for _ in range(400):
+        with pytest.raises(Cancelled):
+            source_losses(loop, SimpleNamespace(patches=range(patches)), options(masked_share=share))
+    assert sum(asked) / 400 == pytest.approx(share * patches, abs=0.1)
+    assert set(asked) == {int(share * patches), int(share * patches) + 1}
+
+
+def test_the_last_step_is_validated(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("MAPSegLib.training.source.validation_dice", lambda *_: seen.append(0) or 0.5)
+    train(tiny_model(), Blobs(), options(steps=5, validate_every=3), tmp_path, ignore, [(None, None)])
+    assert len(seen) == 2
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])

@@ -107,6 +107,16 @@ def test_extreme_logits_stay_finite():
     assert math.isfinite(loss.item()) and leaf.grad.isfinite().all()
 
 
+def test_an_absent_class_that_nothing_is_left_of_has_a_gradient():
+    target = torch.zeros(1, 4, 4, 4, dtype=torch.long)
+    target[0, 0] = 1
+    logits = torch.zeros(1, 3, 4, 4, 4)
+    logits[:, 2] = -60.0
+    logits.requires_grad_()
+    segmentation_loss(logits, target).backward()
+    assert bool(logits.grad.isfinite().all()) and bool(logits.grad.any())
+
+
 def test_cosine_of_like_opposite_and_scaled_features():
     a = torch.randn(2, 8, 3, 3, 3, generator=torch.Generator().manual_seed(0))
     assert float(cosine_loss(a, 3 * a)) == pytest.approx(0.0, abs=1e-6)

@@ -12,6 +12,7 @@ from MAPSegLib.inference import predict_classes
 from MAPSegLib.networks.segmenter import mirrored_classes
 from MAPSegLib.quality import (
     PLAUSIBILITY_WEIGHT,
+    UNSEEN,
     agreement,
     assess_image,
     class_dice,
@@ -141,17 +142,28 @@ def test_without_sides_a_turn_takes_the_mirror_s_place():
     assert half < round_ - 0.03
 
 
-def test_thick_slices_are_turned_in_millimetres():
-    """A long bar across the slices: turned as if voxels were cubes, its ends would leave the scan."""
-    bar = torch.zeros(80, 24, 15)
-    bar[:, 4:20, 3:12] = 1.0
+def test_what_a_turn_moves_out_of_the_scan_is_not_compared():
+    scan = torch.zeros(60, 30, 12)
+    scan[1:16, 5:25, 1:11] = scan[44:59, 5:25, 1:11] = 1.0  # as far as corners that a turn loses
     model, labels = Thresholds(levels=(0.0, 1.0)), SINGLE[:1]
-    one = classes_of(model, bar)
+    one, other = classes_of(model, scan), transformed_classes(model, labels, scan, FP32)
+    assert agreement(labels, one, other, {}) > 0.93
+    assert class_dice(one, other.clamp(min=0), 2)[1] < 0.88
+
+
+def test_thick_slices_are_turned_in_millimetres():
+    """A box that is long across the slices: turned as if voxels were cubes, more of it would leave the scan."""
+    model, labels, scan = Thresholds(levels=(0.0, 1.0)), SINGLE[:1], torch.ones(80, 24, 15)
     thick, cubes = (
-        agreement(labels, one, transformed_classes(model, labels, bar, FP32, spacing), {})
+        (transformed_classes(model, labels, scan, FP32, spacing) == UNSEEN).float().mean()
         for spacing in ((0.75, 0.75, 12.0), (1.0, 1.0, 1.0))
     )
-    assert thick > 0.9 and cubes < 0.85
+    assert thick < 0.25 and cubes > 0.3
+
+
+def test_half_a_pair_leaves_no_mirror():
+    alone = (Label(value=17, name="left hippocampus", mirror=53), *PAIRED)
+    assert mirrored_classes(PAIRED) is not None and mirrored_classes(alone) is None
 
 
 # --- volumes ------------------------------------------------------------------------------------------------------

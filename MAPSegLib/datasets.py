@@ -45,6 +45,14 @@ class PatchBatch:
     target: Tensor | None = None
     whole_target: Tensor | None = None
 
+    def inside(self) -> Tensor:
+        """Which voxels of the patches lie within the scan, (B, p, p, p): a patch may be larger."""
+        patch = self.patches.shape[-1]
+        share = (torch.arange(patch, device=self.low.device) + 0.5) / patch
+        place = self.low[..., None] + share * (self.high - self.low)[..., None]
+        x, y, z = (place < 1).unbind(1)
+        return x[:, :, None, None] & y[:, None, :, None] & z[:, None, None, :]
+
     def to(self, device: torch.device) -> PatchBatch:
         return PatchBatch(*(t if t is None else t.to(device, non_blocking=True) for t in vars(self).values()))
 

@@ -240,16 +240,16 @@ def pseudo_label(loop: Loop, batch: PatchBatch, confidence: float) -> tuple[Patc
         probability, label = teacher.decode(features, under, batch.patches).float().softmax(1).max(1)
         whole_label = teacher.decode(whole, whole, batch.whole).argmax(1)
     label, whole_label = label.clone(), whole_label.clone()  # out of inference mode, for autograd to keep
-    eta = _eta(probability, label, teacher.classes, confidence)
+    inside = batch.inside()
+    eta = _eta(probability[inside], label[inside], teacher.classes, confidence)
     return replace(batch, target=label, whole_target=whole_label), eta
 
 
 def _eta(probability: Tensor, label: Tensor, classes: int, threshold: float) -> dict:
-    """Share of voxels whose teacher probability reaches the threshold: of all, and of each class given."""
-    sure = (probability >= threshold).flatten()
-    flat = label.flatten()
-    count = torch.bincount(flat, minlength=classes)
-    hits = torch.bincount(flat[sure], minlength=classes)
+    """Share of voxels (N,) whose teacher probability reaches the threshold: of all, and of each class given."""
+    sure = probability >= threshold
+    count = torch.bincount(label, minlength=classes)
+    hits = torch.bincount(label[sure], minlength=classes)
     per_class = {int(c): float(hits[c] / count[c]) for c in count.nonzero().flatten()}
     return {"total": float(sure.float().mean()), "per_class": per_class}
 

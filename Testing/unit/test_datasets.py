@@ -257,6 +257,12 @@ def test_codes_without_intensities_are_refused_and_parcels_are_cortex(tmp_path):
         SyntheticSource([path], brain_labels(), FOUR)
 
 
+def test_a_patch_knows_which_of_its_voxels_lie_within_the_scan():
+    scan = torch.ones(20, 9, 16)
+    batch = cut_patches(scan, 3, 16, 16, generator())
+    assert torch.equal(batch.inside(), batch.patches[:, 0] > 0)
+
+
 def test_volumes_are_those_of_the_structures_that_are_drawn(tmp_path):
     codes = (head() > 0).numpy().astype(np.int32) * 3
     codes[:10][codes[:10] > 0] = 1035

@@ -5,6 +5,7 @@ Only what ``--help`` needs is imported here; everything else when a command runs
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +27,10 @@ Model = Annotated[str, typer.Argument(help="Name (see `mapseg models`) or file o
 Scans = Annotated[
     list[Path],
     typer.Argument(
-        help="Scans, DICOM series folders, or folders of scans.", metavar="SCAN...", show_default=False
+        help="Scans, DICOM series folders, folders of scans, data sets, or manifests.",
+        metavar="SCAN...",
+        show_default=False,
+        readable=False,  # one that cannot be read stops no other
     ),
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
@@ -347,6 +351,9 @@ def demo(
 
 def main() -> None:
     """Entry point of the ``mapseg`` command."""
+    if "" in sys.argv[1:]:  # which would name the current folder
+        print("Error: an argument is empty. Is a variable not set?", file=sys.stderr)
+        sys.exit(2)
     app()
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]*$", max_length=100)]
+Threads = Annotated[int, Field(ge=1, le=1024)]
 Preset = Literal["tiny", "small", "paper"]
 """Name of an architecture."""
 Contrast = Literal["t1", "t2", "random", "mixed"]
@@ -102,7 +103,7 @@ class InferenceOptions(Options):
         True, description="average with the mirrored scan's result, where anatomy has two sides"
     )
     batch: int = Field(4, ge=1, le=64, description="windows at once")
-    threads: int | None = Field(None, ge=1, description="CPU threads; all cores when absent")
+    threads: Threads | None = Field(None, description="CPU threads; all cores when absent")
 
 
 Accumulate = Annotated[
@@ -145,7 +146,7 @@ class TrainingOptions(Options):
     seed: int = Field(0, ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    threads: int | None = Field(None, ge=1)
+    threads: Threads | None = None
 
 
 class PretrainingStep(Options):
@@ -164,7 +165,7 @@ class PretrainingStep(Options):
     seed: int = Field(0, ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    threads: int | None = Field(None, ge=1)
+    threads: Threads | None = None
 
 
 class PretrainingOptions(PretrainingStep):
@@ -195,7 +196,7 @@ class StepOptions(Options):
     seed: int = Field(0, ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    threads: int | None = Field(None, ge=1)
+    threads: Threads | None = None
 
 
 class AdaptationBase(StepOptions):
@@ -310,5 +311,13 @@ Made for thousands of steps: in a short run such a teacher would hardly move.
 
 
 def check_path(path: str | Path) -> Path:
-    """Expand ``~`` and return an absolute path."""
+    """Expand ``~`` and return an absolute path.
+
+    Raises:
+        InputError: it is empty, which would be the current folder.
+    """
+    if not str(path).strip():
+        from .errors import InputError
+
+        raise InputError("A path is empty.", "Give a file or a folder.")
     return Path(path).expanduser().absolute()

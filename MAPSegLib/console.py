@@ -155,7 +155,7 @@ def _show_scans(result: dict[str, Any]) -> None:
         table.add_column("confidence", justify="right")
         for row in result["scans"][0]["structures"]:
             sure = "" if row["confidence"] is None else f"{row['confidence']:.2f}"
-            table.add_row(row["structure"], f"{row['volume_ml']:.2f}", sure)
+            table.add_row(escape(row["structure"]), f"{row['volume_ml']:.2f}", sure)
         _out.print(table)
     for scan in result["scans"]:
         gate = f"kept the {scan['chosen']} result; " if "chosen" in scan else ""
@@ -175,7 +175,8 @@ def _show_scores(result: dict[str, Any]) -> None:
         cells = [row["dice"], row["hd95_mm"], row["volume_error"]]
         forms = ("{:.3f}", "{:.2f}", "{:+.1%}")
         texts = ["" if cell is None else form.format(cell) for cell, form in zip(cells, forms, strict=True)]
-        table.add_row(row["name"], str(row["scans"]), *texts)
+        missed = f", {row['missed']} missed" if row["missed"] else ""
+        table.add_row(escape(row["name"]), f"{row['scans']}{missed}", *texts)
     known = [row["dice"] for row in result["summary"] if row["dice"] is not None]
     if known:
         table.add_row("mean", "", f"{sum(known) / len(known):.3f}", style="bold")
@@ -199,21 +200,25 @@ def _show_rounds(result: dict[str, Any]) -> None:
 
 def show_models(name: str | None) -> int:
     """Print the models at hand, or the card of one; returns the exit code."""
+    from .formats import reason
     from .models import list_models, load_card, resolve
 
-    if name:
-        try:
-            card = load_card(resolve(name), encoder=True, choice=True)
-            print(json.dumps(card.model_dump(mode="json"), indent=2, ensure_ascii=False))
-        except MAPSegError as error:
-            _err.print(f"[bold red]Error[/]: {escape(error.message)} {escape(error.advice)}", highlight=False)
-            return error.exit_code
+    try:
+        card = load_card(resolve(name), encoder=True, choice=True) if name else None
+        known = [] if name else list_models()
+    except (MAPSegError, OSError) as error:
+        if isinstance(error, OSError):
+            error = InputError(f"{error.filename} cannot be used: {reason(error)}.", "Check the path.")
+        _err.print(f"[bold red]Error[/]: {escape(error.message)} {escape(error.advice)}", highlight=False)
+        return error.exit_code
+    if card:
+        print(json.dumps(card.model_dump(mode="json"), indent=2, ensure_ascii=False))
         return 0
     table = Table("name", "structures", "grid mm", "license", "description", box=None)
-    for model, _, card in list_models():
+    for model, _, card in known:
         grid = " x ".join(f"{s:g}" for s in card.preprocessing.spacing)
         structures = "encoder only" if card.kind == "encoder" else str(len(card.labels))
-        table.add_row(model, structures, grid, card.license, card.description)
+        table.add_row(*map(escape, (model, structures, grid, card.license, card.description)))
     _out.print(table)
     return 0
 

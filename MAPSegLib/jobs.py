@@ -68,6 +68,9 @@ class SegmentJob(Options):
     options: InferenceOptions = InferenceOptions()
 
 
+_BESIDE_A_SOURCE = CentralisedOptions.model_fields.keys() - AdaptationOptions.model_fields.keys()
+
+
 class AdaptJob(Options):
     """Adapt a model to unlabelled scans of one domain, and segment them.
 
@@ -97,6 +100,10 @@ class AdaptJob(Options):
     def _of_the_setting(cls, value: Any, info: ValidationInfo) -> AdaptationBase:
         given = value.model_dump(exclude_unset=True) if isinstance(value, AdaptationBase) else value
         centralised = info.data.get("source") or info.data.get("source_from_labels")
+        if not centralised and isinstance(given, Mapping):
+            alone = [name for name in given if name in _BESIDE_A_SOURCE]
+            if alone:
+                raise ValueError(f"{alone[0]} needs labelled source data (source, or source_from_labels)")
         return (CentralisedOptions if centralised else AdaptationOptions).model_validate(given)
 
     @model_validator(mode="after")
@@ -260,7 +267,7 @@ def build_job(content: Mapping[str, Any]) -> Job:
     try:
         return TypeAdapter(Job).validate_python(content)
     except ValidationError as error:
-        raise InputError(f"The job cannot be run: {first_problem(error)}.") from error
+        raise InputError(f"The job cannot be run: {first_problem(error, tagged=True)}.") from error
 
 
 def parse_job(path: str | Path) -> Job:
@@ -275,10 +282,14 @@ def parse_job(path: str | Path) -> Job:
     return build_job(content)
 
 
-def first_problem(error: ValidationError) -> str:
-    """The first failure of a validation, in a few words."""
+def first_problem(error: ValidationError, tagged: bool = False) -> str:
+    """The first failure of a validation, in a few words.
+
+    Args:
+        tagged: places start with the kind of what was validated, which is known.
+    """
     first = error.errors(include_url=False)[0]
     place = [str(part) for part in first["loc"]]
-    where = ".".join(place[1:] if len(place) > 1 else place)
+    where = ".".join(place[1:] if tagged and len(place) > 1 else place)
     message = first["msg"].removeprefix("Value error, ")
     return f"{where}: {message}" if where else message

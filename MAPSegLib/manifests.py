@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -40,12 +41,30 @@ class _Manifest(Options):
 
 
 def list_scans(place: Path) -> list[Path]:
-    """The scans of a data set, label maps left out.
+    """The scans of a data set, label maps and what an earlier run wrote beside them left out.
 
     Raises:
         InputError: nothing there, or the layout is broken; the message names the file.
     """
-    return [case.image for case in _cases(place)]
+    results = results_in(place) if place.is_dir() else set()
+    scans = [case.image for case in _cases(place) if case.image not in results]
+    if not scans:
+        raise InputError(f"The folder {place} holds results of an earlier run alone.", "Give the scans.")
+    return scans
+
+
+def results_in(folder: Path) -> set[Path]:
+    """The maps in a folder that the reports in it tell of."""
+    found: set[Path] = set()
+    for report in folder.glob("*report.json"):
+        with suppress(InputError):
+            content = read_json(report, "a report")
+            scans = content.get("scans") if isinstance(content, dict) else None
+            for scan in scans if isinstance(scans, list) else ():
+                sides = [side for side in (scan, scan.get("source"), scan.get("adapted")) if side]
+                names = [side.get(kind) for side in sides for kind in ("output", "uncertainty")]
+                found |= {folder / Path(name).name for name in names if name}
+    return found
 
 
 def list_pairs(place: Path, labels: Path | None = None) -> list[tuple[Path, Path]]:
@@ -83,10 +102,23 @@ def _cases(place: Path) -> list[Case]:
         return _nnunet(place)
     subjects = _anatomical(place)
     if subjects:
+        _refuse_others(place, "a BIDS data set")
         return _bids(place, subjects)
-    folders = [p for p in sorted(place.glob("*_train")) if p.is_dir()] or [place]
-    paired = [case for folder in folders for case in _authors(folder)]
+    parts = [p for p in sorted(place.glob("*_train")) if p.is_dir()]
+    paired = [case for folder in parts or [place] for case in _authors(folder)]
+    if parts and paired:
+        _refuse_others(place, f"the data set {parts[0].name}")
     return paired or [Case(image=scan) for scan in find_scans(place)]
+
+
+def _refuse_others(folder: Path, what: str) -> None:
+    """Raise InputError for a scan that lies beside a data set: which of them is meant cannot be known."""
+    others = sorted(p.name for p in folder.iterdir() if p.is_file() and scan_suffix(p))
+    if others:
+        raise InputError(
+            f"The folder {folder} holds {what} and scans beside it ({others[0]}).",
+            "Give each a folder of its own.",
+        )
 
 
 def _manifest(path: Path) -> list[Case]:
@@ -121,8 +153,14 @@ def _nnunet(folder: Path) -> list[Case]:
 
 
 def _authors(folder: Path) -> list[Case]:
-    files = find_scans(folder)
+    files = [file for file in find_scans(folder) if file not in results_in(folder)]
     named = {kind: [f for f in files if scan_stem(f).endswith(kind)] for kind in ("_img", "_label")}
+    others = [f.name for f in files if not scan_stem(f).endswith(tuple(named))]
+    if named["_img"] and others:
+        raise InputError(
+            f"The folder {folder} holds scans named like {named['_img'][0].name}, and others ({others[0]}).",
+            "Name all alike, or list the scans in a manifest.",
+        )
     return _pair(named["_img"], named["_label"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ..jobs import EvaluateJob, Report
 from ..manifests import by_name
 from ..models import load_card, resolve
 from ..reports import plain, write_csv, write_json
-from ..volumes import Volume, find_scans, read_labels, scan_stem
+from ..volumes import find_scans, read_labels, scan_stem
 from .outputs import output_folder, refuse_existing
 
 _SIDE_RESULTS = ("_uncertainty", "_seg_source", "_seg_adapted")
@@ -30,11 +31,14 @@ def evaluate(job: EvaluateJob, report: Report) -> dict[str, Any]:
     folder = check_path(job.output)
     files = [folder / "metrics.json", folder / "metrics.csv"]
     refuse_existing(files, job.overwrite)
-    pairs = pair_cases(check_path(job.prediction), check_path(job.reference))
+    pairs, unpaired = pair_cases(check_path(job.prediction), check_path(job.reference))
+    if unpaired:
+        names_of = ", ".join(path.name for path in unpaired[:5])
+        report("log", message=f"{len(unpaired)} references have no label map to score: {names_of}.")
     names = (
         {label.value: label.name for label in load_card(resolve(job.model), choice=True).labels}
         if job.model
-        else None
+        else _structures([reference for _, reference in pairs], job)
     )
     rows: list[dict[str, Any]] = []
     failed: list[dict[str, Any]] = []
@@ -51,8 +55,7 @@ def evaluate(job: EvaluateJob, report: Report) -> dict[str, Any]:
             )
             try:
                 expected = read_labels(reference)
-                structures = names or _structures(expected, job)
-                scores = evaluate_pair(read_labels(prediction), expected, structures, job.mapping)
+                scores = evaluate_pair(read_labels(prediction), expected, names, job.mapping)
                 rows += [{"scan": prediction.name, **score} for score in scores]
             except InputError as error:
                 errors.append(error)
@@ -67,23 +70,25 @@ def evaluate(job: EvaluateJob, report: Report) -> dict[str, Any]:
     return {**plain(result), "files": [str(file) for file in files]}
 
 
-def pair_cases(prediction: Path, reference: Path) -> list[tuple[Path, Path]]:
+def pair_cases(prediction: Path, reference: Path) -> tuple[list[tuple[Path, Path]], list[Path]]:
     """Label maps and their references: two files, or files of two folders that are named alike.
 
-    Endings such as ``_seg`` and ``_label`` do not count.
+    Also gives the references that are left. Endings such as ``_seg`` and ``_label`` do not count.
 
     Raises:
         InputError: nothing to pair, or a label map without a reference.
     """
     if prediction.is_file() and reference.is_file():
-        return [(prediction, reference)]
+        return [(prediction, reference)], []
     references = by_name(_without_images(find_scans(reference)), _case)
+    own = {scan_stem(path) for path in references.values()}
     there = find_scans(prediction)
     stems = {scan_stem(path) for path in there}
     found = [
         path
         for path in there
-        if not scan_stem(path).endswith(_SIDE_RESULTS)
+        if scan_stem(path) in own
+        or not scan_stem(path).endswith(_SIDE_RESULTS)
         and not any(scan_stem(path) == f"{stem}{side}" for stem in stems for side in _BESIDE_ONE)
     ]
     by_name(found, _case)
@@ -93,7 +98,8 @@ def pair_cases(prediction: Path, reference: Path) -> list[tuple[Path, Path]]:
             f"No reference in {reference} for {', '.join(lonely[:5]) or prediction}.",
             "Name label map and reference alike: case01_seg.nii.gz, case01_label.nii.gz.",
         )
-    return [(path, references[_case(path)]) for path in found]
+    pairs = [(path, references.pop(_case(path))) for path in found]
+    return pairs, list(references.values())
 
 
 def _without_images(files: Sequence[Path]) -> list[Path]:
@@ -109,11 +115,15 @@ def _case(path: Path) -> str:
     return stem
 
 
-def _structures(reference: Volume, job: EvaluateJob) -> dict[int, str]:
-    """The values of the reference, mapped where a mapping is given."""
+def _structures(references: Sequence[Path], job: EvaluateJob) -> dict[int, str]:
+    """The values that any reference holds, mapped where a mapping is given: found where one lacks it, it is wrong."""
     import numpy as np
 
-    values = [int(v) for v in np.unique(reference.array) if v > 0]
+    found: set[int] = set()
+    for reference in references:
+        with suppress(InputError):  # told when it is its turn
+            found.update(np.unique(read_labels(reference).array).tolist())
+    values = sorted(value for value in found if value > 0)
     if job.mapping is not None:
         values = sorted({job.mapping[v] for v in values if job.mapping.get(v, 0) > 0})
     return {value: f"structure {value}" for value in values}

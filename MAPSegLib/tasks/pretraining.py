@@ -36,14 +36,15 @@ def pretrain(job: PretrainJob, report: Report) -> dict[str, Any]:
     folder = check_path(job.output)
     final = folder / f"{job.name}{SUFFIX}"
     refuse_embedded(final)
-    refuse_existing([final], job.overwrite)
+    pictures = folder / PICTURES
+    unfinished = (folder / resume.CHECKPOINT).exists()
+    refuse_existing([final, *(() if unfinished else _pictures(pictures))], job.overwrite)
     scans = {path: list_scans(path) for path in map(check_path, job.domains)}
     maps = find_scans(check_path(job.from_labels)) if job.from_labels else []
     drawn = job.options.picture_every > 0 and find_spec("matplotlib") is not None
     if job.options.picture_every and not drawn:
         told = "No pictures of reconstructions: they need matplotlib (pip install 'mapseg[demo]')."
         report("log", message=told)
-    pictures = folder / PICTURES
     with output_folder(folder):
         domains = _domains(job, scans, maps, report)
         counts = [f"{len(files)} scans in {_name(path, scans)}" for path, files in scans.items()]
@@ -131,7 +132,7 @@ def _name(folder: Path, others: Iterable[Path]) -> str:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step_*.png"))
+    return sorted(folder.glob(f"step_{'[0-9]' * 6}.png"))
 
 
 def _remove_pictures(folder: Path) -> None:

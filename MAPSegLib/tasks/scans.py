@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 REPORTS = ("report.json", "volumes.csv")
 ADAPTED_MODEL = "adapted_model.safetensors"
+LONGEST = 240
+"""Bytes of a result's name: file systems take 255, and while it is written it has a longer one."""
 
 
 @dataclass
@@ -58,17 +61,26 @@ class _Findings:
 
     def add(self, entry: dict[str, Any]) -> None:
         self.scans.append(entry)
-        self.write()
+        try:
+            self.write()
+        except BaseException:
+            self.scans.pop()
+            raise
         self.report("scan", scan=entry["file"], entry=plain(entry))
 
     @contextmanager
     def isolated(self, scan: Path) -> Iterator[None]:
-        """Tell a scan's failure and go on with the next one."""
+        """Tell a scan's failure, keep nothing of it, and go on with the next one."""
+        before, done = len(self.files), len(self.scans)
         try:
             yield
-        except Cancelled:
-            raise
-        except Exception as error:
+        except BaseException as error:
+            if len(self.scans) == done:
+                for file in self.files[before:]:
+                    Path(file).unlink(missing_ok=True)
+                del self.files[before:]
+            if isinstance(error, Cancelled) or not isinstance(error, Exception):
+                raise
             from ..devices import is_out_of_memory
 
             if not isinstance(error, MAPSegError) and is_out_of_memory(error):
@@ -178,10 +190,8 @@ def segment(job: SegmentJob, report: Report) -> dict[str, Any]:
 
             # Before anything is done to the scan: a caller knows which one a worker died over.
             report("progress", stage="read", scan=str(scan), step=index, steps=len(scans), seconds_left=None)
-            found = None
             with findings.isolated(scan):
                 found = _segment_one(candidates, scan, job, progress)
-            if found:
                 findings.add(_write_segmented(findings, scan, *found))
         return findings.finish()
 
@@ -226,6 +236,9 @@ def adapt(job: AdaptJob, report: Report) -> dict[str, Any]:
     _refuse_existing(job, outputs, scans, kinds)
     path = resolve(job.model)
     load_card(path, choice=True)
+    long = [scan for scan in scans if len(os.fsencode(outputs.volume(scan, "seg_adapted").name)) > LONGEST]
+    if long:
+        raise InputError(f"{long[0].name}: the name is too long for results named after it.", "Rename it.")
     known = _source_files(job)
     with output_folder(outputs.folder), output_folder(outputs.beside("adaptation")) as folder:
         candidates = load_candidates(path, job.options.device)

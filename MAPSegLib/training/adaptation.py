@@ -142,13 +142,13 @@ class _Run:
     def go(self, report: Report, preview: Preview | None) -> None:
         loop, options = self.loop, self.options
         budget = 60 * options.minutes * len(self.scans)
-        clock, spent = Clock(loop.step), loop.extra.get("seconds", 0.0)
+        clock = Clock(loop.step, loop.extra)
         if loop.step == 0:
             self._check({}, None, preview)
             self._find_contrast(preview)
 
         def in_time() -> bool:
-            return spent + clock.elapsed() < budget
+            return clock.total() < budget
 
         while loop.step < options.steps and self._hopeful() and distributed.on_first(in_time):
             eta: dict = {}
@@ -162,7 +162,7 @@ class _Run:
             values = loop.update(losses)
 
             def told(values: dict = values, eta: dict = eta) -> bool:
-                left = min(clock.left(loop.step, options.steps), max(0.0, budget - spent - clock.elapsed()))
+                left = min(clock.left(loop.step, options.steps), max(0.0, budget - clock.total()))
                 fields = {"seconds_left": left, "losses": values, "eta": eta.get("total")}
                 try:
                     report("progress", stage="adapt", step=loop.step, steps=options.steps, **fields)
@@ -173,7 +173,6 @@ class _Run:
             if not distributed.on_first(told):
                 return
             if loop.step % options.check_every == 0 or loop.step in (self.terms.warmup, options.steps):
-                loop.extra["seconds"] = spent + clock.elapsed()
                 if loop.step >= self.terms.warmup:  # nothing has been learnt of the target before
                     self._check(values, eta, preview)
                 loop.save(self.checkpoint)

@@ -252,13 +252,25 @@ class Record:
 
 
 class Clock:
-    """Seconds left, from the pace since this process started."""
+    """Seconds left, from the pace since this process started, and seconds of the whole run.
 
-    def __init__(self, step: int):
-        self.start, self.first = time.monotonic(), step
+    Args:
+        step: at which this process starts.
+        extra: of the loop (:attr:`Loop.extra`), where the run's seconds are kept for a process that resumes it.
+    """
+
+    def __init__(self, step: int, extra: dict):
+        self.start, self.first, self.extra = time.monotonic(), step, extra
+        self.before = extra.get("seconds", 0.0)
 
     def elapsed(self) -> float:
+        """Of this process."""
         return time.monotonic() - self.start
+
+    def total(self) -> float:
+        """Of all processes until now, which the next checkpoint keeps."""
+        self.extra["seconds"] = self.before + self.elapsed()
+        return self.extra["seconds"]
 
     def left(self, step: int, steps: int) -> float | None:
         done = step - self.first

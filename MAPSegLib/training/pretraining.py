@@ -49,14 +49,14 @@ def pretrain(
     )
     checkpoint = folder / "checkpoint.pt"
     loop.resume(checkpoint)
-    record, clock = Record(folder / "metrics.jsonl", loop.step), Clock(loop.step)
+    record, clock = Record(folder / "metrics.jsonl", loop.step), Clock(loop.step, loop.extra)
     wanted = picture is not None and options.picture_every > 0 and distributed.rank() == 0
     samples = _samples(model, domains, options.seed) if wanted else []
     scans = Reused(lambda generator: [domains.draw(generator) for _ in range(options.scans)], options.reuse)
     while loop.step < options.steps:
         losses = loop.update(lambda: reconstruction_losses(loop, *view_scans(loop, scans(loop)), options))
         if loop.step % 10 == 0 or loop.step == options.steps:
-            record.add(loop.step, seconds=round(clock.elapsed(), 1), **losses)
+            record.add(loop.step, seconds=round(clock.total(), 1), **losses)
         report(
             "progress",
             stage="pretrain",

@@ -70,7 +70,7 @@ def train(
     )
     checkpoint = folder / "checkpoint.pt"
     loop.resume(checkpoint)
-    record, clock = Record(folder / "metrics.jsonl", loop.step), Clock(loop.step)
+    record, clock = Record(folder / "metrics.jsonl", loop.step), Clock(loop.step, loop.extra)
     drawn = Reused(source.draw, options.reuse)
 
     def terms() -> dict[str, Tensor]:
@@ -83,7 +83,7 @@ def train(
     while loop.step < options.steps and not _out_of_patience(loop, options):
         losses = loop.update(terms)
         if loop.step % 10 == 0 or loop.step == options.steps:
-            record.add(loop.step, seconds=round(clock.elapsed(), 1), **losses)
+            record.add(loop.step, seconds=round(clock.total(), 1), **losses)
         report(
             "progress",
             stage="train",

@@ -149,7 +149,7 @@ def test_a_source_is_refused_with_its_file(model, data, tmp_path):
     broken.write_text('{"cases": [{"image": "gone.nii.gz"}]}')
     assert "gone.nii.gz, which does not exist" in refused(*start, "--source", broken)
     assert "source_labels need a source" in refused(*start, "--source-labels", data / "labels")
-    assert "options.preset" in refused(*start, "--preset", "paper")
+    assert "preset needs labelled source data" in refused(*start, "--preset", "paper")
     shutil.copy(data / "images" / "case0.nii.gz", tmp_path / "image.nii.gz")
     other = nib.Nifti1Image(np.ones((4, 4, 4), np.uint8), np.eye(4))
     nib.save(other, tmp_path / "label.nii.gz")

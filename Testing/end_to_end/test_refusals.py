@@ -5,11 +5,13 @@ import json
 import os
 import resource
 import shutil
+import sys
 
 import pytest
 
-from MAPSegLib import api
+from MAPSegLib import api, cli
 from MAPSegLib.errors import InputError
+from MAPSegLib.tasks import scans
 
 from .calls import CPU, files, labels_of, mapseg, refused
 
@@ -67,10 +69,62 @@ def test_a_name_that_is_not_utf8_stops_nothing(model, data, tmp_path):
     assert b"x\xff_seg.nii.gz" in os.listdir(os.fsencode(tmp_path / "out"))
 
 
+def test_a_result_that_cannot_be_written_stops_no_other(model, data, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a", "x" * 240, "z"):
+        shutil.copy(data / "images" / "case0.nii.gz", folder / f"{name}.nii.gz")
+    _, errors = mapseg("segment", model, folder, "-o", tmp_path / "out", *CPU, code=2)
+    assert "the name is too long" in errors
+    assert files(tmp_path / "out") == ["a_seg.nii.gz", "report.json", "volumes.csv", "z_seg.nii.gz"]
+    assert "too long for results" in refused("adapt", model, folder, "-o", tmp_path / "adapted", *CPU)
+    assert not (tmp_path / "adapted").exists()
+
+
+def test_a_scan_whose_second_map_cannot_be_written_leaves_no_first(model, data, tmp_path, monkeypatch):
+    write = scans.write_volume
+
+    def full(path, *arguments, **options):
+        if "uncertainty" in path.name:
+            raise InputError(f"{path} cannot be written: no space left.")
+        return write(path, *arguments, **options)
+
+    monkeypatch.setattr(scans, "write_volume", full)
+    scan = data / "images" / "case0.nii.gz"
+    assert "no space left" in refused("segment", model, scan, "-o", tmp_path / "out", "--uncertainty", *CPU)
+    assert not (tmp_path / "out").exists()
+
+
+def test_results_beside_the_scans_are_no_scans(model, data, tmp_path):
+    folder = tmp_path / "in"
+    shutil.copytree(data / "images", folder)
+    count = len(list(folder.iterdir()))
+    for flags in ([], ["--overwrite"]):
+        mapseg("segment", model, folder, "-o", folder, "--uncertainty", *flags, *CPU)
+        assert len(json.loads((folder / "report.json").read_text(encoding="utf-8"))["scans"]) == count
+
+
+def test_an_empty_argument_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["mapseg", "segment", "brain", "a.nii", "-o", ""])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2 and "an argument is empty" in capsys.readouterr().err
+
+
+def test_names_with_brackets_are_shown_as_they_are(data, tmp_path):
+    table = tmp_path / "table.json"
+    table.write_text('{"1": "head [left]", "2": "body [/mm]"}', encoding="utf-8")
+    arguments = ["--images", data / "images", "--labels", data / "labels", "--label-table", table]
+    mapseg("train", *arguments, "--preset", "tiny", "--steps", 1, "--name", "m", "-o", tmp_path / "m", *CPU)
+    own = tmp_path / "m" / "m.safetensors"
+    told, _ = mapseg("segment", own, data / "images" / "case0.nii.gz", "-o", tmp_path / "out", *CPU)
+    assert "head [left]" in told and "body [/mm]" in told
+
+
 def test_a_failure_is_told_once(model, tmp_path):
-    for scans in (["none.nii"], ["none.nii", "nowhere.nii"]):
-        text = refused("segment", model, *(tmp_path / s for s in scans), "-o", tmp_path / "out", *CPU)
-        assert text.count("Error: ") == len(scans) and all(text.count(s) == 1 for s in scans)
+    for given in (["none.nii"], ["none.nii", "nowhere.nii"]):
+        text = refused("segment", model, *(tmp_path / s for s in given), "-o", tmp_path / "out", *CPU)
+        assert text.count("Error: ") == len(given) and all(text.count(s) == 1 for s in given)
 
 
 def test_a_path_that_is_too_long_stops_no_other(model, data, tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from MAPSegLib.config import AdaptationOptions, CentralisedOptions, Label
+from MAPSegLib.config import AdaptationOptions, CentralisedOptions, Label, check_path
 from MAPSegLib.errors import InputError
 from MAPSegLib.jobs import AdaptJob, SegmentJob, TrainJob, build_job, parse_job
 from MAPSegLib.model_files import user_folder
@@ -275,7 +275,8 @@ def test_predictions_and_references_that_are_named_alike_are_refused(tmp_path):
     with pytest.raises(InputError, match="named alike"):
         pair_cases(tmp_path / "p", tmp_path / "r")
     (tmp_path / "p" / "a_seg.nii.gz").unlink()  # what is left is one adaptation to one scan
-    assert pair_cases(tmp_path / "p", tmp_path / "r") == [(tmp_path / "p/a.nii.gz", tmp_path / "r/a.nii.gz")]
+    pair = (tmp_path / "p/a.nii.gz", tmp_path / "r/a.nii.gz")
+    assert pair_cases(tmp_path / "p", tmp_path / "r") == ([pair], [])
     (tmp_path / "r" / "a.nii").touch()
     with pytest.raises(InputError, match="named alike"):
         pair_cases(tmp_path / "p", tmp_path / "r")
@@ -290,11 +291,12 @@ def test_label_maps_find_their_references(tmp_path):
         folder.mkdir()
         for name in names:
             (folder / name).touch()
-    pairs = pair_cases(predictions, references)
+    pairs, left = pair_cases(predictions, references)
     assert [(p.name, r.name) for p, r in pairs] == [
         ("a_seg.nii.gz", "a_label.nii.gz"),
         ("b_seg.nrrd", "b.nii.gz"),
     ]
+    assert [path.name for path in left] == ["c.nii.gz"]
     (references / "b.nii.gz").unlink()
     with pytest.raises(InputError, match=r"No reference in .* for b_seg.nrrd"):
         pair_cases(predictions, references)
@@ -304,9 +306,30 @@ def test_references_may_lie_beside_their_images(tmp_path):
     for name in ("p/a_seg.nii.gz", "r/a_img.nii.gz", "r/a_label.nii.gz"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert pair_cases(tmp_path / "p", tmp_path / "r") == [
-        (tmp_path / "p/a_seg.nii.gz", tmp_path / "r/a_label.nii.gz")
-    ]
+    pair = (tmp_path / "p/a_seg.nii.gz", tmp_path / "r/a_label.nii.gz")
+    assert pair_cases(tmp_path / "p", tmp_path / "r") == ([pair], [])
+
+
+def test_label_maps_with_references_of_their_own_are_no_side_results(tmp_path):
+    names = ["a.nii.gz", "a_adapted.nii.gz", "a_source.nii.gz"]
+    for folder in ("p", "r"):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            (tmp_path / folder / name).touch()
+    pairs, left = pair_cases(tmp_path / "p", tmp_path / "r")
+    assert [(p.name, r.name) for p, r in pairs] == [(name, name) for name in names] and not left
+
+
+def test_an_empty_path_is_not_the_current_folder():
+    with pytest.raises(InputError, match="A path is empty"):
+        check_path("")
+
+
+def test_options_of_the_other_setting_name_what_they_need():
+    job = {"task": "adapt", "model": "m", "scans": ["a"], "output": "o", "options": {"preset": "plus"}}
+    with pytest.raises(InputError, match="preset needs labelled source data"):
+        build_job(job)
+    assert build_job(job | {"source": "s"}).options.preset == "plus"
 
 
 def test_reports_are_plain(tmp_path):
@@ -360,7 +383,7 @@ def test_a_source_decides_which_options_an_adaptation_has():
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        ({"options": {"preset": "paper"}}, "options.preset: Extra inputs"),
+        ({"options": {"preset": "paper"}}, "preset needs labelled source data"),
         ({"source": "s", "options": {"plain_weight": 0.5}}, "options.plain_weight: Extra inputs"),
         ({"source": "s", "options": {"preset": "v3"}}, "options.preset: Input should be"),
         ({"source": "s", "options": {"steps": 10, "warmup": 10}}, "warm-up of 10 steps leaves none"),

@@ -282,10 +282,19 @@ def test_a_fresh_run_starts_a_fresh_record(tmp_path):
 def test_the_time_left_follows_the_pace(monkeypatch):
     now = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    clock = Clock(10)
+    clock = Clock(10, {})
     assert clock.left(10, 50) is None
     now[0] = 108.0
     assert clock.elapsed() == 8.0 and clock.left(14, 50) == pytest.approx(72.0)
+
+
+def test_a_clock_goes_on_where_a_killed_process_left_it(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    extra = {"seconds": 7.0}
+    clock = Clock(10, extra)
+    now[0] += 5
+    assert (clock.elapsed(), clock.total(), extra["seconds"]) == (5.0, 12.0, 12.0)
 
 
 # --- source training ----------------------------------------------------------------------------------------------

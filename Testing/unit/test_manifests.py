@@ -198,3 +198,30 @@ def test_a_broken_manifest_is_refused(tmp_path, cases, told):
     plant(tmp_path, "a.nii.gz", "b.nii.gz", "c.nii.gz")
     with pytest.raises(InputError, match=told):
         list_pairs(manifest(tmp_path, *cases))
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        (["a_img.nii.gz", "b_img.nii.gz", "c.nii.gz"], "named like a_img.nii.gz, and others .c.nii.gz"),
+        (["site_train/a_img.nii.gz", "b.nii.gz"], "the data set site_train and scans beside it .b.nii.gz"),
+        (["sub-1/anat/sub-1_T1w.nii.gz", "b.nii.gz"], "a BIDS data set and scans beside it .b.nii.gz"),
+    ],
+)
+def test_no_scan_is_left_out_without_a_word(tmp_path, files, told):
+    with pytest.raises(InputError, match=told):
+        list_scans(plant(tmp_path, *files))
+
+
+def test_what_a_report_tells_of_is_no_scan(tmp_path):
+    plant(tmp_path, "a.nii.gz", "a_seg.nii.gz", "a_uncertainty.nii.gz", "a_seg_source.nii.gz")
+    entry = {"output": "/elsewhere/a_seg.nii.gz", "uncertainty": "/elsewhere/a_uncertainty.nii.gz"}
+    entry["source"] = {"output": "/elsewhere/a_seg_source.nii.gz"}
+    report = tmp_path / "report.json"
+    report.write_text(json.dumps({"scans": [entry]}), encoding="utf-8")
+    assert [scan.name for scan in list_scans(tmp_path)] == ["a.nii.gz"]
+    (tmp_path / "a.nii.gz").unlink()
+    with pytest.raises(InputError, match="results of an earlier run alone"):
+        list_scans(tmp_path)
+    report.write_text("[1]", encoding="utf-8")
+    assert len(list_scans(tmp_path)) == 3

@@ -163,6 +163,8 @@ def check_same_grid(image: Volume, labels: Volume) -> None:
     names = [
         v.path.name if v.path else default for v, default in ((image, "the image"), (labels, "the labels"))
     ]
+    if names[0] == names[1]:
+        names = [str(image.path), str(labels.path)]
     advice = (
         "Resample the labels to the image's grid (nearest neighbour), or check that the two belong together."
     )

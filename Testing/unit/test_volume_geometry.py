@@ -301,6 +301,14 @@ def test_orientations_that_contradict_each_other_are_refused(tmp_path):
     assert "left and right are assumed" in note
 
 
+def test_voxels_that_start_within_the_header_are_refused(tmp_path):
+    path = nifti(tmp_path / "a.nii", (1, 1, 1))
+    content = bytearray(path.read_bytes())
+    content[108:112] = bytes(4)  # vox_offset
+    path.write_bytes(content)
+    assert_refused(path, "within its header")
+
+
 @pytest.mark.parametrize(("unit", "told"), [("micron", "microns"), ("meter", "metres")])
 def test_other_units_than_mm_are_refused(tmp_path, unit, told):
     assert_refused(nifti(tmp_path / "a.nii.gz", (25, 25, 25), unit=unit), f"in {told}, not in mm")

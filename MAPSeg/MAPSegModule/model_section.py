@@ -25,12 +25,16 @@ class ModelSection:
         """Whether a checkpoint is being turned into a model."""
         self._entries: list[models.ModelEntry] = []
         self._shown: list[models.ModelEntry] = []
+        self._wanted = ""
+        """Name of the model to come back to when a search that hides it is over."""
         self._worker: Worker | None = None
         self._timer = qt.QTimer()
         self._timer.setInterval(100)
         self._timer.connect("timeout()", self._follow_import)
-        ui.modelSearch.connect("textChanged(QString)", self._filter)
+        ui.modelSearch.connect("textChanged(QString)", self._fill)
         ui.modelList.connect("currentRowChanged(int)", self._choose)
+        # A click on the row that a search has made the current one changes no row.
+        ui.modelList.connect("itemClicked(QListWidgetItem*)", self.keep)
         ui.importModelButton.connect("clicked()", self.import_model)
         ui.revealModelButton.connect("clicked()", self.reveal)
         ui.removeModelButton.connect("clicked()", self.remove)
@@ -43,9 +47,16 @@ class ModelSection:
 
     def refresh(self, choose: str = "") -> None:
         """Read the list of models anew, and choose one by its name; by default the one that was."""
-        wanted = choose or (self.entry.name if self.entry else "")
         self._entries = models.list_entries()
-        self._fill(wanted)
+        names = [entry.name for entry in self._entries]
+        wanted = choose or self._wanted
+        self._wanted = wanted if wanted in names else names[0] if names else ""
+        self._fill()
+
+    def keep(self, _item=None) -> None:
+        """Stay with the model chosen, also where a search has chosen it."""
+        if self.entry is not None:
+            self._wanted = self.entry.name
 
     def close(self) -> None:
         """End what goes on."""
@@ -53,10 +64,7 @@ class ModelSection:
         if self._worker is not None:
             self._worker.close()
 
-    def _filter(self, _text: str = "") -> None:
-        self._fill(self.entry.name if self.entry else "")
-
-    def _fill(self, wanted: str) -> None:
+    def _fill(self, _text: str = "") -> None:
         words = self.ui.modelSearch.text.casefold().split()
         self._shown = [
             entry
@@ -74,11 +82,15 @@ class ModelSection:
         row = max(30, widget.sizeHintForRow(0))
         widget.setFixedHeight(row * min(3, max(1, len(self._entries))) + 4)
         names = [entry.name for entry in self._shown]
-        widget.setCurrentRow(names.index(wanted) if wanted in names else 0 if names else -1)
+        widget.setCurrentRow(names.index(self._wanted) if self._wanted in names else 0 if names else -1)
         widget.blockSignals(False)
-        self._choose()
+        self._show_card()
 
-    def _choose(self, _row: int = -1) -> None:
+    def _choose(self, _row: int) -> None:
+        self.keep()
+        self._show_card()
+
+    def _show_card(self) -> None:
         entry = self.entry
         if entry is not None:
             text = texts.model_card(entry.card)
@@ -145,7 +157,7 @@ class ModelSection:
         self.busy = False
         self.ui.importModelButton.enabled = True
         self.ui.modelSearch.text = ""
-        self.refresh(self._imported)
+        self.refresh(self._imported if worker.exit_code == 0 else "")
         if worker.exit_code != 0:
             told = " ".join(filter(None, (worker.error.get("message"), worker.error.get("advice"))))
             self.ui.modelCardLabel.text = texts.marked(texts.BAD, "✗", told)

@@ -198,6 +198,7 @@ class Panel:
             if self._lacking:
                 self._offer_wheels()
                 self._device_changed()
+        self.models.keep()
         self.curves.clear()
         self.run = runs.Run(self.volumes.checked_nodes(), parameters)
         self.run.changed.connect(self._show_progress)

@@ -80,7 +80,20 @@ def test_models_are_found_by_what_they_label(screen):
     assert models_shown(screen) == [] and "No model matches" in screen.ui.modelCardLabel.text
     assert not screen.ui.segmentButton.enabled and not screen.ui.removeModelButton.enabled
     screen.ui.modelSearch.text = ""
-    assert models_shown(screen) == [*BRAIN, "ball"]
+    assert models_shown(screen) == [*BRAIN, "ball"] and screen.panel.models.entry.name == "ball"
+
+
+def test_a_click_keeps_the_model_that_a_search_found(screen):
+    from PySide6.QtCore import Qt
+    from PySide6.QtTest import QTest
+
+    screen.ui.modelSearch.text = "hippocampus MR"
+    widget = screen.ui.modelList._real
+    QTest.mouseClick(
+        widget.viewport(), Qt.LeftButton, Qt.NoModifier, widget.visualItemRect(widget.item(0)).center()
+    )
+    screen.ui.modelSearch.text = ""
+    assert screen.panel.models.entry.name == BRAIN[0]
 
 
 def test_the_card_tells_what_is_known(screen):
@@ -136,6 +149,7 @@ def test_a_checkpoint_is_imported_by_a_worker(screen, tmp_path):
     assert not screen.ui.importModelButton.enabled
     screen.wait(lambda: screen.ui.importModelButton.enabled, 60)
     assert "✗" in screen.ui.modelCardLabel.text and "their checkpoint" in screen.ui.modelCardLabel.text
+    assert screen.panel.models.entry.name == "ball"  # as before
 
 
 def test_choices_last(screen):

@@ -56,7 +56,7 @@ def train(
     Args:
         source: labelled scans.
         validation: prepared images and class indices, both (X, Y, Z).
-        report: told ``progress`` at every logged step.
+        report: told ``progress`` at every step.
     """
     a = model.architecture
     loop = Loop(

@@ -128,7 +128,7 @@ class Panel:
         return ""
 
     def _model_changed(self) -> None:
-        self.volumes.set_model(self.models.entry)
+        self.volumes.set_model(self.models.entry, self.running)
         self._options_changed()
 
     def _options_changed(self, *_value) -> None:

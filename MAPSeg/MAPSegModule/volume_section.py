@@ -101,8 +101,10 @@ class VolumeSection(slicer.util.VTKObservationMixin):
         """Whether a checked volume is foreign to the model's source."""
         return any(flight and flight.foreign for flight in map(self._flight, self.checked_nodes()))
 
-    def set_model(self, entry: ModelEntry | None) -> None:
-        """Judge the volumes by another model."""
+    def set_model(self, entry: ModelEntry | None, running: bool = False) -> None:
+        """Judge the volumes by another model; unless a run goes on, what an earlier one said of them is over."""
+        if not running and (entry and entry.path) != (self._entry and self._entry.path):
+            self._states.clear()
         self._entry = entry
         self.refresh()
 

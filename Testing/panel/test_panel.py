@@ -71,6 +71,21 @@ def test_every_volume_is_looked_at(screen):
     assert screen.ui.volumeHintLabel.text
 
 
+def test_states_are_of_the_model_chosen(screen):
+    import slicer
+    from MAPSegModule import run
+
+    slicer.util.addVolumeFromArray(np.zeros((20, 20, 20), np.float32), name="flat")
+    screen.wait(lambda: screen.ui.volumeTable.rowCount == 1, 5)
+    screen.wait(lambda: "unusable" in screen.state("flat"), 5)
+    volume = slicer.util.getNode("flat")
+    screen.panel.volumes.set_state(run.Item(volume.GetID(), "flat", run.DONE))
+    screen.panel.models.refresh()
+    assert "done" in screen.state("flat")
+    screen.panel.models.refresh("brain-t1")
+    screen.wait(lambda: "unusable" in screen.state("flat"), 5)
+
+
 def test_models_are_found_by_what_they_label(screen):
     assert models_shown(screen) == [*BRAIN, "ball"] and screen.panel.models.entry.name == "ball"
     screen.ui.modelSearch.text = "hippocampus MR"

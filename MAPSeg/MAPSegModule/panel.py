@@ -21,6 +21,8 @@ from .volume_section import VolumeSection
 
 POLL_MS = 50
 """How often events of the worker are taken in; one of these takes less than that."""
+DOUBLE_CLICK = 0.5
+"""Seconds after a start in which its button, which then cancels, takes no press: that of a double click."""
 
 
 class Panel:
@@ -179,10 +181,10 @@ class Panel:
         return self.run is not None and self._timer.active
 
     def _pressed(self, adapt: bool) -> None:
-        if self.running:
-            self.cancel()
-        else:
+        if not self.running:
             self.start(adapt)
+        elif time.monotonic() - self._started > DOUBLE_CLICK:
+            self.cancel()
 
     def start(self, adapt: bool) -> None:
         """Segment the checked volumes, after adapting to them or not."""
@@ -204,7 +206,7 @@ class Panel:
         self.run.changed.connect(self._show_progress)
         self.run.item_changed.connect(self._show_item)
         self.run.finished.connect(self._finished)
-        self._cancelling, self._previewed, self._started = False, "", time.monotonic()
+        self._cancelling, self._previewed = False, ""
         self.ui.statusLabel.text = ""
         try:
             self.run.start()
@@ -212,6 +214,7 @@ class Panel:
             self.run.clean()
             self._say(texts.BAD, "✗", getattr(error, "message", "") or str(error))
             return
+        self._started = time.monotonic()
         self._timer.start()
         self._update()
         self._show_progress()

@@ -123,13 +123,27 @@ def test_cancelling_takes_two_seconds_and_leaves_no_process(screen):
     assert screen.rows()
 
 
-def test_cancelling_before_the_worker_has_begun(screen):
+def test_cancelling_before_the_worker_has_begun(screen, monkeypatch):
+    monkeypatch.setattr("MAPSegModule.panel.DOUBLE_CLICK", 0)
     add_ball()
     screen.wait(lambda: screen.ui.segmentButton.enabled, 5)
     screen.click("segmentButton")
     screen.click("segmentButton")
     screen.finish(10)
     assert "Cancelled" in screen.ui.statusLabel.text and not workers()
+
+
+@pytest.mark.parametrize("button", ["segmentButton", "adaptButton"])
+def test_a_double_click_starts_and_does_not_cancel(screen, button):
+    add_ball()
+    screen.wait(lambda: screen.ui.segmentButton.enabled, 5)
+    screen.click(button)
+    screen.click(button)
+    assert screen.panel.running and getattr(screen.ui, button).text == "Cancel"
+    screen.pause(0.6)
+    screen.click(button)
+    screen.finish(10)
+    assert "Cancelled" in screen.ui.statusLabel.text
 
 
 def test_a_killed_worker_is_told(screen):

@@ -35,6 +35,7 @@ class Panel:
         self.ui = ui = slicer.util.childWidgetVariables(root)
         self.run: runs.Run | None = None
         self._cancelling = False
+        self._stopping = False
         self._started = 0.0
         self._previewed = ""
         self._device_line = ""
@@ -206,7 +207,7 @@ class Panel:
         self.run.changed.connect(self._show_progress)
         self.run.item_changed.connect(self._show_item)
         self.run.finished.connect(self._finished)
-        self._cancelling, self._previewed = False, ""
+        self._cancelling, self._stopping, self._previewed = False, False, ""
         self.ui.statusLabel.text = ""
         try:
             self.run.start()
@@ -226,9 +227,10 @@ class Panel:
         self._update()
 
     def _stop(self) -> None:
+        self._stopping = True
         self.run.stop()
-        self.ui.stopButton.enabled = False
-        self.ui.stageLabel.text = _("Stopping after this step…")
+        self._update()
+        self._show_progress()
 
     def _poll(self) -> None:
         if not self.run.poll():
@@ -255,7 +257,8 @@ class Panel:
             _("about {time} left").format(time=texts.duration(run.seconds_left)) if run.seconds_left else ""
         )
         if not self._cancelling:
-            ui.stageLabel.text = _stage(run)
+            stopping = self._stopping and run.stage == "adapt"
+            ui.stageLabel.text = _("Stopping after this step…") if stopping else _stage(run)
         ui.stopButton.setVisible(self.running and run.parameters.adapt and run.stage == "adapt")
         if not run.cancelled:  # the scene that the curves are drawn in may have closed
             self.curves.show(run.eta_history, run.loss_history)
@@ -312,7 +315,7 @@ class Panel:
             button.enabled = not (self._cancelling if running else problem)
         if not running:
             ui.stopButton.setVisible(False)
-        ui.stopButton.enabled = running and not self._cancelling
+        ui.stopButton.enabled = running and not (self._cancelling or self._stopping)
         if self._cancelling and running:
             ui.stageLabel.text = _("Cancelling…")
         ui.progressFrame.setVisible(running)

@@ -64,7 +64,10 @@ def test_adapting_shows_previews_and_curves_and_keeps_the_best(screen, home):
     assert [len(points) > 2 for points in drawn.values()] == [True, True]
     assert screen.ui.stopButton.visible and "Adapting, step" in screen.ui.stageLabel.text
     screen.click("stopButton")
-    assert not screen.ui.stopButton.enabled
+    for on in (False, True):
+        screen.check("ball", on)
+    screen.panel.run.changed.emit()  # a step is told meanwhile
+    assert not screen.ui.stopButton.enabled and "Stopping" in screen.ui.stageLabel.text
     screen.finish()
     measured.append(f"adapting: {beat.stop()}")
     assert beat.blocked < 1  # 0.1 is the aim; a slow machine may take longer

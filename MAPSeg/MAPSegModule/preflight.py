@@ -30,7 +30,7 @@ class Preflight:
     spacing: tuple[float, float, float]
     size_mm: tuple[float, float, float]
     modality: str
-    """``mr``, ``ct``, or empty when it cannot be told."""
+    """In small letters: ``mr``, ``ct`` or what else DICOM says; empty when it cannot be segmented."""
     foreign: bool | None
     """True when modality or intensities are foreign to the model's source; None when nothing speaks for that.
 
@@ -100,8 +100,8 @@ def _modality(node, sample: np.ndarray) -> str:
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
     item = hierarchy.GetItemByDataNode(node) if hierarchy is not None else 0
     told = hierarchy.GetItemAttribute(item, "DICOM.Modality") if item else ""
-    if told:
-        return {"MR": "mr", "CT": "ct"}.get(told, "")
+    if told and told != "OT":  # "other"
+        return told.lower()
     whole = np.array_equal(sample, np.round(sample))
     return "ct" if whole and -4000 < sample.min() <= -500 and sample.max() > 100 else "mr"
 
@@ -121,7 +121,7 @@ def _compare(
     low, high = foreground_bounds(foreground, share, (0, 0, 0))
     extent = np.subtract(high, low) * spacing
     working = float(np.prod(np.maximum(1, extent / np.array(wanted["spacing"]))))
-    if modality and modality != wanted["modality"]:
+    if modality != wanted["modality"]:
         return True, working
     known = card.get("priors", {}).get("intensity")
     if not known:
@@ -143,9 +143,8 @@ def _summary(spacing, size, modality, foreign, wanted, memory, seconds) -> str:
             size=" × ".join(f"{s:.0f}" for s in size),
         )
     ]
-    if modality:
-        parts.append(_("looks like {modality}").format(modality=modality.upper()))
-    if modality and modality != wanted:
+    parts.append(_("looks like {modality}").format(modality=modality.upper()))
+    if modality != wanted:
         parts.append(_("but the model expects {modality}").format(modality=wanted.upper()))
     elif foreign:
         parts.append(_("intensities unlike the model's source"))

@@ -63,12 +63,24 @@ def test_another_modality_is_foreign(entry, rng):
     assert told.modality == "ct" and told.foreign is True and "expects MR" in told.summary
 
 
-def test_dicom_knows_the_modality_better(entry, scene):
+@pytest.mark.parametrize("told", ["CT", "PT", "US", "NM"])
+def test_dicom_knows_the_modality_better(entry, scene, told):
+    flight = preflight(add_dicom(scene, told), entry)
+    assert flight.modality == told.lower() and flight.foreign is True
+    assert f"looks like {told}, but the model expects MR" in flight.summary
+
+
+def test_dicom_may_not_know_the_modality(entry, scene):
+    assert preflight(add_dicom(scene, "OT"), entry).modality == "mr"
+
+
+def add_dicom(scene, modality):
+    """A ball that a DICOM series was loaded for."""
     node = add_ball()
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
     item = hierarchy.CreateItem(hierarchy.GetSceneItemID(), node)
-    hierarchy.SetItemAttribute(item, "DICOM.Modality", "CT")
-    assert preflight(node, entry).modality == "ct"
+    hierarchy.SetItemAttribute(item, "DICOM.Modality", modality)
+    return node
 
 
 def test_intensities_unlike_the_sources_are_foreign(scene, entry):

@@ -116,8 +116,9 @@ def check_cancel(test) -> None:
     """Cancelling ends the worker within two seconds."""
     run = Run([add_ball()], Parameters(device="cpu"))
     run.start()
-    while run.stage != "start":
-        run.poll()
+    while run.poll() and run.stage != "start":
+        pass
+    test.assertEqual(run.stage, "start", run.error)
     began = time.monotonic()
     run.cancel()
     while run.poll():

@@ -3,13 +3,14 @@
 import os
 import signal
 import time
+import unittest
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import slicer
-from MAPSegModule import images, job
+from MAPSegModule import images, job, selftest
 from MAPSegModule import run as runs
 from MAPSegModule import scene as mrml
 from MAPSegModule.models import InputError, list_entries
@@ -143,6 +144,15 @@ def test_cancelling_while_the_worker_starts(start):
     run.cancel()
     run.wait()
     assert time.monotonic() - began < 2 and not in_group(group) and run.exit_code == 4
+
+
+def test_the_self_test_ends_where_no_worker_starts(scene, monkeypatch):
+    def refuse(_queue):
+        raise OSError("No such file")
+
+    monkeypatch.setattr("MAPSegModule.queue.Queue.start", refuse)
+    with pytest.raises(AssertionError, match="The worker cannot be started: No such file"):
+        selftest.check_cancel(unittest.TestCase())
 
 
 def test_a_worker_that_hangs_is_killed(tmp_path, monkeypatch, scene):

@@ -215,6 +215,8 @@ class Panel:
             self.run.clean()
             self._say(texts.BAD, "✗", getattr(error, "message", "") or str(error))
             return
+        for item in self.run.items:
+            self._show_item(item)
         self._started = time.monotonic()
         self._timer.start()
         self._update()

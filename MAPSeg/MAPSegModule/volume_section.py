@@ -19,6 +19,8 @@ from .signal import Signal
 _NAME, _SCAN, _STATE = range(3)
 _ROW = 24
 """Height of a row, in pixels."""
+SETTLED_MS = 300
+"""For so long after its last change a volume is left alone: one that plays a sequence changes many times a second."""
 
 
 class VolumeSection(slicer.util.VTKObservationMixin):
@@ -31,8 +33,9 @@ class VolumeSection(slicer.util.VTKObservationMixin):
         self._entry: ModelEntry | None = None
         self._checked: set[str] = set()
         self._seen: set[str] = set()
-        self._flights: dict[tuple, Preflight] = {}
-        self._states: dict[str, tuple[str, str, str]] = {}
+        # Both with the voxels that they are of.
+        self._flights: dict[tuple[str, str], tuple[tuple, Preflight]] = {}
+        self._states: dict[str, tuple[tuple, tuple[str, str, str]]] = {}
         self._rows: list[str] = []
         table = ui.volumeTable
         table.setColumnCount(3)
@@ -48,6 +51,7 @@ class VolumeSection(slicer.util.VTKObservationMixin):
         table.connect("currentCellChanged(int,int,int,int)", self._show_hint)
         # The scene tells of a node before it has a name and voxels: look when the application is idle again.
         self._later = self._idle(0, self.refresh)
+        self._settled = self._idle(SETTLED_MS, self.refresh)
         self._next = self._idle(0, self._look_at_one)
         scene = slicer.mrmlScene
         for event in (scene.NodeAddedEvent, scene.NodeRemovedEvent, scene.EndImportEvent):
@@ -63,8 +67,8 @@ class VolumeSection(slicer.util.VTKObservationMixin):
 
     def close(self) -> None:
         """Let go of the scene."""
-        self._later.stop()
-        self._next.stop()
+        for timer in (self._later, self._settled, self._next):
+            timer.stop()
         self.removeObservers()
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
@@ -118,6 +122,7 @@ class VolumeSection(slicer.util.VTKObservationMixin):
         self._seen = there
         self._checked &= there
         self._states = {node_id: state for node_id, state in self._states.items() if node_id in there}
+        self._flights = {key: flight for key, flight in self._flights.items() if key[0] in there}
         for node in nodes:
             if not self.hasObserver(node, vtk.vtkCommand.ModifiedEvent, self._node_modified):
                 self.addObserver(node, vtk.vtkCommand.ModifiedEvent, self._node_modified)
@@ -156,9 +161,14 @@ class VolumeSection(slicer.util.VTKObservationMixin):
         mark, color, word = marks[item.state]
         if item.state == runs.DONE and item.result.get("trusted") is False:
             mark, color, word = "!", texts.WARNING, _("doubtful")
-        self._states[item.volume_id] = (f"{mark} {word}", color, item.message if explain else "")
         node = slicer.mrmlScene.GetNodeByID(item.volume_id)
-        if node is not None and item.volume_id in self._rows:
+        if node is None:
+            return
+        voxels = _voxels(node)
+        if item.state in (runs.RUNNING, runs.DONE):  # the run has those of its start
+            voxels, _state = self._states.get(item.volume_id, (voxels, None))
+        self._states[item.volume_id] = voxels, (f"{mark} {word}", color, item.message if explain else "")
+        if item.volume_id in self._rows:
             self.ui.volumeTable.blockSignals(True)
             self._describe(self._rows.index(item.volume_id), node)
             self.ui.volumeTable.blockSignals(False)
@@ -169,20 +179,19 @@ class VolumeSection(slicer.util.VTKObservationMixin):
             row = self._rows.index(node.GetID())
             known = self.ui.volumeTable.item(row, _NAME)
             if known is None or known.text() != node.GetName() or self._flight(node) is None:
-                self._later.start()
+                self._settled.start()
 
-    def _key(self, node) -> tuple:
-        image = node.GetImageData()
-        spacing = tuple(round(each, 6) for each in node.GetSpacing())
-        return (
-            node.GetID(),
-            image.GetMTime() if image else 0,
-            spacing,
-            str(self._entry.path) if self._entry else "",
-        )
+    def _key(self, node) -> tuple[str, str]:
+        return node.GetID(), str(self._entry.path) if self._entry else ""
 
     def _flight(self, node) -> Preflight | None:
-        return self._flights.get(self._key(node))
+        voxels, flight = self._flights.get(self._key(node), (None, None))
+        return flight if voxels == _voxels(node) else None
+
+    def _state(self, node) -> tuple[str, str, str] | None:
+        """What a run says of the volume, as long as its voxels are those of the run."""
+        voxels, state = self._states.get(node.GetID(), (None, None))
+        return state if voxels == _voxels(node) else None
 
     def _look_at_one(self) -> None:
         """Look at one volume that was not looked at yet, so that the window stays quick with many of them."""
@@ -192,7 +201,7 @@ class VolumeSection(slicer.util.VTKObservationMixin):
         if not waiting:
             return
         node = waiting[0]
-        self._flights[self._key(node)] = preflight(node, self._entry)
+        self._flights[self._key(node)] = _voxels(node), preflight(node, self._entry)
         if node.GetID() in self._rows:
             self.ui.volumeTable.blockSignals(True)
             self._describe(self._rows.index(node.GetID()), node)
@@ -217,7 +226,7 @@ class VolumeSection(slicer.util.VTKObservationMixin):
                 text, color, tip = "✓ " + _("familiar"), texts.GOOD, _("Like the model's own training scans.")
             else:
                 text = _("ready")
-        text, color, tip = self._states.get(node.GetID(), (text, color, tip))
+        text, color, tip = self._state(node) or (text, color, tip)
         state.setText(text)
         state.setToolTip(tip)
         state.setData(qt.Qt.ForegroundRole, qt.QBrush(qt.QColor(color)) if color else None)
@@ -226,7 +235,7 @@ class VolumeSection(slicer.util.VTKObservationMixin):
         row = self.ui.volumeTable.currentRow()
         node = slicer.mrmlScene.GetNodeByID(self._rows[row]) if 0 <= row < len(self._rows) else None
         flight = self._flight(node) if node is not None else None
-        told = self._states.get(node.GetID()) if node is not None else None
+        told = self._state(node) if node is not None else None
         if not self._rows:
             text = _("There is no volume in the scene yet. Load one, or take one from Sample Data.")
         elif flight is None:
@@ -250,6 +259,12 @@ class VolumeSection(slicer.util.VTKObservationMixin):
         (self._checked.add if on else self._checked.discard)(self._rows[row])
         self._states.pop(self._rows[row], None)  # what an earlier run said of it is over
         self.changed.emit()
+
+
+def _voxels(node) -> tuple:
+    """Changes with the voxels of a volume, and with their size."""
+    image = node.GetImageData()
+    return image.GetMTime() if image else 0, *(round(each, 6) for each in node.GetSpacing())
 
 
 def _scan_text(flight: Preflight) -> str:

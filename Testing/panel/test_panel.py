@@ -86,6 +86,40 @@ def test_states_are_of_the_model_chosen(screen):
     screen.wait(lambda: "unusable" in screen.state("flat"), 5)
 
 
+def test_a_volume_that_plays_a_sequence_is_looked_at_when_it_rests(screen):
+    import slicer
+
+    volume, table, told = add_ball(), screen.ui.volumeTable, []
+    screen.wait(lambda: table.rowCount == 1 and table.item(0, 1).text(), 5)
+    screen.panel.volumes.changed.connect(lambda: told.append(screen.state("ball")))
+    for _ in range(10):
+        slicer.util.arrayFromVolumeModified(volume)
+        screen.pause(0.03)
+    assert len(told) < 5  # none, but on a busy machine
+    screen.wait(lambda: told and told[-1], 5)
+    assert len(screen.panel.volumes._flights) == 1
+
+
+def test_done_are_the_voxels_that_the_run_had(screen):
+    import slicer
+    from MAPSegModule import run
+
+    volume = add_ball()
+    screen.wait(lambda: screen.ui.volumeTable.rowCount == 1, 5)
+    item = run.Item(volume.GetID(), "ball", run.DONE)
+    screen.panel.volumes.set_state(item)
+    assert "done" in screen.state("ball")
+    slicer.util.arrayFromVolumeModified(volume)
+    screen.wait(lambda: "done" not in screen.state("ball"), 5)
+    for item.state in (run.WAITING, run.RUNNING):
+        screen.panel.volumes.set_state(item)
+        assert item.state in screen.state("ball")
+    slicer.util.arrayFromVolumeModified(volume)
+    item.state = run.DONE
+    screen.panel.volumes.set_state(item)
+    assert "done" not in screen.state("ball")
+
+
 def test_models_are_found_by_what_they_label(screen):
     assert models_shown(screen) == [*BRAIN, "ball"] and screen.panel.models.entry.name == "ball"
     screen.ui.modelSearch.text = "hippocampus MR"

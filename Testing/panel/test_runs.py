@@ -208,6 +208,7 @@ def test_a_bad_volume_stops_no_other(screen):
         screen.check(name)
     screen.wait(lambda: screen.ui.segmentButton.enabled, 5)
     screen.click("segmentButton")
+    assert "waiting" in screen.state("good") and "waiting" in screen.state("bad")
     screen.finish()
     assert screen.state("good").split()[-1] in ("done", "doubtful") and "failed" in screen.state("bad")
     assert "1 of 2" in screen.ui.statusLabel.text and "bad" in screen.ui.statusLabel.text

@@ -169,6 +169,24 @@ def window_starts(length: int, window: int, overlap: float) -> list[int]:
     return [round(i * (length - window) / (count - 1)) for i in range(count)]
 
 
+def window_rows(image: Tensor, window: int, overlap: float) -> list[list[tuple[int, int, int]]]:
+    """Corners of the windows that hold foreground: a list for every first voxel along the first axis."""
+    x_starts, *across = [window_starts(n, window, overlap) for n in image.shape]
+    corners = [[(x, y, z) for y, z in itertools.product(*across)] for x in x_starts]
+    return [[corner for corner in row if _holds_foreground(image, corner, window)] for row in corners]
+
+
+def count_looks(model: Segmenter, image: Tensor, options: InferenceOptions) -> int:
+    """How many windows the network looks at for an image's probabilities; one that it is also shown mirrored is two."""
+    windows = sum(map(len, window_rows(image, model.architecture.patch, options.overlap)))
+    return windows * (1 if _twin(model, options) is None else 2)
+
+
+def _twin(model: Segmenter, options: InferenceOptions) -> Tensor | None:
+    """The class that each is in the mirrored scan; None where windows are not shown mirrored."""
+    return mirrored_classes(model.labels) if options.mirror else None
+
+
 def gaussian_window(window: int) -> Tensor:
     """Weights (window, window, window), 1 at the centre, small but never zero at the corners."""
     line = torch.exp(-0.5 * ((torch.arange(window) - (window - 1) / 2) / (window / 8)) ** 2).clamp(min=1e-3)
@@ -199,19 +217,18 @@ def class_probabilities(
     model.eval()
     window = model.architecture.patch
     shape = torch.tensor(image.shape)
-    starts = [window_starts(n, window, options.overlap) for n in image.shape]
-    columns = list(itertools.product(starts[1], starts[2]))
+    starts = window_starts(image.shape[0], window, options.overlap)
+    rows = window_rows(image, window, options.overlap)
     padded = [max(n, window) for n in image.shape]
     weight = gaussian_window(window).to(device)
-    twin = mirrored_classes(model.labels) if options.mirror else None
+    twin = _twin(model, options)
     small = resize_whole(image, model.architecture.global_size).to(device)
     with precision_context(device, options.precision):
         whole = model.features(small if twin is None else torch.cat([small, small.flip(2)]))
-    rows = [[(x, y, z) for y, z in columns if _holds_foreground(image, (x, y, z), window)] for x in starts[0]]
     total, done = sum(map(len, rows)), 0
     buffer = torch.zeros(model.classes, window, *padded[1:], device=device)
     for i, row in enumerate(rows):
-        x = starts[0][i]
+        x = starts[i]
         for corners in _shared_out(row, batch):
             patches = torch.stack([crop(image, corner, window) for corner in corners])[:, None].to(device)
             low = (torch.tensor(corners) / shape).to(device)
@@ -229,7 +246,7 @@ def class_probabilities(
             done += len(corners)
             if progress:
                 progress(done, total)
-        finished = min(window, starts[0][i + 1] - x if i + 1 < len(starts[0]) else image.shape[0] - x)
+        finished = min(window, starts[i + 1] - x if i + 1 < len(starts) else image.shape[0] - x)
         slab = buffer[:, :finished, : image.shape[1], : image.shape[2]]
         slab[0] += 1e-15  # for places that no window holds; far below the weight of a window's corner
         yield x, slab.div_(slab.sum(0))

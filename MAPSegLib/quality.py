@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import augmentation as aug
 from .config import InferenceOptions, Label
-from .inference import predict_classes
+from .inference import Progress, predict_classes
 from .networks.segmenter import Segmenter, mirrored_classes
 from .preprocessing import Scan
 
@@ -106,6 +106,7 @@ def transformed_classes(
     image: Tensor,
     options: InferenceOptions,
     spacing: Sequence[float] = (1.0, 1.0, 1.0),
+    progress: Progress | None = None,
 ) -> Tensor:
     """What the model makes of the transformed scan, brought back: class indices (X, Y, Z), or :data:`UNSEEN`.
 
@@ -114,7 +115,7 @@ def transformed_classes(
         spacing: of the working grid, mm.
     """
     way = transformation(labels, image.shape, spacing)
-    return way.back(predict_classes(model, way.there(image), options)[0])
+    return way.back(predict_classes(model, way.there(image), options, progress)[0])
 
 
 def volume_deviation(labels: Sequence[Label], counts: Tensor, voxel_ml: float, priors: dict) -> float | None:
@@ -187,10 +188,15 @@ def judge(measures: dict[str, float], priors: dict) -> Assessment:
 
 
 def assess_scan(
-    model: Segmenter, card, scan: Scan, options: InferenceOptions, classes: Tensor | None = None
+    model: Segmenter,
+    card,
+    scan: Scan,
+    options: InferenceOptions,
+    classes: Tensor | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Assessment, Tensor]:
     """:func:`assess_image` of a prepared scan."""
-    return assess_image(model, card, scan.image, scan.grid.working_voxel_ml, options, classes)
+    return assess_image(model, card, scan.image, scan.grid.working_voxel_ml, options, classes, progress)
 
 
 def assess_image(
@@ -200,20 +206,26 @@ def assess_image(
     voxel_ml: float,
     options: InferenceOptions,
     classes: Tensor | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Assessment, Tensor]:
     """Judge a model on an image (X, Y, Z) of the working grid, whose first axis runs left to right.
 
     Args:
         voxel_ml: volume of a voxel.
         classes: the result to judge, class indices; a quick one when absent.
+        progress: told windows done and all windows, those of the transformed image taken for as many as the image's.
 
     Returns:
         the assessment, and the class indices it was made on.
     """
     quick = options.model_copy(update=QUICK)
+
+    def part(number: int) -> Progress | None:
+        return progress and (lambda done, total: progress(number * total + done, 2 * total))
+
     # The result itself may be an average with the mirrored scan's: that would agree with anything.
-    one = predict_classes(model, image, quick)[0]
-    other = transformed_classes(model, card.labels, image, quick, card.preprocessing.spacing)
+    one = predict_classes(model, image, quick, part(0))[0]
+    other = transformed_classes(model, card.labels, image, quick, card.preprocessing.spacing, part(1))
     classes = one if classes is None else classes
     measures = measure(card.labels, one, other, classes, voxel_ml, card.priors)
     return judge(measures, card.priors), classes

@@ -199,18 +199,28 @@ def segment(job: SegmentJob, report: Report) -> dict[str, Any]:
 def _segment_one(
     candidates: Sequence[Candidate], scan: Path, job: SegmentJob, progress: Progress
 ) -> tuple[Volume, Segmentation, Assessment]:
-    from ..inference import segment_scan
+    from ..inference import count_looks, segment_scan
     from ..preprocessing import prepare
-    from ..quality import assess_scan
+    from ..quality import QUICK, assess_scan
 
     started = time.monotonic()
     volume = read_image(scan)
     (model, card, _), why = choose(candidates, [volume], job.options)
     prepared = prepare(volume, card.preprocessing)
+    segmenting = count_looks(model, prepared.image, job.options)
+    judging = 2 * count_looks(model, prepared.image, job.options.model_copy(update=QUICK))
+    steps = segmenting + judging
+
+    def segmented(done: int, total: int) -> None:
+        progress(segmenting * done // total, steps)
+
+    def judged(done: int, total: int) -> None:
+        progress(segmenting + judging * done // total, steps)
+
     segmentation = segment_scan(
-        model, card.labels, prepared, job.options, uncertainty=job.uncertainty, progress=progress
+        model, card.labels, prepared, job.options, uncertainty=job.uncertainty, progress=segmented
     )
-    verdict, _ = assess_scan(model, card, prepared, job.options, segmentation.classes)
+    verdict, _ = assess_scan(model, card, prepared, job.options, segmentation.classes, judged)
     segmentation.seconds = time.monotonic() - started
     segmentation.notes += [why] if why else []
     return volume, segmentation, verdict

@@ -19,6 +19,7 @@ from MAPSegLib.devices import pick_device
 from MAPSegLib.errors import MemoryExhausted
 from MAPSegLib.inference import (
     class_probabilities,
+    count_looks,
     gaussian_window,
     predict_classes,
     run_with_notes,
@@ -285,6 +286,16 @@ def test_progress_counts_to_the_end():
     segment_scan(Thresholds(), SINGLE, scan_of(), FP32, progress=lambda *counts: seen.append(counts))
     done, totals = zip(*seen, strict=True)
     assert list(done) == sorted(set(done)) and set(totals) == {done[-1]}
+
+
+def test_looks_are_counted_beforehand():
+    image, single, sides = scan_of().image, tiny_model(SINGLE), tiny_model(PAIRED)
+    for model, looks in ((single, 1), (sides, 2)):
+        seen = []
+        predict_classes(model, image, FP32, lambda *counts, seen=seen: seen.append(counts))
+        assert count_looks(model, image, FP32) == looks * seen[-1][0] > looks
+    alone = FP32.model_copy(update={"mirror": False})
+    assert count_looks(sides, image, alone) == count_looks(single, image, FP32)
 
 
 def test_a_volume_is_timed_and_segmented_as_its_scan_would_be():

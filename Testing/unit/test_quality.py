@@ -260,6 +260,14 @@ def test_a_scan_is_assessed_by_agreement_and_volumes():
     assert verdict.measures["score"] == pytest.approx(1 - 4 * PLAUSIBILITY_WEIGHT) and not verdict.trusted
 
 
+def test_progress_of_an_assessment_counts_to_the_end():
+    seen = []
+    assess_image(
+        sided(), card_of_sides({}), symmetric_image(), 0.5, FP32, None, lambda *n: seen.append(n[0] / n[1])
+    )
+    assert seen == sorted(seen) and 0.5 in seen and seen[-1] == 1
+
+
 def test_without_priors_the_score_is_the_agreement():
     verdict, _ = assess_image(sided(), card_of_sides({}), symmetric_image(), 0.5, FP32)
     assert verdict.measures == {"agreement": 1.0, "score": 1.0}

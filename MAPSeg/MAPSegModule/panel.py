@@ -90,6 +90,7 @@ class Panel:
         if not self.models.busy:
             self.models.refresh()
         self.volumes.refresh()
+        self.results.enter()
 
     def cleanup(self) -> None:
         """End everything: the panel is about to go. Results stay in the scene."""

@@ -78,6 +78,10 @@ class ResultSection:
         self._let_go()
         self._fill(item.volume_id if first or self.item is None else self.item.volume_id)
 
+    def enter(self) -> None:
+        """Look again at what users may have done to volumes and labels in other modules."""
+        self._judge()
+
     def refresh(self) -> None:
         """Show what has become known of the result by the end of its run."""
         self._let_go()
@@ -133,7 +137,7 @@ class ResultSection:
             self._in_slices = None
             self._overlay()
             self.ui.resultTable.setRowCount(0)
-            self.ui.verdictLabel.text = ""
+            self._judge()
             self.ui.show3DButton.setSegmentationNode(None)
             return
         item, run = pair
@@ -144,11 +148,15 @@ class ResultSection:
         self.ui.overlayCheckBox.enabled = bool(item.uncertainty_id) and _is_kept(item)
         self.ui.saveModelButton.enabled = run.has_model
         (self.ui.adaptedButton if item.shown == "adapted" else self.ui.sourceButton).checked = True
-        self.ui.verdictLabel.text = _verdict(item)
+        self._judge()
         self.ui.show3DButton.setSegmentationNode(slicer.mrmlScene.GetNodeByID(item.segmentation_id))
         self._fill_table(item)
         self._show_nodes(item, [other for other, _run in self._results.values() if other is not item])
         self._overlay()
+
+    def _judge(self) -> None:
+        """Say what is to be thought of the result by now."""
+        self.ui.verdictLabel.text = _verdict(self.item) if self.item is not None else ""
 
     def _fill_table(self, item: runs.Item) -> None:
         table, rows = self.ui.resultTable, _shown(item).get("structures", [])
@@ -295,6 +303,9 @@ def _verdict(item: runs.Item) -> str:
     if "chosen" in result:
         kept = _("Adapted result kept.") if result["chosen"] == "adapted" else _("Source-only result kept.")
         lines.append(texts.marked(texts.BUSY, "⇄", f"{kept} {result.get('gate', '')}"))
+    if item.volume_changed:
+        told = _("The volume has changed since; this result is of what it was before.")
+        lines.append(texts.marked(texts.WARNING, "!", told))
     return "<br>".join(lines)
 
 

@@ -46,6 +46,8 @@ class Item:
     file: str = ""
     label_state: tuple = ()
     """Of the segmentation's label maps when they were last put in, to tell edits by."""
+    voxel_state: int = 0
+    """Of the volume's voxels when they were handed over, later when the result came, to tell changes by."""
 
     @property
     def files(self) -> dict[str, str]:
@@ -59,6 +61,12 @@ class Item:
         """Whether somebody changed the labels since they were put in."""
         segmentation = slicer.mrmlScene.GetNodeByID(self.segmentation_id)
         return segmentation is not None and scene.label_state(segmentation) != self.label_state
+
+    @property
+    def volume_changed(self) -> bool:
+        """Whether the volume's voxels are others by now."""
+        volume = slicer.mrmlScene.GetNodeByID(self.volume_id)
+        return volume is not None and scene.voxel_state(volume) != self.voxel_state
 
     def show(self, which: str) -> None:
         """Put the result of the model as it was (``source``) or of the ``adapted`` one into the segmentation.
@@ -150,12 +158,14 @@ class Run:
             name = re.sub(r"[^\w.-]+", "_", item.name).strip("._") or "volume"
             name = f"{name}_{index + 1}" if len(self.items) > 1 else name
             item.file = str(self._folder / f"{name}.nrrd")
+            volume = slicer.mrmlScene.GetNodeByID(item.volume_id)
             try:
-                snapshot = images.Snapshot.of(slicer.mrmlScene.GetNodeByID(item.volume_id))
+                snapshot = images.Snapshot.of(volume)
             except (ValueError, AttributeError) as error:
                 text = str(error) if isinstance(error, ValueError) else "It left the scene."
                 self._set(item, FAILED, text)
             else:
+                item.voxel_state = scene.voxel_state(volume)
                 self._exports.append((item, self._thread.submit(snapshot.write, item.file)))
         self.changed.emit()
 
@@ -324,6 +334,12 @@ class Run:
             self.item_changed.emit(item)
         else:
             item.shown = item.result.get("chosen", "source")
+            if item.volume_changed:
+                _distrust(
+                    item.result,
+                    "The volume changed during the run, and the labels are of what it was before.",
+                )
+                item.voxel_state = scene.voxel_state(volume)
             told = (item.result.get("gate"), item.result.get("reason"))
             self._set(item, DONE, " ".join(filter(None, told)))
 
@@ -361,6 +377,12 @@ class Run:
 
     def _state(self) -> tuple:
         return self.stage, self.step, self.seconds_left, [(item.state, item.shown) for item in self.items]
+
+
+def _distrust(result: dict[str, Any], why: str) -> None:
+    """Take back the trust in a result, or in both of an adaptation."""
+    for side in (result, *(result[name] for name in ("source", "adapted") if name in result)):
+        side.update(trusted=False, reason=f"{why} {side.get('reason', '')}".strip())
 
 
 def _read(entry: dict[str, Any]) -> tuple[images.Labels, Any]:

@@ -113,6 +113,12 @@ def label_state(segmentationNode) -> tuple:
     return tuple((value, image and image.GetMTime()) for value, image in maps.items())
 
 
+def voxel_state(volumeNode) -> int:
+    """What changes when a volume gets other voxels, but not when it is moved, renamed or displayed otherwise."""
+    image = volumeNode.GetImageData()
+    return image.GetMTime() if image is not None else 0
+
+
 def load_uncertainty(uncertainty, volumeNode, name: str = ""):
     """An uncertainty map as a scalar volume node with a colour scale, beside its volume and under its transform.
 

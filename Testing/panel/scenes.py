@@ -26,6 +26,7 @@ def make_result(folder, name="ball", chosen="adapted"):
         images.Snapshot(blocks(shift), grid.spacing, grid.origin, grid.direction).write(path)
         sides[side] = {"output": str(path), "trusted": True, "reason": "", "structures": []}
     item = run.Item(volume.GetID(), name, run.DONE)
+    item.voxel_state = scene.voxel_state(volume)
     item.result = {**sides, **sides[chosen], "chosen": chosen, "gate": ""}
     item.segmentation_id = scene.load_labels(sides["source"]["output"], volume, {}).GetID()
     item.uncertainty_id = scene.load_uncertainty(np.zeros((34, 38, 32), np.float32), volume).GetID()

@@ -56,6 +56,17 @@ def test_edits_are_not_lost_unasked(result):
     assert np.array_equal(found > 0, corner > 0)  # what is not the model's stays
 
 
+def test_a_volume_that_changed_is_told_beside_the_verdict(result):
+    volume = slicer.mrmlScene.GetNodeByID(result.item.volume_id)
+    volume.SetOrigin(volume.GetOrigin())
+    assert "Plausible" in result.ui.verdictLabel.text
+    assert "volume has changed" not in result.ui.verdictLabel.text
+    slicer.util.arrayFromVolume(volume)[:] = 0
+    slicer.util.arrayFromVolumeModified(volume)
+    result.panel.enter()
+    assert "The volume has changed since" in result.ui.verdictLabel.text
+
+
 def test_the_uncertainty_is_shown_over_its_own_result_alone(result):
     [view] = add_slices("Red")
     result.click("overlayCheckBox")

@@ -257,6 +257,24 @@ def test_a_volume_whose_grid_moves_meanwhile_is_told_so(start):
     assert run.items[0].message == "scan was moved or resampled during the run."
 
 
+def test_a_volume_whose_voxels_change_meanwhile_is_not_trusted(start):
+    """The labels lie on the same grid, and are of another picture."""
+    changed, same = add_ball("changed"), add_ball("same", seed=1)
+    run = start([changed, same])
+    until(run, lambda: run.stage not in ("export", "start"))
+    slicer.util.arrayFromVolume(changed)[:] = 0
+    slicer.util.arrayFromVolumeModified(changed)
+    same.SetName("renamed")
+    run.wait()
+    assert [item.state for item in run.items] == ["done", "done"] and len(run.segmentations) == 2
+    told = "The volume changed during the run, and the labels are of what it was before."
+    assert [item.message.startswith(told) for item in run.items] == [True, False]
+    assert run.results[0]["trusted"] is False and run.results[0]["reason"].startswith(told)
+    assert not any(item.volume_changed for item in run.items)  # since then
+    slicer.util.arrayFromVolumeModified(same)
+    assert run.items[1].volume_changed
+
+
 def test_a_volume_that_leaves_the_scene_fails_alone(start, scene):
     gone, stays = add_ball("gone"), add_ball("stays")
     run = start([gone, stays])

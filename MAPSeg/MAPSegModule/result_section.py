@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import math
 import re
 from pathlib import Path
-from typing import Any
 
 import qt
 import slicer
 from slicer.i18n import tr as _
 
+from . import result_texts, scene, texts
 from . import run as runs
-from . import scene, texts
+from .result_texts import is_kept, is_number, numbers, shown
 from .signal import Signal
 
 _COLOR, _STRUCTURE, _VOLUME, _CONFIDENCE = range(4)
@@ -145,7 +142,7 @@ class ResultSection:
         both = "chosen" in result
         for widget in (self.ui.adaptedButton, self.ui.sourceButton):
             widget.setVisible(both)
-        self.ui.overlayCheckBox.enabled = bool(item.uncertainty_id) and _is_kept(item)
+        self.ui.overlayCheckBox.enabled = bool(item.uncertainty_id) and is_kept(item)
         self.ui.saveModelButton.enabled = run.has_model
         (self.ui.adaptedButton if item.shown == "adapted" else self.ui.sourceButton).checked = True
         self._judge()
@@ -156,14 +153,14 @@ class ResultSection:
 
     def _judge(self) -> None:
         """Say what is to be thought of the result by now."""
-        self.ui.verdictLabel.text = _verdict(self.item) if self.item is not None else ""
+        self.ui.verdictLabel.text = result_texts.verdict(self.item) if self.item is not None else ""
 
     def _fill_table(self, item: runs.Item) -> None:
-        table, rows = self.ui.resultTable, _shown(item).get("structures", [])
+        table, rows = self.ui.resultTable, shown(item).get("structures", [])
         colors = _segment_colors(item.segmentation_id)
         table.setRowCount(len(rows))
         for index, row in enumerate(rows):
-            cells = [qt.QTableWidgetItem(text) for text in ("", row["structure"], *_numbers(row))]
+            cells = [qt.QTableWidgetItem(text) for text in ("", row["structure"], *numbers(row))]
             color = colors.get(row["structure"])
             if color:
                 cells[_COLOR].setIcon(_swatch(color))
@@ -171,7 +168,7 @@ class ResultSection:
             for cell in cells[_VOLUME:]:
                 cell.setTextAlignment(qt.Qt.AlignRight | qt.Qt.AlignVCenter)
             confidence = row.get("confidence")
-            if _is_number(confidence) and confidence < _DOUBTFUL:
+            if is_number(confidence) and confidence < _DOUBTFUL:
                 cells[_CONFIDENCE].setData(qt.Qt.ForegroundRole, qt.QBrush(qt.QColor(texts.WARNING)))
                 cells[_CONFIDENCE].setToolTip(_("The model was not sure of this structure: look at it."))
             for column, cell in enumerate(cells):
@@ -204,18 +201,17 @@ class ResultSection:
     def _overlay(self, _on: bool = False) -> None:
         """Show the uncertainty map of the result that was kept, where that is the one shown; there is no other."""
         item = self.item
-        on = item is not None and self.ui.overlayCheckBox.checked and item.uncertainty_id and _is_kept(item)
+        on = item is not None and self.ui.overlayCheckBox.checked and item.uncertainty_id and is_kept(item)
         if (item if on else None) is not self._overlaid:
             self._overlaid = item if on else None
             ids = (item.volume_id, item.uncertainty_id) if on else ("", "")
             scene.show_overlay(*map(slicer.mrmlScene.GetNodeByID, ids))
 
     def copy_table(self) -> None:
-        """Put the table into the clipboard, in the form that spreadsheets take."""
+        """Put the table into the clipboard, with the verdict."""
         if self.item is not None:
-            rows = [(row["structure"], *_numbers(row)) for row in _shown(self.item).get("structures", [])]
-            lines = [(_("Structure"), _("Volume, ml"), _("Confidence")), *rows]
-            slicer.app.clipboard().setText("\n".join("\t".join(line) for line in lines) + "\n")
+            self._judge()
+            slicer.app.clipboard().setText(result_texts.as_text(self.item))
             slicer.util.showStatusMessage(_("Table copied."), 3000)
 
     def export_table(self) -> None:
@@ -223,17 +219,9 @@ class ResultSection:
         path = self._ask_path(_("Export the tables of all results"), "volumes", {".csv": "CSV"})
         if path:
             with slicer.util.tryWithErrorDisplay(_("The table could not be written.")):
-                Path(path).write_text(self._as_csv(), encoding="utf-8", newline="")
-
-    def _as_csv(self) -> str:
-        text = io.StringIO()
-        writer = csv.writer(text)
-        writer.writerow(["volume", "result", "trusted", "structure", "volume_ml", "confidence"])
-        for item, _run in self._results.values():
-            told = [item.name, item.shown, bool(_shown(item).get("trusted"))]
-            for row in _shown(item).get("structures", []):
-                writer.writerow([*told, row["structure"], row["volume_ml"], row.get("confidence", "")])
-        return text.getvalue()
+                self._judge()
+                text = result_texts.as_csv(item for item, _run in self._results.values())
+                Path(path).write_text(text, encoding="utf-8", newline="")
 
     def export_segmentation(self) -> None:
         """Write the segmentation shown, in the format that its name asks for."""
@@ -242,6 +230,7 @@ class ResultSection:
             return
         path = self._ask_path(_("Save the labels"), re.sub(r"[^\w+-]+", "_", item.name), _LABEL_FILES)
         if path:
+            self._judge()
             with slicer.util.tryWithErrorDisplay(_("The labels could not be written."), waitCursor=True):
                 nodes = (slicer.mrmlScene.GetNodeByID(i) for i in (item.segmentation_id, item.volume_id))
                 scene.export_segmentation(*nodes, path)
@@ -290,53 +279,12 @@ class ResultSection:
         return path if not Path(path).exists() or slicer.util.confirmOkCancelDisplay(question) else ""
 
 
-def _verdict(item: runs.Item) -> str:
-    """Rich text on the result shown, and on which of two the gate kept."""
-    result, shown = item.result, _shown(item)
-    reason = shown.get("reason", "")
-    if not _is_kept(item):
-        reason = _("This is the result that was not kept. {reason}").format(reason=reason)
-    if shown.get("trusted"):
-        lines = [texts.marked(texts.GOOD, "✓", _("Plausible. {reason}").format(reason=reason))]
-    else:
-        lines = [texts.marked(texts.WARNING, "!", _("Do not rely on it. {reason}").format(reason=reason))]
-    if "chosen" in result:
-        kept = _("Adapted result kept.") if result["chosen"] == "adapted" else _("Source-only result kept.")
-        lines.append(texts.marked(texts.BUSY, "⇄", f"{kept} {result.get('gate', '')}"))
-    if item.volume_changed:
-        told = _("The volume has changed since; this result is of what it was before.")
-        lines.append(texts.marked(texts.WARNING, "!", told))
-    return "<br>".join(lines)
-
-
 def _may_replace(item: runs.Item) -> bool:
     """Ask, where the labels shown were edited: the edits are in no file that could be shown again."""
     question = _(
         "The labels of {name} were edited. If the other result takes their place, the edits are lost."
     )
     return not item.edited or slicer.util.confirmOkCancelDisplay(question.format(name=item.name))
-
-
-def _is_kept(item: runs.Item) -> bool:
-    """Whether the result shown is the one that the gate kept, or the only one."""
-    return item.shown == item.result.get("chosen", item.shown)
-
-
-def _shown(item: runs.Item) -> dict[str, Any]:
-    """What the report says of the result shown: of an adaptation it tells both."""
-    side = item.result.get(item.shown)
-    return side if isinstance(side, dict) else item.result
-
-
-def _numbers(row: dict[str, Any]) -> tuple[str, str]:
-    confidence = row.get("confidence")
-    volume = row["volume_ml"]
-    shown = f"{volume:.2f}" if volume < 10 else f"{volume:.1f}"
-    return shown, f"{confidence:.0%}" if _is_number(confidence) else "–"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not math.isnan(value)
 
 
 def _segment_colors(segmentation_id: str) -> dict[str, tuple[int, int, int]]:

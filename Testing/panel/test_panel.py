@@ -254,9 +254,9 @@ def test_results_are_copied_exported_and_shown_in_3d(finished, tmp_path):
     import slicer
 
     finished.click("copyTableButton")
-    lines = slicer.app.clipboard().text().splitlines()
-    assert lines[0].split("\t") == ["Structure", "Volume, ml", "Confidence"]
-    assert [line.split("\t") for line in lines[1:]] == finished.rows()
+    lines = [line.split("\t") for line in slicer.app.clipboard().text().splitlines()]
+    assert [line[0] for line in lines[:3]] == ["Volume", "Result", "Verdict"]
+    assert lines[3] == ["Structure", "Volume, ml", "Confidence"] and lines[4:] == finished.rows()
 
     table = tmp_path / "table.csv"
     dialogs.expect("save", str(table))

@@ -1,5 +1,7 @@
 """Results as users treat them: edited, compared, overlaid, arranged in the slices, saved."""
 
+import csv
+
 import numpy as np
 import pytest
 import slicer
@@ -54,6 +56,42 @@ def test_edits_are_not_lost_unasked(result):
     assert item.shown == "source" and np.array_equal(voxels(item, 1), blocks() == 1)
     found = slicer.util.arrayFromSegmentBinaryLabelmap(node, mine, volume)
     assert np.array_equal(found > 0, corner > 0)  # what is not the model's stays
+
+
+def edit(item):
+    """Change the labels of a result by a voxel, as the Segment Editor does."""
+    node, volume = map(slicer.mrmlScene.GetNodeByID, (item.segmentation_id, item.volume_id))
+    edited = voxels(item, 1)
+    edited[30, 30, 30] = True
+    slicer.util.updateSegmentBinaryLabelmapFromArray(edited.astype(np.uint8), node, "Segment_1", volume)
+
+
+def exported(screen, path):
+    """The rows of the tables, as a file of them has them."""
+    dialogs.expect("save", str(path))
+    screen.click("exportTableButton")
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_numbers_of_edited_labels_are_told_to_be_of_before(result, tmp_path):
+    told = "The labels were edited since; these numbers are of the result before."
+    result.item.result["adapted"]["structures"] = [{"structure": "structure 1", "volume_ml": 4.1}]
+    result.click("copyTableButton")
+    assert told not in slicer.app.clipboard().text() + result.ui.verdictLabel.text
+    assert told not in exported(result, tmp_path / "before.csv")[0]["verdict"]
+    edit(result.item)
+    result.click("copyTableButton")
+    assert told in slicer.app.clipboard().text() and told in result.ui.verdictLabel.text
+    [row] = exported(result, tmp_path / "after.csv")
+    assert told in row["verdict"] and (row["volume_ml"], row["trusted"]) == ("4.1", "True")
+
+    result.item.show("source")
+    result.panel.results.refresh()
+    assert told not in result.ui.verdictLabel.text
+    edit(result.item)
+    result.panel.enter()
+    assert told in result.ui.verdictLabel.text
 
 
 def test_a_volume_that_changed_is_told_beside_the_verdict(result):

@@ -1,0 +1,93 @@
+"""What the panel, the clipboard and files say of a result: the verdict and the numbers. No Qt."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from slicer.i18n import tr as _
+
+from . import texts
+from .run import Item
+
+
+def shown(item: Item) -> dict[str, Any]:
+    """What the report says of the result shown: of an adaptation it tells both."""
+    side = item.result.get(item.shown)
+    return side if isinstance(side, dict) else item.result
+
+
+def is_kept(item: Item) -> bool:
+    """Whether the result shown is the one that the gate kept, or the only one."""
+    return item.shown == item.result.get("chosen", item.shown)
+
+
+def verdict(item: Item) -> str:
+    """Rich text on the result shown, on which of two the gate kept, and on what has changed since."""
+    return "<br>".join(texts.marked(*each) for each in _statements(item))
+
+
+def as_text(item: Item) -> str:
+    """The table of the result shown, in the form that spreadsheets take, below what is to be known of it."""
+    lines = [
+        (_("Volume"), item.name),
+        (_("Result"), item.shown),
+        (_("Verdict"), _plain_verdict(item)),
+        (_("Structure"), _("Volume, ml"), _("Confidence")),
+        *((row["structure"], *numbers(row)) for row in shown(item).get("structures", [])),
+    ]
+    return "\n".join("\t".join(line) for line in lines) + "\n"
+
+
+def as_csv(items: Iterable[Item]) -> str:
+    """The tables of the results shown of several volumes."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["volume", "result", "trusted", "verdict", "structure", "volume_ml", "confidence"])
+    for item in items:
+        told = [item.name, item.shown, bool(shown(item).get("trusted")), _plain_verdict(item)]
+        for row in shown(item).get("structures", []):
+            writer.writerow([*told, row["structure"], row["volume_ml"], row.get("confidence", "")])
+    return text.getvalue()
+
+
+def numbers(row: dict[str, Any]) -> tuple[str, str]:
+    """Volume and confidence of a structure, as the table shows them."""
+    confidence = row.get("confidence")
+    volume = row["volume_ml"]
+    told = f"{volume:.2f}" if volume < 10 else f"{volume:.1f}"
+    return told, f"{confidence:.0%}" if is_number(confidence) else "–"
+
+
+def is_number(value: Any) -> bool:
+    """Whether a report gives a value at all."""
+    return isinstance(value, (int, float)) and not math.isnan(value)
+
+
+def _plain_verdict(item: Item) -> str:
+    return " ".join(sentence.strip() for _color, _mark, sentence in _statements(item))
+
+
+def _statements(item: Item) -> list[tuple[str, str, str]]:
+    """Colour, sign and sentence of what is to be said of a result."""
+    result, side = item.result, shown(item)
+    reason = side.get("reason", "")
+    if not is_kept(item):
+        reason = _("This is the result that was not kept. {reason}").format(reason=reason)
+    if side.get("trusted"):
+        told = [(texts.GOOD, "✓", _("Plausible. {reason}").format(reason=reason))]
+    else:
+        told = [(texts.WARNING, "!", _("Do not rely on it. {reason}").format(reason=reason))]
+    if "chosen" in result:
+        kept = _("Adapted result kept.") if result["chosen"] == "adapted" else _("Source-only result kept.")
+        told.append((texts.BUSY, "⇄", f"{kept} {result.get('gate', '')}"))
+    if item.volume_changed:
+        changed = _("The volume has changed since; this result is of what it was before.")
+        told.append((texts.WARNING, "!", changed))
+    if item.edited:
+        edited = _("The labels were edited since; these numbers are of the result before.")
+        told.append((texts.WARNING, "!", edited))
+    return told

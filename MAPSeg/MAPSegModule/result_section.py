@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import qt
@@ -114,7 +115,7 @@ class ResultSection:
 
     def show_previews(self, run: runs.Run, item: runs.Item) -> None:
         """Show one volume of a run in the slices, and only its labels."""
-        self._show_nodes(item, [each for each in run.items if each is not item])
+        self._show_nodes(item, run.items)
 
     def _fill(self, volume_id: str) -> None:
         box = self.ui.resultComboBox
@@ -148,7 +149,7 @@ class ResultSection:
         self._judge()
         self.ui.show3DButton.setSegmentationNode(slicer.mrmlScene.GetNodeByID(item.segmentation_id))
         self._fill_table(item)
-        self._show_nodes(item, [other for other, _run in self._results.values() if other is not item])
+        self._show_nodes(item)
         self._overlay()
 
     def _judge(self) -> None:
@@ -174,13 +175,14 @@ class ResultSection:
             for column, cell in enumerate(cells):
                 table.setItem(index, column, cell)
 
-    def _show_nodes(self, item: runs.Item, others: list[runs.Item]) -> None:
-        """Show the labels of a volume; those of the others would lie over it.
+    def _show_nodes(self, item: runs.Item, others: Iterable[runs.Item] = ()) -> None:
+        """Show the labels of a volume; those of the others, and of the other results, would lie over it.
 
         It is brought into the slices once: from then on their volumes, zoom and position are the user's.
         """
-        for each in others:
-            _set_visible(each.segmentation_id, False)
+        for each in (*others, *(result for result, _run in self._results.values())):
+            if each is not item:
+                _set_visible(each.segmentation_id, False)
         _set_visible(item.segmentation_id, True)
         if item is self._in_slices:
             return

@@ -1,6 +1,7 @@
 """Results as users treat them: edited, compared, overlaid, arranged in the slices, saved."""
 
 import csv
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -147,6 +148,33 @@ def test_slices_stay_as_users_arrange_them(screen, tmp_path, monkeypatch):
     assert arranged()
     screen.ui.resultComboBox.setCurrentIndex(1)
     assert [view.GetBackgroundVolumeID() for view in (red, yellow)] == [second.volume_id] * 2
+
+
+def seen():
+    """Names of the segmentations that are shown."""
+    nodes = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+    return [node.GetName() for node in nodes if node.GetDisplayNode().GetVisibility()]
+
+
+def preview(item):
+    """A run that previews a volume of an earlier result, and that volume's part in it."""
+    from MAPSegModule import run, scene
+
+    volume = slicer.mrmlScene.GetNodeByID(item.volume_id)
+    labels = scene.load_labels(item.files["source"], volume, {}, "preview")
+    mine = run.Item(volume.GetID(), item.name, run.RUNNING, segmentation_id=labels.GetID(), shown="preview")
+    mine.label_state = scene.label_state(labels)
+    return SimpleNamespace(items=[mine], running=True, has_model=False, clean=lambda: None), mine
+
+
+def test_previews_are_seen_alone(result, tmp_path):
+    second, run = make_result(tmp_path, "second")
+    result.panel.results.add(second, run)
+    for item in (result.item, second):
+        slicer.mrmlScene.GetNodeByID(item.segmentation_id).GetDisplayNode().SetVisibility(True)
+    again, mine = preview(result.item)
+    result.panel.results.show_previews(again, mine)
+    assert seen() == ["preview"]
 
 
 @pytest.mark.parametrize(

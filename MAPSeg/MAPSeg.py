@@ -55,6 +55,9 @@ class MAPSegWidget(ScriptedLoadableModuleWidget):
     def enter(self):
         self.panel.enter()
 
+    def exit(self):
+        self.panel.exit()
+
     def cleanup(self):
         self.panel.cleanup()
 

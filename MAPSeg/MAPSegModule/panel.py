@@ -26,7 +26,7 @@ DOUBLE_CLICK = 0.5
 
 
 class Panel:
-    """Built by the module's widget, which forwards ``enter`` and ``cleanup``."""
+    """Built by the module's widget, which forwards ``enter``, ``exit`` and ``cleanup``."""
 
     def __init__(self, owner):
         root = slicer.util.loadUI(owner.resourcePath("UI/MAPSeg.ui"))
@@ -91,6 +91,10 @@ class Panel:
             self.models.refresh()
         self.volumes.refresh()
         self.results.enter()
+
+    def exit(self) -> None:
+        """Another module is shown."""
+        self.results.exit()
 
     def cleanup(self) -> None:
         """End everything: the panel is about to go. Results stay in the scene."""

@@ -38,6 +38,10 @@ class ResultSection:
         """The volume that was brought into the slices last; users may have put others there since."""
         self._overlaid: runs.Item | None = None
         """The volume whose uncertainty map was put over it."""
+        self._entered = False
+        self._to_show: runs.Item | None = None
+        self._to_hide: set[runs.Item] = set()
+        """What is left to be arranged when the module is shown: until then the views are another module's."""
         table = ui.resultTable
         table.setColumnCount(4)
         table.setHorizontalHeaderLabels(["", _("Structure"), _("Volume, ml"), _("Confidence")])
@@ -71,14 +75,20 @@ class ResultSection:
         """Take in the result of a volume; the first one of a run is shown at once."""
         first = not any(other is run for _each, other in self._results.values())
         if item.volume_id in self._results:
-            _set_visible(self._results[item.volume_id][0].segmentation_id, False)  # stays in the scene
+            self._to_hide.add(self._results[item.volume_id][0])  # stays in the scene
         self._results[item.volume_id] = (item, run)
         self._let_go()
         self._fill(item.volume_id if first or self.item is None else self.item.volume_id)
 
     def enter(self) -> None:
-        """Look again at what users may have done to volumes and labels in other modules."""
+        """Look again at what users may have done in other modules, and arrange what came meanwhile."""
+        self._entered = True
         self._judge()
+        self._arrange()
+
+    def exit(self) -> None:
+        """Leave views and visibility alone while another module is shown."""
+        self._entered = False
 
     def refresh(self) -> None:
         """Show what has become known of the result by the end of its run."""
@@ -88,6 +98,9 @@ class ResultSection:
     def prune(self) -> None:
         """Forget results whose nodes left the scene."""
         node = slicer.mrmlScene.GetNodeByID
+        self._to_hide = {item for item in self._to_hide if node(item.segmentation_id) is not None}
+        if self._to_show is not None and node(self._to_show.segmentation_id) is None:
+            self._to_show = None
         kept = {
             volume_id: (item, run)
             for volume_id, (item, run) in self._results.items()
@@ -133,7 +146,7 @@ class ResultSection:
         pair = self._pair
         if pair is None:
             self._in_slices = None
-            self._overlay()
+            self._arrange()
             self.ui.resultTable.setRowCount(0)
             self._judge()
             self.ui.show3DButton.setSegmentationNode(None)
@@ -150,7 +163,6 @@ class ResultSection:
         self.ui.show3DButton.setSegmentationNode(slicer.mrmlScene.GetNodeByID(item.segmentation_id))
         self._fill_table(item)
         self._show_nodes(item)
-        self._overlay()
 
     def _judge(self) -> None:
         """Say what is to be thought of the result by now."""
@@ -176,14 +188,28 @@ class ResultSection:
                 table.setItem(index, column, cell)
 
     def _show_nodes(self, item: runs.Item, others: Iterable[runs.Item] = ()) -> None:
-        """Show the labels of a volume; those of the others, and of the other results, would lie over it.
+        """Show the labels of a volume; those of the others, and of the other results, would lie over it."""
+        self._to_show = item
+        self._to_hide.update(others, (result for result, _run in self._results.values()))
+        self._to_hide.discard(item)
+        self._arrange()
 
-        It is brought into the slices once: from then on their volumes, zoom and position are the user's.
-        """
-        for each in (*others, *(result for result, _run in self._results.values())):
-            if each is not item:
+    def _arrange(self) -> None:
+        """Bring views and visibility up to date, where the module is shown."""
+        if not self._entered:
+            return
+        for each in self._to_hide:
+            if not each.worked_on:
                 _set_visible(each.segmentation_id, False)
-        _set_visible(item.segmentation_id, True)
+        item = self._to_show
+        self._to_show, self._to_hide = None, set()
+        if item is not None:
+            _set_visible(item.segmentation_id, True)
+            self._bring_into_slices(item)
+        self._overlay()
+
+    def _bring_into_slices(self, item: runs.Item) -> None:
+        """Show a volume in the slices once: from then on their volumes, zoom and position are the user's."""
         if item is self._in_slices:
             return
         self._in_slices = item
@@ -202,6 +228,8 @@ class ResultSection:
 
     def _overlay(self, _on: bool = False) -> None:
         """Show the uncertainty map of the result that was kept, where that is the one shown; there is no other."""
+        if not self._entered:
+            return
         item = self.item
         on = item is not None and self.ui.overlayCheckBox.checked and item.uncertainty_id and is_kept(item)
         if (item if on else None) is not self._overlaid:

@@ -63,6 +63,12 @@ class Item:
         return segmentation is not None and scene.label_state(segmentation) != self.label_state
 
     @property
+    def worked_on(self) -> bool:
+        """Whether the segmentation holds what users made: edits, or segments of their own."""
+        segmentation = slicer.mrmlScene.GetNodeByID(self.segmentation_id)
+        return self.edited or (segmentation is not None and bool(scene.users_segments(segmentation)))
+
+    @property
     def volume_changed(self) -> bool:
         """Whether the volume's voxels are others by now."""
         volume = slicer.mrmlScene.GetNodeByID(self.volume_id)

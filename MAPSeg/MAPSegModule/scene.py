@@ -113,6 +113,13 @@ def label_state(segmentationNode) -> tuple:
     return tuple((value, image and image.GetMTime()) for value, image in maps.items())
 
 
+def users_segments(segmentationNode) -> list[str]:
+    """IDs of the segments that are not the model's, copies of these included."""
+    segmentation = segmentationNode.GetSegmentation()
+    known = _model_segments(segmentation).values()
+    return [identifier for identifier in segmentation.GetSegmentIDs() if identifier not in known]
+
+
 def voxel_state(volumeNode) -> int:
     """What changes when a volume gets other voxels, but not when it is moved, renamed or displayed otherwise."""
     image = volumeNode.GetImageData()

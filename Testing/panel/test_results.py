@@ -177,6 +177,57 @@ def test_previews_are_seen_alone(result, tmp_path):
     assert seen() == ["preview"]
 
 
+def test_views_are_left_alone_while_another_module_is_shown(result):
+    [view] = add_slices("Red")
+    first, results = result.item, result.panel.results
+    result.click("overlayCheckBox")
+    slicer.modules.MAPSegWidget.exit()
+    other = add_ball("other").GetID()
+    view.SetBackgroundVolumeID(other)
+    again, mine = preview(first)
+    results.show_previews(again, mine)
+    mine.result, mine.shown = first.result, "adapted"
+    results.add(mine, again)
+    results.refresh()
+    assert seen() == ["ball MAPSeg", "preview"]
+    assert (view.GetBackgroundVolumeID(), view.GetForegroundVolumeID()) == (other, first.uncertainty_id)
+    slicer.modules.MAPSegWidget.enter()
+    assert seen() == ["preview"]
+    assert (view.GetBackgroundVolumeID(), view.GetForegroundVolumeID()) == (first.volume_id, None)
+
+    view.SetBackgroundVolumeID(other)  # and what was arranged once is the user's
+    slicer.modules.MAPSegWidget.exit()
+    slicer.modules.MAPSegWidget.enter()
+    assert view.GetBackgroundVolumeID() == other
+
+
+def test_what_was_left_to_arrange_does_not_pass_to_another_scene(result):
+    slicer.modules.MAPSegWidget.exit()
+    again, _ = preview(result.item)
+    result.panel.results.show_previews(again, again.items[0])
+    hidden = result.item.segmentation_id
+    slicer.mrmlScene.Clear(False)
+    add_ball("next")
+    stranger = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "stranger")
+    stranger.CreateDefaultDisplayNodes()
+    assert stranger.GetID() == hidden  # the danger
+    slicer.modules.MAPSegWidget.enter()
+    assert seen() == ["stranger"]
+
+
+def test_what_users_worked_on_is_not_hidden(result, tmp_path):
+    results, first = result.panel.results, result.item
+    second, run = make_result(tmp_path, "second")
+    results.add(second, run)
+    assert seen() == ["second MAPSeg"]
+    third, run = make_result(tmp_path, "third")
+    slicer.mrmlScene.GetNodeByID(first.segmentation_id).GetSegmentation().AddEmptySegment("mine", "mine")
+    slicer.mrmlScene.GetNodeByID(first.segmentation_id).GetDisplayNode().SetVisibility(True)
+    edit(second)
+    results.add(third, run)
+    assert seen() == ["ball MAPSeg", "second MAPSeg", "third MAPSeg"]
+
+
 @pytest.mark.parametrize(
     ("answer", "written"),
     [

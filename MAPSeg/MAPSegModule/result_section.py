@@ -12,7 +12,7 @@ from slicer.i18n import tr as _
 
 from . import result_texts, scene, texts
 from . import run as runs
-from .result_texts import is_kept, is_number, numbers, shown
+from .result_texts import is_kept, is_number, numbers
 from .signal import Signal
 
 _COLOR, _STRUCTURE, _VOLUME, _CONFIDENCE = range(4)
@@ -169,7 +169,7 @@ class ResultSection:
         self.ui.verdictLabel.text = result_texts.verdict(self.item) if self.item is not None else ""
 
     def _fill_table(self, item: runs.Item) -> None:
-        table, rows = self.ui.resultTable, shown(item).get("structures", [])
+        table, rows = self.ui.resultTable, item.report.get("structures", [])
         colors = _segment_colors(item.segmentation_id)
         table.setRowCount(len(rows))
         for index, row in enumerate(rows):

@@ -11,13 +11,10 @@ from typing import Any
 from slicer.i18n import tr as _
 
 from . import texts
-from .run import Item
+from .item import Item
 
-
-def shown(item: Item) -> dict[str, Any]:
-    """What the report says of the result shown: of an adaptation it tells both."""
-    side = item.result.get(item.shown)
-    return side if isinstance(side, dict) else item.result
+_TOLD = ("volume", "model", "result", "trusted", "verdict")
+"""What a CSV row says of the result that a structure belongs to."""
 
 
 def is_kept(item: Item) -> bool:
@@ -34,10 +31,11 @@ def as_text(item: Item) -> str:
     """The table of the result shown, in the form that spreadsheets take, below what is to be known of it."""
     lines = [
         (_("Volume"), item.name),
+        (_("Model"), item.model),
         (_("Result"), item.shown),
         (_("Verdict"), _plain_verdict(item)),
         (_("Structure"), _("Volume, ml"), _("Confidence")),
-        *((row["structure"], *numbers(row)) for row in shown(item).get("structures", [])),
+        *((row["structure"], *numbers(row)) for row in item.report.get("structures", [])),
     ]
     return "\n".join("\t".join(line) for line in lines) + "\n"
 
@@ -46,10 +44,10 @@ def as_csv(items: Iterable[Item]) -> str:
     """The tables of the results shown of several volumes."""
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["volume", "result", "trusted", "verdict", "structure", "volume_ml", "confidence"])
+    writer.writerow([*_TOLD, "structure", "volume_ml", "confidence"])
     for item in items:
-        told = [item.name, item.shown, bool(shown(item).get("trusted")), _plain_verdict(item)]
-        for row in shown(item).get("structures", []):
+        told = [item.name, item.model, item.shown, bool(item.report.get("trusted")), _plain_verdict(item)]
+        for row in item.report.get("structures", []):
             writer.writerow([*told, row["structure"], row["volume_ml"], row.get("confidence", "")])
     return text.getvalue()
 
@@ -73,7 +71,7 @@ def _plain_verdict(item: Item) -> str:
 
 def _statements(item: Item) -> list[tuple[str, str, str]]:
     """Colour, sign and sentence of what is to be said of a result."""
-    result, side = item.result, shown(item)
+    result, side = item.result, item.report
     reason = side.get("reason", "")
     if not is_kept(item):
         reason = _("This is the result that was not kept. {reason}").format(reason=reason)

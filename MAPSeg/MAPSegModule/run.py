@@ -12,82 +12,17 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import slicer
 
 from . import images, scene
+from .item import CANCELLED, DONE, FAILED, RUNNING, WAITING, Item
 from .models import InputError, ModelEntry, add_model, find_entry
 from .parameters import Parameters
 from .queue import Queue
 from .signal import Signal
-
-WAITING, RUNNING, DONE, FAILED, CANCELLED = "waiting", "running", "done", "failed", "cancelled"
-
-
-@dataclass(eq=False)
-class Item:
-    """One volume of a run."""
-
-    volume_id: str
-    name: str
-    state: str = WAITING
-    message: str = ""
-    """Why it failed, or the verdict on it; one sentence."""
-    segmentation_id: str = ""
-    uncertainty_id: str = ""
-    result: dict[str, Any] = field(default_factory=dict)
-    """What the worker's report says of it: structures, trusted, reason, and for adaptations chosen and gate."""
-    shown: str = ""
-    """Which result the segmentation holds: ``preview``, ``source`` or ``adapted``."""
-    card: dict[str, Any] = field(default_factory=dict, repr=False)
-    file: str = ""
-    label_state: tuple = ()
-    """Of the segmentation's label maps when they were last put in, to tell edits by."""
-    voxel_state: int = 0
-    """Of the volume's voxels when they were handed over, later when the result came, to tell changes by."""
-
-    @property
-    def files(self) -> dict[str, str]:
-        """The label maps to switch between: ``source`` and, after an adaptation, ``adapted``."""
-        if "adapted" in self.result:
-            return {side: self.result[side]["output"] for side in ("source", "adapted")}
-        return {"source": self.result["output"]} if self.result else {}
-
-    @property
-    def edited(self) -> bool:
-        """Whether somebody changed the labels since they were put in."""
-        segmentation = slicer.mrmlScene.GetNodeByID(self.segmentation_id)
-        return segmentation is not None and scene.label_state(segmentation) != self.label_state
-
-    @property
-    def worked_on(self) -> bool:
-        """Whether the segmentation holds what users made: edits, or segments of their own."""
-        segmentation = slicer.mrmlScene.GetNodeByID(self.segmentation_id)
-        return self.edited or (segmentation is not None and bool(scene.users_segments(segmentation)))
-
-    @property
-    def volume_changed(self) -> bool:
-        """Whether the volume's voxels are others by now."""
-        volume = slicer.mrmlScene.GetNodeByID(self.volume_id)
-        return volume is not None and scene.voxel_state(volume) != self.voxel_state
-
-    def show(self, which: str) -> None:
-        """Put the result of the model as it was (``source``) or of the ``adapted`` one into the segmentation.
-
-        Edits of the result shown are lost: see ``edited``.
-
-        Raises:
-            InputError: there is no such result, or volume or segmentation left the scene.
-        """
-        volume, segmentation = map(slicer.mrmlScene.GetNodeByID, (self.volume_id, self.segmentation_id))
-        if which not in self.files or volume is None or segmentation is None:
-            raise InputError(f"There is no {which} result of {self.name} to show.")
-        if which != self.shown:
-            scene.replace_labels(segmentation, self.files[which], volume, self.card, surfaces=True)
-            self.shown, self.label_state = which, scene.label_state(segmentation)
 
 
 class Run:
@@ -149,7 +84,7 @@ class Run:
         problem = self.parameters.problem() or ("" if self.items else "There is no volume to segment.")
         if problem:
             raise InputError(problem)
-        card = find_entry(self.parameters.model).card
+        entry = find_entry(self.parameters.model)
         try:
             self._folder = Path(tempfile.mkdtemp(prefix="MAPSeg-", dir=slicer.app.temporaryPath))
         except OSError as error:
@@ -159,7 +94,7 @@ class Run:
         self._observer = slicer.mrmlScene.AddObserver(closing, lambda *_: self._forget_nodes())
         self.stage = "export"
         for index, item in enumerate(self.items):
-            item.card = card
+            item.model, item.card = entry.name, entry.card
             # Named as the volume: the worker's messages speak of the file.
             name = re.sub(r"[^\w.-]+", "_", item.name).strip("._") or "volume"
             name = f"{name}_{index + 1}" if len(self.items) > 1 else name
@@ -337,6 +272,7 @@ class Run:
             return
         if what == "preview":
             item.shown = "preview"
+            item.describe()
             self.item_changed.emit(item)
         else:
             item.shown = item.result.get("chosen", "source")
@@ -346,6 +282,7 @@ class Run:
                     "The volume changed during the run, and the labels are of what it was before.",
                 )
                 item.voxel_state = scene.voxel_state(volume)
+            item.describe()
             told = (item.result.get("gate"), item.result.get("reason"))
             self._set(item, DONE, " ".join(filter(None, told)))
 

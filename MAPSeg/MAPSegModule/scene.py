@@ -126,6 +126,12 @@ def voxel_state(volumeNode) -> int:
     return image.GetMTime() if image is not None else 0
 
 
+def set_attributes(node, values: dict[str, str | None]) -> None:
+    """Attributes ``MAPSeg.…`` of a node, which are saved with the scene; None removes one."""
+    for name, value in values.items():
+        node.SetAttribute(f"MAPSeg.{name}", value)
+
+
 def load_uncertainty(uncertainty, volumeNode, name: str = ""):
     """An uncertainty map as a scalar volume node with a colour scale, beside its volume and under its transform.
 

@@ -255,8 +255,10 @@ def test_results_are_copied_exported_and_shown_in_3d(finished, tmp_path):
 
     finished.click("copyTableButton")
     lines = [line.split("\t") for line in slicer.app.clipboard().text().splitlines()]
-    assert [line[0] for line in lines[:3]] == ["Volume", "Result", "Verdict"]
-    assert lines[3] == ["Structure", "Volume, ml", "Confidence"] and lines[4:] == finished.rows()
+    assert lines[:3] == [["Volume", "scan/1"], ["Model", "ball"], ["Result", "source"]]
+    [name, verdict] = lines[3]
+    assert name == "Verdict" and finished.panel.results.item.result["reason"] in verdict
+    assert lines[4] == ["Structure", "Volume, ml", "Confidence"] and lines[5:] == finished.rows()
 
     table = tmp_path / "table.csv"
     dialogs.expect("save", str(table))
@@ -264,7 +266,8 @@ def test_results_are_copied_exported_and_shown_in_3d(finished, tmp_path):
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["structure"] for row in rows] == [row[0] for row in finished.rows()]
-    assert {row["volume"] for row in rows} == {"scan/1"}
+    assert {(row["volume"], row["model"], row["result"]) for row in rows} == {("scan/1", "ball", "source")}
+    assert {row["verdict"] for row in rows} == {verdict}
 
     dialogs.expect("save", str(tmp_path / "labels.nii.gz"))
     finished.click("exportSegmentationButton")

@@ -112,6 +112,27 @@ def test_an_adaptation_previews_and_switches_between_its_results(start):
     assert [entry.name for entry in list_entries() if not entry.embedded] == ["mine"] and kept.path.is_file()
 
 
+def told_by(node) -> dict[str, str | None]:
+    names = ("Model", "Preview", "Result", "Trusted", "Reason")
+    return {name: node.GetAttribute(f"MAPSeg.{name}") for name in names}
+
+
+def test_segmentations_say_what_they_hold(start, model):
+    run, _, preview = previewed(start)
+    nothing = dict.fromkeys(("Result", "Trusted", "Reason"))
+    assert told_by(preview) == {"Model": model.stem, "Preview": "yes", **nothing}
+    run.stop()
+    run.wait()
+    item = run.items[0]
+    chosen = item.shown
+    for which in ("source" if chosen == "adapted" else "adapted", chosen):
+        item.show(which)
+        side = item.result[which]
+        trusted = {True: "yes", False: "no"}[side["trusted"]]
+        told = {"Result": which, "Trusted": trusted, "Reason": side["reason"]}
+        assert told_by(preview) == {"Model": model.stem, "Preview": None, **told}
+
+
 def test_stopping_keeps_the_best(start):
     run = start(
         [add_ball()], adapt=True, minutes=5, options={"steps": 10_000, "check_every": 2, "patience": 10**6}

@@ -250,6 +250,8 @@ def test_scenes_are_saved_and_loaded(scene, volume, labels, tmp_path):
     transform.SetMatrixTransformToParent(matrix_of(oblique((1, 1, 1))))
     volume.SetAndObserveTransformNodeID(transform.GetID())
     mrml.load_labels(written(tmp_path, labels, volume), volume, CARD, "result")
+    reason = 'Left: 3 % off; "small" <2 ml'
+    mrml.set_attributes(slicer.util.getNode("result"), {"Trusted": "no", "Reason": reason, "Preview": None})
     voxels = slicer.util.arrayFromVolume(volume).copy()
     for node, kind, name in (
         (volume, slicer.vtkMRMLVolumeArchetypeStorageNode, "scan.nrrd"),
@@ -272,6 +274,7 @@ def test_scenes_are_saved_and_loaded(scene, volume, labels, tmp_path):
     assert np.array_equal(voxels_of(again, loaded), labels[::-1] if flipped else labels)
     assert again.GetParentTransformNode().GetName() == "turn" == loaded.GetParentTransformNode().GetName()
     assert again.GetSegmentation().GetSegment("Segment_300").GetName() == "brain stem"
+    assert (again.GetAttribute("MAPSeg.Trusted"), again.GetAttribute("MAPSeg.Reason")) == ("no", reason)
 
 
 @pytest.mark.parametrize("orientation", render.ORIENTATIONS)

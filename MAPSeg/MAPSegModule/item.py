@@ -1,0 +1,96 @@
+"""One volume of a run: how far it is, and what of it is in the scene."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import slicer
+
+from . import scene
+from .models import InputError
+
+WAITING, RUNNING, DONE, FAILED, CANCELLED = "waiting", "running", "done", "failed", "cancelled"
+
+
+@dataclass(eq=False)
+class Item:
+    """One volume of a run."""
+
+    volume_id: str
+    name: str
+    state: str = WAITING
+    message: str = ""
+    """Why it failed, or the verdict on it; one sentence."""
+    segmentation_id: str = ""
+    uncertainty_id: str = ""
+    result: dict[str, Any] = field(default_factory=dict)
+    """What the worker's report says of it: structures, trusted, reason, and for adaptations chosen and gate."""
+    shown: str = ""
+    """Which result the segmentation holds: ``preview``, ``source`` or ``adapted``."""
+    model: str = ""
+    """Name of the model that segments it."""
+    card: dict[str, Any] = field(default_factory=dict, repr=False)
+    file: str = ""
+    label_state: tuple = ()
+    """Of the segmentation's label maps when they were last put in, to tell edits by."""
+    voxel_state: int = 0
+    """Of the volume's voxels when they were handed over, later when the result came, to tell changes by."""
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The label maps to switch between: ``source`` and, after an adaptation, ``adapted``."""
+        if "adapted" in self.result:
+            return {side: self.result[side]["output"] for side in ("source", "adapted")}
+        return {"source": self.result["output"]} if self.result else {}
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """What the worker says of the result shown: of an adaptation it tells both."""
+        side = self.result.get(self.shown)
+        return side if isinstance(side, dict) else self.result
+
+    @property
+    def edited(self) -> bool:
+        """Whether somebody changed the labels since they were put in."""
+        segmentation = slicer.mrmlScene.GetNodeByID(self.segmentation_id)
+        return segmentation is not None and scene.label_state(segmentation) != self.label_state
+
+    @property
+    def worked_on(self) -> bool:
+        """Whether the segmentation holds what users made: edits, or segments of their own."""
+        segmentation = slicer.mrmlScene.GetNodeByID(self.segmentation_id)
+        return self.edited or (segmentation is not None and bool(scene.users_segments(segmentation)))
+
+    @property
+    def volume_changed(self) -> bool:
+        """Whether the volume's voxels are others by now."""
+        volume = slicer.mrmlScene.GetNodeByID(self.volume_id)
+        return volume is not None and scene.voxel_state(volume) != self.voxel_state
+
+    def show(self, which: str) -> None:
+        """Put the result of the model as it was (``source``) or of the ``adapted`` one into the segmentation.
+
+        Edits of the result shown are lost: see ``edited``.
+
+        Raises:
+            InputError: there is no such result, or volume or segmentation left the scene.
+        """
+        volume, segmentation = map(slicer.mrmlScene.GetNodeByID, (self.volume_id, self.segmentation_id))
+        if which not in self.files or volume is None or segmentation is None:
+            raise InputError(f"There is no {which} result of {self.name} to show.")
+        if which != self.shown:
+            scene.replace_labels(segmentation, self.files[which], volume, self.card, surfaces=True)
+            self.shown, self.label_state = which, scene.label_state(segmentation)
+            self.describe()
+
+    def describe(self) -> None:
+        """Say on the segmentation node what it holds, so that a saved scene tells it, too."""
+        segmentation = slicer.mrmlScene.GetNodeByID(self.segmentation_id)
+        if self.shown == "preview":
+            told = {"Preview": "yes", "Result": None, "Trusted": None, "Reason": None}
+        else:
+            trusted = "yes" if self.report.get("trusted") else "no"
+            reason = self.report.get("reason", "")
+            told = {"Preview": None, "Result": self.shown, "Trusted": trusted, "Reason": reason}
+        scene.set_attributes(segmentation, {"Model": self.model, **told})

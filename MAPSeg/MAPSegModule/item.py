@@ -94,3 +94,12 @@ class Item:
             reason = self.report.get("reason", "")
             told = {"Preview": None, "Result": self.shown, "Trusted": trusted, "Reason": reason}
         scene.set_attributes(segmentation, {"Model": self.model, **told})
+
+    def withdraw(self) -> None:
+        """Take back a preview that no result will follow: not what users put into it, and not one that they edited."""
+        preview = slicer.mrmlScene.GetNodeByID(self.segmentation_id)
+        if preview is not None and not self.worked_on:
+            scene.remove(preview)
+        elif preview is not None and not self.edited:
+            scene.remove_model(preview)
+        self.segmentation_id = ""

@@ -298,10 +298,8 @@ class Run:
     def _end(self, code: int | None, error: str) -> None:
         self.exit_code, self.error = code, error
         for item in self.items:
-            preview = slicer.mrmlScene.GetNodeByID(item.segmentation_id) if item.state != DONE else None
-            if preview is not None:  # no result
-                scene.remove(preview)
-                item.segmentation_id = ""
+            if item.state != DONE:
+                item.withdraw()
             if item.state in (WAITING, RUNNING):
                 cancelled = self.cancelled or code == 4
                 self._set(item, CANCELLED if cancelled else FAILED, "" if cancelled else error)

@@ -21,6 +21,8 @@ VALUE_TAG = "MAPSeg.LabelValue"
 """Segment tag with the model's label value, which survives editing, unlike the segment's own."""
 UNCERTAINTY = "MAPSeg.Uncertainty"
 """Attribute of uncertainty maps, with their volume's ID: they are no volumes to segment."""
+_ATTRIBUTES = "MAPSeg."
+"""What names of nodes' attributes begin with."""
 _CATEGORY = (
     "Segmentation category and type - 3D Slicer General Anatomy list~SCT^123037004^Anatomical Structure"
 )
@@ -120,6 +122,16 @@ def users_segments(segmentationNode) -> list[str]:
     return [identifier for identifier in segmentation.GetSegmentIDs() if identifier not in known]
 
 
+def remove_model(segmentationNode) -> None:
+    """Leave in a segmentation what users put there: the model's segments go, and what was said of them."""
+    segmentation = segmentationNode.GetSegmentation()
+    for identifier in _model_segments(segmentation).values():
+        segmentation.RemoveSegment(identifier)
+    for name in segmentationNode.GetAttributeNames():
+        if name.startswith(_ATTRIBUTES):
+            segmentationNode.RemoveAttribute(name)
+
+
 def voxel_state(volumeNode) -> int:
     """What changes when a volume gets other voxels, but not when it is moved, renamed or displayed otherwise."""
     image = volumeNode.GetImageData()
@@ -129,7 +141,7 @@ def voxel_state(volumeNode) -> int:
 def set_attributes(node, values: dict[str, str | None]) -> None:
     """Attributes ``MAPSeg.…`` of a node, which are saved with the scene; None removes one."""
     for name, value in values.items():
-        node.SetAttribute(f"MAPSeg.{name}", value)
+        node.SetAttribute(_ATTRIBUTES + name, value)
 
 
 def load_uncertainty(uncertainty, volumeNode, name: str = ""):

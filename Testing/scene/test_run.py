@@ -250,6 +250,36 @@ def test_what_ends_without_a_result_leaves_nothing(start):
         assert preview.GetScene() is None and not folder.exists()
 
 
+def test_what_users_put_into_a_preview_stays(start):
+    corner = np.zeros((32, 38, 34), np.uint8)
+    corner[:3, :3, :3] = 1
+    run, volume, preview = previewed(start)
+    own = mrml.load_labels(images.cut_labels(corner), volume, {}, "own")
+    segmentation = preview.GetSegmentation()
+    assert segmentation.CopySegmentFromSegmentation(own.GetSegmentation(), "Segment_1")
+    [mine] = mrml.users_segments(preview)
+    run.cancel()
+    run.wait()
+    assert preview.GetScene() is not None and segmentation.GetSegmentIDs() == (mine,)
+    assert np.array_equal(slicer.util.arrayFromSegmentBinaryLabelmap(preview, mine, volume) > 0, corner > 0)
+    assert not [name for name in preview.GetAttributeNames() if name.startswith("MAPSeg.")]
+
+
+def test_a_preview_that_users_painted_in_stays(start):
+    """All of it: what they painted may be in the model's own segments."""
+    corner = np.zeros((32, 38, 34), np.uint8)
+    corner[:3, :3, :3] = 1
+    run, volume, preview = previewed(start)
+    mine = preview.GetSegmentation().AddEmptySegment("", "mine")
+    slicer.util.updateSegmentBinaryLabelmapFromArray(corner, preview, mine, volume)
+    before = preview.GetSegmentation().GetSegmentIDs()
+    run.cancel()
+    run.wait()
+    assert preview.GetScene() is not None and preview.GetSegmentation().GetSegmentIDs() == before
+    assert np.array_equal(slicer.util.arrayFromSegmentBinaryLabelmap(preview, mine, volume) > 0, corner > 0)
+    assert preview.GetAttribute("MAPSeg.Preview") == "yes"
+
+
 def test_a_closed_scenes_ids_are_forgotten_at_once(start, scene):
     run, _, _ = previewed(start)
     scene.Clear(False)

@@ -44,7 +44,7 @@ class ResultSection:
         """What is left to be arranged when the module is shown: until then the views are another module's."""
         table = ui.resultTable
         table.setColumnCount(4)
-        table.setHorizontalHeaderLabels(["", _("Structure"), _("Volume, ml"), _("Confidence")])
+        table.setHorizontalHeaderLabels(_header(_("Structure")))
         header = table.horizontalHeader()
         for column in (_COLOR, _VOLUME, _CONFIDENCE):
             header.setSectionResizeMode(column, qt.QHeaderView.ResizeToContents)
@@ -148,6 +148,7 @@ class ResultSection:
             self._in_slices = None
             self._arrange()
             self.ui.resultTable.setRowCount(0)
+            self.ui.resultTable.setHorizontalHeaderLabels(_header(_("Structure")))
             self._judge()
             self.ui.show3DButton.setSegmentationNode(None)
             return
@@ -170,6 +171,7 @@ class ResultSection:
 
     def _fill_table(self, item: runs.Item) -> None:
         table, rows = self.ui.resultTable, item.report.get("structures", [])
+        table.setHorizontalHeaderLabels(_header(_("Structure ({model})").format(model=item.model)))
         colors = _segment_colors(item.segmentation_id)
         table.setRowCount(len(rows))
         for index, row in enumerate(rows):
@@ -307,6 +309,10 @@ class ResultSection:
         path += ending  # the dialog has asked about the name without it
         question = _("{path} exists already. Replace it?").format(path=path)
         return path if not Path(path).exists() or slicer.util.confirmOkCancelDisplay(question) else ""
+
+
+def _header(structure: str) -> list[str]:
+    return ["", structure, _("Volume, ml"), _("Confidence")]
 
 
 def _may_replace(item: runs.Item) -> bool:

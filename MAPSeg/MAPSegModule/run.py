@@ -24,6 +24,9 @@ from .parameters import Parameters
 from .queue import Queue
 from .signal import Signal
 
+_MODEL_NAME = 24
+"""Of a model's name, as many characters are in those of its segmentations."""
+
 
 class Run:
     """Segments or adapts. Call :meth:`start`, then :meth:`poll` from a timer every 50 ms, or :meth:`wait`.
@@ -291,7 +294,9 @@ class Run:
         if segmentation is not None:
             scene.replace_labels(segmentation, labels, volume, item.card)
         else:
-            segmentation = scene.load_labels(labels, volume, item.card)
+            name = f"{volume.GetName()} MAPSeg {item.model[:_MODEL_NAME].strip()}"
+            name = slicer.mrmlScene.GenerateUniqueName(name)
+            segmentation = scene.load_labels(labels, volume, item.card, name)
             item.segmentation_id = segmentation.GetID()
         item.label_state = scene.label_state(segmentation)
 

@@ -45,14 +45,14 @@ def load_labels(labels: Labels | str | Path, volumeNode, card: dict[str, Any], n
     Args:
         labels: a file, or what :func:`.images.read_labels` made of it.
         card: of the model; its ``labels`` give names, colours and codes. Other values get numbers as names.
+        name: of the node; without, it is named after the volume, as no other node is.
 
     Raises:
         ValueError: the label map is not on the volume's grid.
     """
     labels = _on_grid(labels, volumeNode)
-    node = slicer.mrmlScene.AddNewNodeByClass(
-        "vtkMRMLSegmentationNode", name or f"{volumeNode.GetName()} MAPSeg"
-    )
+    name = name or slicer.mrmlScene.GenerateUniqueName(f"{volumeNode.GetName()} MAPSeg")
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", name)
     node.CreateDefaultDisplayNodes()
     place_beside(
         node, volumeNode
@@ -153,7 +153,7 @@ def load_uncertainty(uncertainty, volumeNode, name: str = ""):
     array = uncertainty if hasattr(uncertainty, "dtype") else read_array(uncertainty)
     if array.shape != _shape(volumeNode):
         raise ValueError(f"The map is not on the grid of {volumeNode.GetName()}.")
-    name = name or f"{volumeNode.GetName()} uncertainty"
+    name = name or slicer.mrmlScene.GenerateUniqueName(f"{volumeNode.GetName()} uncertainty")
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", name)
     node.SetAttribute(UNCERTAINTY, volumeNode.GetID())
     slicer.util.updateVolumeFromArray(node, array)

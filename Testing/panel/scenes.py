@@ -25,7 +25,7 @@ def make_result(folder, name="ball", chosen="adapted"):
         path = folder / f"{name} {side}.nrrd"
         images.Snapshot(blocks(shift), grid.spacing, grid.origin, grid.direction).write(path)
         sides[side] = {"output": str(path), "trusted": True, "reason": "", "structures": []}
-    item = run.Item(volume.GetID(), name, run.DONE)
+    item = run.Item(volume.GetID(), name, run.DONE, model="tiny")
     item.voxel_state = scene.voxel_state(volume)
     item.result = {**sides, **sides[chosen], "chosen": chosen, "gate": ""}
     item.segmentation_id = scene.load_labels(sides["source"]["output"], volume, {}).GetID()

@@ -37,6 +37,7 @@ def test_a_click_segments(screen):
     voxels = slicer.util.arrayFromSegmentBinaryLabelmap(node, segments.GetNthSegmentID(0), volume)
     assert float(screen.rows()[0][1]) == pytest.approx(np.count_nonzero(voxels) * 8 / 1000, rel=0.05)
     assert screen.ui.verdictLabel.text and not screen.ui.adaptedButton.visible
+    assert screen.ui.resultTable.horizontalHeaderItem(1).text() == "Structure (ball)"
     assert not screen.ui.overlayCheckBox.enabled and not screen.ui.saveModelButton.enabled
 
 

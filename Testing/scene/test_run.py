@@ -66,7 +66,7 @@ def in_group(group: int) -> list[int]:
     return found
 
 
-def test_two_volumes_of_which_one_is_bad(start):
+def test_two_volumes_of_which_one_is_bad(start, model):
     good = add_ball("good one", affine=oblique())
     bad = add_volume(np.full((8, 8, 8), 3.0, np.float32), name="bad")
     changed, finished = [], []
@@ -80,7 +80,7 @@ def test_two_volumes_of_which_one_is_bad(start):
     [node], [result] = run.segmentations, run.results
     written = sitk.GetArrayFromImage(sitk.ReadImage(result["output"]))
     assert np.array_equal(voxels_of(node, good), written) and set(np.unique(written)) == {0, 1, 2}
-    assert node.GetName() == "good one MAPSeg"
+    assert node.GetName() == f"good one MAPSeg {model.stem}"
     sure = slicer.mrmlScene.GetNodeByID(run.items[1].uncertainty_id)
     assert 0 <= slicer.util.arrayFromVolume(sure).min() < slicer.util.arrayFromVolume(sure).max() < 1
     assert sure.GetAttribute(mrml.UNCERTAINTY) == good.GetID()
@@ -110,6 +110,18 @@ def test_an_adaptation_previews_and_switches_between_its_results(start):
     assert len(slicer.util.getNodesByClass("vtkMRMLSegmentationNode")) == 2
     kept = run.save_model("mine")
     assert [entry.name for entry in list_entries() if not entry.embedded] == ["mine"] and kept.path.is_file()
+
+
+def test_every_run_names_its_segmentation_and_map_anew(start, model):
+    volume = add_ball("a")
+    there = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", f"a MAPSeg {model.stem}")
+    names = [there.GetName()]
+    for _ in range(2):
+        run = start([volume], uncertainty=True)
+        run.wait()
+        map_id = run.items[0].uncertainty_id
+        names += [run.segmentations[0].GetName(), slicer.mrmlScene.GetNodeByID(map_id).GetName()]
+    assert len(set(names)) == 5 and all(name.startswith("a ") for name in names)
 
 
 def told_by(node) -> dict[str, str | None]:

@@ -223,10 +223,14 @@ class ResultSection:
 
     def _show_side(self, which: str) -> None:
         item = self.item
-        if item is not None and item.shown != which and _may_replace(item):
-            with slicer.util.tryWithErrorDisplay(_("The other result could not be shown."), waitCursor=True):
-                item.show(which)
-        self._choose()
+        try:
+            if item is not None and item.shown != which and _may_replace(item):
+                with slicer.util.tryWithErrorDisplay(
+                    _("The other result could not be shown."), waitCursor=True
+                ):
+                    item.show(which)
+        finally:  # what is told as an error goes on as one, and the buttons have to say what is shown
+            self._choose()
 
     def _overlay(self, _on: bool = False) -> None:
         """Show the uncertainty map of the result that was kept, where that is the one shown; there is no other."""

@@ -1,6 +1,7 @@
 """Results as users treat them: edited, compared, overlaid, arranged in the slices, saved."""
 
 import csv
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -57,6 +58,17 @@ def test_edits_are_not_lost_unasked(result):
     assert item.shown == "source" and np.array_equal(voxels(item, 1), blocks() == 1)
     found = slicer.util.arrayFromSegmentBinaryLabelmap(node, mine, volume)
     assert np.array_equal(found > 0, corner > 0)  # what is not the model's stays
+
+
+def test_the_buttons_say_what_is_shown_when_switching_fails(result, problems):
+    import qt
+
+    Path(result.item.files["source"]).unlink()
+    dialogs.expect("message", qt.QMessageBox.Ok)
+    result.click("sourceButton")
+    assert "could not be shown" in dialogs.asked[-1][1][0] and "RuntimeError" in problems.pop()
+    assert result.item.shown == "adapted"
+    assert result.ui.adaptedButton.checked and not result.ui.sourceButton.checked
 
 
 def edit(item):

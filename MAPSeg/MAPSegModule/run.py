@@ -126,7 +126,7 @@ class Run:
                 self._take(event)
             self._load_next()
             if not self._queue.running and not self._loads:
-                self._end(self._queue.exit_code, self._queue.error.get("message", ""))
+                self._end(self._queue.exit_code, _told(self._queue.error))
             elif not self._queue.running:
                 self.stage = "load"
         if self._state() != before:
@@ -237,7 +237,7 @@ class Run:
         elif kind == "result":
             self._model_file = event.get("model_file", "")
         elif kind == "error" and item is not None:
-            self._set(item, FAILED, " ".join(filter(None, (event["message"], event.get("advice")))))
+            self._set(item, FAILED, _told(event))
         elif kind == "preview" and item is not None and not self.cancelled:
             self._loads[item, "preview"] = self._thread.submit(_read, {"output": event["file"]})
         elif kind == "scan" and item is not None and not self.cancelled:
@@ -323,6 +323,11 @@ class Run:
 
     def _state(self) -> tuple:
         return self.stage, self.step, self.seconds_left, [(item.state, item.shown) for item in self.items]
+
+
+def _told(error: dict[str, Any]) -> str:
+    """What happened, and what helps against it."""
+    return " ".join(filter(None, (error.get("message"), error.get("advice"))))
 
 
 def _distrust(result: dict[str, Any], why: str) -> None:

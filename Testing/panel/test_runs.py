@@ -195,7 +195,7 @@ def test_a_worker_out_of_memory_is_told(screen, tmp_path, monkeypatch):
     screen.click("segmentButton")
     screen.finish()
     told = screen.ui.statusLabel.text.lower()
-    assert "memory" in told and "failed" in screen.state("ball")
+    assert "memory. close other programs" in told and "failed" in screen.state("ball")
     assert "Traceback" not in screen.ui.statusLabel.text
 
 

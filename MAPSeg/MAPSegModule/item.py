@@ -38,6 +38,12 @@ class Item:
     """Of the volume's voxels when they were handed over, later when the result came, to tell changes by."""
 
     @property
+    def present_name(self) -> str:
+        """The volume's name by now; ``name`` is the one that it had when it was handed over."""
+        volume = slicer.mrmlScene.GetNodeByID(self.volume_id)
+        return volume.GetName() if volume is not None else self.name
+
+    @property
     def files(self) -> dict[str, str]:
         """The label maps to switch between: ``source`` and, after an adaptation, ``adapted``."""
         if "adapted" in self.result:

@@ -83,6 +83,8 @@ class ResultSection:
     def enter(self) -> None:
         """Look again at what users may have done in other modules, and arrange what came meanwhile."""
         self._entered = True
+        for index, (item, _run) in enumerate(self._results.values()):
+            self.ui.resultComboBox.setItemText(index, item.present_name)
         self._judge()
         self._arrange()
 
@@ -135,7 +137,7 @@ class ResultSection:
         box.blockSignals(True)
         box.clear()
         for each, (item, _run) in self._results.items():
-            box.addItem(item.name, each)
+            box.addItem(item.present_name, each)
         box.setCurrentIndex(max(0, list(self._results).index(volume_id) if volume_id in self._results else 0))
         box.blockSignals(False)
         self.ui.resultSection.enabled = bool(self._results)
@@ -264,7 +266,7 @@ class ResultSection:
         item = self.item
         if item is None:
             return
-        path = self._ask_path(_("Save the labels"), re.sub(r"[^\w+-]+", "_", item.name), _LABEL_FILES)
+        path = self._ask_path(_("Save the labels"), re.sub(r"[^\w+-]+", "_", item.present_name), _LABEL_FILES)
         if path:
             self._judge()
             with slicer.util.tryWithErrorDisplay(_("The labels could not be written."), waitCursor=True):
@@ -276,7 +278,7 @@ class ResultSection:
         if self._pair is None:
             return
         item, run = self._pair
-        suggested = re.sub(r"[^\w.+-]+", "-", f"{Path(run.parameters.model).stem}-{item.name}").strip("-")
+        suggested = re.sub(r"[^\w.+-]+", "-", f"{item.model}-{item.present_name}").strip("-")
         name = qt.QInputDialog.getText(
             self.ui.resultSection,
             _("Save the adapted model"),
@@ -324,7 +326,7 @@ def _may_replace(item: runs.Item) -> bool:
     question = _(
         "The labels of {name} were edited. If the other result takes their place, the edits are lost."
     )
-    return not item.edited or slicer.util.confirmOkCancelDisplay(question.format(name=item.name))
+    return not item.edited or slicer.util.confirmOkCancelDisplay(question.format(name=item.present_name))
 
 
 def _segment_colors(segmentation_id: str) -> dict[str, tuple[int, int, int]]:

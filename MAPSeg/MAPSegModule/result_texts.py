@@ -30,7 +30,7 @@ def verdict(item: Item) -> str:
 def as_text(item: Item) -> str:
     """The table of the result shown, in the form that spreadsheets take, below what is to be known of it."""
     lines = [
-        (_("Volume"), item.name),
+        (_("Volume"), item.present_name),
         (_("Model"), item.model),
         (_("Result"), item.shown),
         (_("Verdict"), _plain_verdict(item)),
@@ -46,7 +46,13 @@ def as_csv(items: Iterable[Item]) -> str:
     writer = csv.writer(text)
     writer.writerow([*_TOLD, "structure", "volume_ml", "confidence"])
     for item in items:
-        told = [item.name, item.model, item.shown, bool(item.report.get("trusted")), _plain_verdict(item)]
+        told = [
+            item.present_name,
+            item.model,
+            item.shown,
+            bool(item.report.get("trusted")),
+            _plain_verdict(item),
+        ]
         for row in item.report.get("structures", []):
             writer.writerow([*told, row["structure"], row["volume_ml"], row.get("confidence", "")])
     return text.getvalue()

@@ -60,6 +60,19 @@ def test_edits_are_not_lost_unasked(result):
     assert np.array_equal(found > 0, corner > 0)  # what is not the model's stays
 
 
+def test_results_are_called_as_their_volumes_are_by_now(result, tmp_path):
+    result.item.result["adapted"]["structures"] = [{"structure": "structure 1", "volume_ml": 4.1}]
+    slicer.mrmlScene.GetNodeByID(result.item.volume_id).SetName("patient 1")
+    result.panel.enter()
+    assert result.ui.resultComboBox.currentText == "patient 1"
+    result.click("copyTableButton")
+    assert slicer.app.clipboard().text().startswith("Volume\tpatient 1\n")
+    assert [row["volume"] for row in exported(result, tmp_path / "table.csv")] == ["patient 1"]
+    dialogs.expect("save", str(tmp_path / "labels"))
+    result.click("exportSegmentationButton")
+    assert dialogs.asked[-1][1][1].endswith("patient_1")
+
+
 def test_the_buttons_say_what_is_shown_when_switching_fails(result, problems):
     import qt
 

@@ -103,6 +103,8 @@ class ResultSection:
         self._to_hide = {item for item in self._to_hide if node(item.segmentation_id) is not None}
         if self._to_show is not None and node(self._to_show.segmentation_id) is None:
             self._to_show = None
+        if self._overlaid is not None and node(self._overlaid.uncertainty_id) is None:
+            self._overlaid = None
         kept = {
             volume_id: (item, run)
             for volume_id, (item, run) in self._results.items()

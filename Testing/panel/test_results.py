@@ -227,17 +227,23 @@ def test_views_are_left_alone_while_another_module_is_shown(result):
 
 
 def test_what_was_left_to_arrange_does_not_pass_to_another_scene(result):
+    from MAPSegModule import scene
+
+    add_slices("Red")
+    result.click("overlayCheckBox")
     slicer.modules.MAPSegWidget.exit()
     again, _ = preview(result.item)
     result.panel.results.show_previews(again, again.items[0])
     hidden = result.item.segmentation_id
     slicer.mrmlScene.Clear(False)
-    add_ball("next")
+    uncertainty = scene.load_uncertainty(np.zeros((34, 38, 32), np.float32), add_ball("next"))
+    [view] = add_slices("Red")
+    view.SetForegroundVolumeID(uncertainty.GetID())
     stranger = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "stranger")
     stranger.CreateDefaultDisplayNodes()
     assert stranger.GetID() == hidden  # the danger
     slicer.modules.MAPSegWidget.enter()
-    assert seen() == ["stranger"]
+    assert seen() == ["stranger"] and view.GetForegroundVolumeID() == uncertainty.GetID()
 
 
 def test_what_users_worked_on_is_not_hidden(result, tmp_path):

@@ -259,7 +259,8 @@ def evaluate(
     reference: Annotated[Path, typer.Argument(help="Label map, or a folder of them, named alike.")],
     output: Output,
     model: Annotated[
-        str | None, typer.Option(help="Model whose structures are scored; default: all that any reference holds.")
+        str | None,
+        typer.Option(help="Model whose structures are scored; default: all that any reference holds."),
     ] = None,
     mapping: Annotated[
         Path | None, typer.Option(help="JSON file of reference value -> label value, if they differ.")

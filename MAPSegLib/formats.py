@@ -160,7 +160,9 @@ def _read_nibabel(path: Path) -> Loaded:
     shape = _squeezed_shape(path.name, image.shape)
     if isinstance(image, nib.Nifti1Image):
         if int(image.dataobj.offset) < image.header.single_vox_offset:  # nibabel would take header for voxels
-            raise InputError(f"{path.name}: its voxels start within its header (vox_offset).", "Export it again.")
+            raise InputError(
+                f"{path.name}: its voxels start within its header (vox_offset).", "Export it again."
+            )
         _check_pixdim(path, image)
         _check_orientation(path, image)
         unit = {1: "metres", 3: "microns"}.get(int(image.header["xyzt_units"]) & 7)

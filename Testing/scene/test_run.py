@@ -183,7 +183,8 @@ def test_the_self_test_ends_where_no_worker_starts(scene, monkeypatch):
     def refuse(_queue):
         raise OSError("No such file")
 
-    monkeypatch.setattr("MAPSegModule.queue.Queue.start", refuse)
+    queue = selftest.Run.start.__globals__["Queue"]  # by now the module may have been loaded anew
+    monkeypatch.setattr(queue, "start", refuse)
     with pytest.raises(AssertionError, match="The worker cannot be started: No such file"):
         selftest.check_cancel(unittest.TestCase())
 

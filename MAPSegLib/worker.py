@@ -146,8 +146,11 @@ def _silent(event: dict[str, Any]) -> None:
 @contextmanager
 def _cancelling() -> Iterator[None]:
     """Turn SIGINT and SIGTERM into KeyboardInterrupt, which no ``except Exception`` on the way can swallow."""
+    cancelled = False
 
     def interrupt(*_: object) -> None:
+        nonlocal cancelled
+        cancelled = True
         if not _signalled.is_set():  # once: cleaning up must not be interrupted
             _signalled.set()
             raise KeyboardInterrupt
@@ -160,8 +163,10 @@ def _cancelling() -> Iterator[None]:
         yield
     finally:
         for number, handler in zip(signals, before, strict=True):
-            # torchrun ends all processes when the first one has: this one has its own exit code already
-            signal.signal(number, handler if distributed.world() == 1 else signal.SIG_IGN)
+            # This process ends now with an exit code of its own, which a second Ctrl-C would change, and so would
+            # torchrun, which ends all processes when the first one has.
+            ending = cancelled or distributed.world() > 1
+            signal.signal(number, signal.SIG_IGN if ending else handler)
         _signalled.clear()  # for what runs in this process later
 
 

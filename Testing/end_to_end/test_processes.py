@@ -149,7 +149,9 @@ def test_ctrl_c_cancels_and_leaves_nothing_half_written(model, data, tmp_path):
         while process.poll() is None and not begun.exists():
             time.sleep(0.05)
         time.sleep(0.5)
-        process.send_signal(signal.SIGINT)
+        while process.poll() is None:  # users press more than once
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.03)
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()

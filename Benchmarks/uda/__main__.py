@@ -2,7 +2,7 @@
 
     python -m Benchmarks.uda TASK --data FOLDER --work FOLDER [--seeds 0 1 2] [--methods ...] [--preset cpu]
 
-Presets: cpu takes one core about two hours for a seed of cardiac, one for brain-contrast and twelve minutes for
+Presets: cpu takes one core an hour and a half for a seed of cardiac, one for brain-contrast and eight minutes for
 hippocampus, gpu is made for one graphics card with the `small` model, smoke for a trial of a minute that says nothing.
 A method and seed that is done is kept in WORK and not run again; a training that was killed continues. The scores of
 every scan go into Benchmarks/uda/cells; with --add the tables hold what is there of other methods and seeds as well.

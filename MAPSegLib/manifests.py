@@ -15,8 +15,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from .config import Options
 from .errors import InputError
@@ -40,6 +41,23 @@ class _Manifest(Options):
     cases: tuple[Case, ...]
 
 
+class _Side(BaseModel):
+    """What a report tells of a result."""
+
+    output: str
+    uncertainty: str | None = None
+
+
+class _Scan(_Side):
+    source: _Side | None = None
+    adapted: _Side | None = None
+
+
+class _Report(BaseModel):
+    task: Literal["segment", "adapt"]
+    scans: list[_Scan]
+
+
 def list_scans(place: Path) -> list[Path]:
     """The scans of a data set, label maps and what an earlier run wrote beside them left out.
 
@@ -56,14 +74,12 @@ def list_scans(place: Path) -> list[Path]:
 def results_in(folder: Path) -> set[Path]:
     """The maps in a folder that the reports in it tell of."""
     found: set[Path] = set()
-    for report in folder.glob("*report.json"):
-        with suppress(InputError):
-            content = read_json(report, "a report")
-            scans = content.get("scans") if isinstance(content, dict) else None
-            for scan in scans if isinstance(scans, list) else ():
-                sides = [side for side in (scan, scan.get("source"), scan.get("adapted")) if side]
-                names = [side.get(kind) for side in sides for kind in ("output", "uncertainty")]
-                found |= {folder / Path(name).name for name in names if name}
+    for path in folder.glob("*report.json"):
+        with suppress(InputError, ValidationError):
+            report = TypeAdapter(_Report).validate_python(read_json(path, "a report"))
+            sides = [side for scan in report.scans for side in (scan, scan.source, scan.adapted) if side]
+            names = [name for side in sides for name in (side.output, side.uncertainty) if name]
+            found |= {folder / Path(name).name for name in names}
     return found
 
 
@@ -113,7 +129,8 @@ def _cases(place: Path) -> list[Case]:
 
 def _refuse_others(folder: Path, what: str) -> None:
     """Raise InputError for a scan that lies beside a data set: which of them is meant cannot be known."""
-    others = sorted(p.name for p in folder.iterdir() if p.is_file() and scan_suffix(p))
+    there = {path for path in folder.iterdir() if path.is_file() and scan_suffix(path)}
+    others = sorted(path.name for path in there - results_in(folder))
     if others:
         raise InputError(
             f"The folder {folder} holds {what} and scans beside it ({others[0]}).",
@@ -153,7 +170,8 @@ def _nnunet(folder: Path) -> list[Case]:
 
 
 def _authors(folder: Path) -> list[Case]:
-    files = [file for file in find_scans(folder) if file not in results_in(folder)]
+    results = results_in(folder)
+    files = [file for file in find_scans(folder) if file not in results]
     named = {kind: [f for f in files if scan_stem(f).endswith(kind)] for kind in ("_img", "_label")}
     others = [f.name for f in files if not scan_stem(f).endswith(tuple(named))]
     if named["_img"] and others:

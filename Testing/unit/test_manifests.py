@@ -218,10 +218,11 @@ def test_what_a_report_tells_of_is_no_scan(tmp_path):
     entry = {"output": "/elsewhere/a_seg.nii.gz", "uncertainty": "/elsewhere/a_uncertainty.nii.gz"}
     entry["source"] = {"output": "/elsewhere/a_seg_source.nii.gz"}
     report = tmp_path / "report.json"
-    report.write_text(json.dumps({"scans": [entry]}), encoding="utf-8")
+    report.write_text(json.dumps({"task": "segment", "scans": [entry]}), encoding="utf-8")
     assert [scan.name for scan in list_scans(tmp_path)] == ["a.nii.gz"]
     (tmp_path / "a.nii.gz").unlink()
     with pytest.raises(InputError, match="results of an earlier run alone"):
         list_scans(tmp_path)
-    report.write_text("[1]", encoding="utf-8")
-    assert len(list_scans(tmp_path)) == 3
+    for foreign in ([1], {"task": "other", "scans": [entry]}, {"task": "segment", "scans": ["a.nii.gz"]}):
+        report.write_text(json.dumps(foreign), encoding="utf-8")
+        assert len(list_scans(tmp_path)) == 3

@@ -200,15 +200,14 @@ def _show_rounds(result: dict[str, Any]) -> None:
 
 def show_models(name: str | None) -> int:
     """Print the models at hand, or the card of one; returns the exit code."""
-    from .formats import reason
     from .models import list_models, load_card, resolve
+    from .reports import unusable
 
     try:
         card = load_card(resolve(name), encoder=True, choice=True) if name else None
         known = [] if name else list_models()
     except (MAPSegError, OSError) as error:
-        if isinstance(error, OSError):
-            error = InputError(f"{error.filename} cannot be used: {reason(error)}.", "Check the path.")
+        error = unusable(error) if isinstance(error, OSError) else error
         _err.print(f"[bold red]Error[/]: {escape(error.message)} {escape(error.advice)}", highlight=False)
         return error.exit_code
     if card:

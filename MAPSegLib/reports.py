@@ -43,6 +43,13 @@ def unwritable(path: Path, error: OSError) -> InputError:
     return InputError(f"{path} cannot be written: {reason(error)}.", "Choose another output folder.")
 
 
+def unusable(error: OSError) -> InputError:
+    """The sentence for a path that the system refuses, wherever it was used."""
+    from .formats import reason
+
+    return InputError(f"{error.filename} cannot be used: {reason(error)}.", "Check the path.")
+
+
 def write_text(path: Path, text: str, overwrite: bool = False) -> Path:
     """Write a UTF-8 text file in one piece. Raises InputError as :func:`replacing` does."""
     with replacing(path, overwrite) as temporary:

@@ -119,10 +119,10 @@ def _explained(failure: Exception) -> MAPSegError:
             "Another process of this run has ended, or cannot be reached.", "See what torchrun tells of it."
         )
     if isinstance(failure, OSError) and failure.filename:
-        from .formats import reason
+        from .reports import unusable
 
         _log.info("%s", failure, exc_info=failure)
-        return InputError(f"{failure.filename} cannot be used: {reason(failure)}.", "Check the path.")
+        return unusable(failure)
     if "torch" in sys.modules:
         from .devices import is_out_of_memory
 

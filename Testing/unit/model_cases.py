@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -26,6 +28,18 @@ def tiny_architecture(**changes) -> Architecture:
 def tiny_model(labels=PAIRED, seed=0, **changes) -> Segmenter:
     torch.manual_seed(seed)
     return Segmenter(tiny_architecture(**changes), labels).eval()
+
+
+def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    """Whether two networks have the same weights, to the bit."""
+    return all(
+        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
+
+
+def records(path: Path) -> list[dict]:
+    """The lines of a ``metrics.jsonl``."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def card_of(model: Segmenter, spacing=(1.0, 1.0, 1.0), priors=None) -> ModelCard:

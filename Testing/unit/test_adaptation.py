@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from model_cases import PAIRED, SINGLE, card_of, tiny_model
+from model_cases import PAIRED, SINGLE, card_of, same, tiny_model
 
 from MAPSegLib import quality
 from MAPSegLib.config import AdaptationOptions
@@ -42,12 +42,6 @@ def run(folder, *, model=None, volumes=None, report=ignore, preview=None, **chan
     model = model or tiny_model(dropout=0.3)
     folder.mkdir(exist_ok=True)
     return adapt(model, card_of(model), volumes or [volume()], options(**changes), folder, report, preview)
-
-
-def same(a, b):
-    return all(
-        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
-    )
 
 
 @pytest.fixture

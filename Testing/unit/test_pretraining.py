@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from model_cases import tiny_architecture
+from model_cases import same, tiny_architecture
 
 from MAPSegLib.config import ARCHITECTURES, Preprocessing, PretrainingOptions
 from MAPSegLib.domains import Domains, UnlabelledScans, vary
@@ -45,11 +45,6 @@ def domains(*named):
 
 def ignore(event, **fields):
     pass
-
-
-def same(a, b):
-    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
-    return all(torch.equal(x, y) for x, y in pairs)
 
 
 # --- the network and its loss -------------------------------------------------------------------------------------

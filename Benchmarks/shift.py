@@ -30,7 +30,7 @@ from .tables import write_section
 from .uda.report import spread
 
 NATIVE = "native"
-HISTORY = ("step", "agreement", "volume_deviation", "score", "eta", "kept", "dice")
+HISTORY = ("step", "agreement", "shape_deviation", "score", "eta", "kept", "dice")
 """What is remembered of each label-free check."""
 
 
@@ -131,7 +131,7 @@ def claims_table(rows: list[dict]) -> list[list[str]]:
             {
                 "score": check["score"],
                 "agreement": check["agreement"],
-                "plausible volumes": -check["volume_deviation"],
+                "plausible shapes": -check["shape_deviation"],
                 "eta": check["eta"],
             },
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -129,8 +129,13 @@ class SyntheticSource:
     def draw(self, generator: Generator) -> tuple[Tensor, Tensor]:
         return self._draw(generator, deform=True)
 
+    def label_maps(self) -> Iterator[tuple[Tensor, Sequence[float]]]:
+        """Class indices of every label map, and their spacing in mm."""
+        for anatomy in self.anatomies:
+            yield anatomy.classes[anatomy.codes.long()], anatomy.spacing.tolist()
+
     def draw_undeformed(self, generator: Generator) -> Tensor:
-        """A scan in which structures have the volumes of the label map."""
+        """A scan in which structures have the shapes of the label map."""
         return self._draw(generator, deform=False)[0]
 
     def _draw(self, generator: Generator, deform: bool) -> tuple[Tensor, Tensor]:
@@ -241,8 +246,13 @@ class ScanSource:
     def draw(self, generator: Generator) -> tuple[Tensor, Tensor]:
         return self.augment(*self._pick(generator), self.spacing, generator)
 
+    def label_maps(self) -> Iterator[tuple[Tensor, Sequence[float]]]:
+        """Class indices of every scan, and their spacing in mm."""
+        for _, classes in self.scans:
+            yield classes, self.spacing.tolist()
+
     def draw_undeformed(self, generator: Generator) -> Tensor:
-        """A scan in which structures have the volumes of its labels."""
+        """A scan in which structures have the shapes of its labels."""
         return relight(self._pick(generator)[0], generator)
 
     def _pick(self, generator: Generator) -> tuple[Tensor, Tensor]:

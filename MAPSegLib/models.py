@@ -66,7 +66,8 @@ class ModelCard(Options):
     provenance: dict[str, Any] = Field({}, description="data, steps, seed, versions")
     scores: dict[str, Any] = Field({}, description="measured Dice, by test set")
     priors: dict[str, Any] = Field(
-        {}, description='of the source: "volumes" holds [mean, deviation] of log ml per label value'
+        {},
+        description='of the source: "extents" holds, per label value, [mean, deviation] of log mm along three axes',
     )
     license: str = ""
 

@@ -2,8 +2,8 @@
 
 Confidence and the loss follow the true Dice badly: adaptation trains on them. So results are judged under a
 transformation that no loss asks agreement under (the mirrored scan, where the labels name their mirror images, the
-scan turned and made smaller elsewhere), and by whether the volumes are a body's. (The search for a first curve does
-maximise this.)
+scan turned and made smaller elsewhere), and by whether the structures have the shapes of the source's. (The search for
+a first curve does maximise this.)
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from .config import InferenceOptions, Label
 from .inference import Progress, predict_classes
 from .networks.segmenter import Segmenter, mirrored_classes
 from .preprocessing import Scan
+from .shapes import shape_deviation
 
 PLAUSIBILITY_WEIGHT = 0.05
-"""How much agreement one deviation of mean volume error weighs."""
+"""How much agreement one deviation of the mean shape weighs."""
 FEWEST_SCANS = 5
 """That together tell more than each for itself."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -39,9 +40,9 @@ QUICK = {"overlap": 0.0, "mirror": False}
 class Assessment:
     """Whether a result can be trusted, and why, in one sentence.
 
-    ``measures``: ``agreement`` (mean Dice with the result on the transformed scan, 0 to 1), ``volume_deviation``
-    (mean distance of the structures' volumes from the source's, in the source's deviations, at most 10 each;
-    absent when the model states no volumes) and ``score``, which combines them.
+    ``measures``: ``agreement`` (mean Dice with the result on the transformed scan, 0 to 1), ``shape_deviation``
+    (:func:`~MAPSegLib.shapes.shape_deviation` from the source's; absent when the model states no shapes) and
+    ``score``, which combines them.
     """
 
     trusted: bool
@@ -60,13 +61,13 @@ def class_dice(a: Tensor, b: Tensor, classes: int) -> Tensor:
 def agreement(labels: Sequence[Label], one: Tensor, other: Tensor, priors: dict) -> float:
     """Mean Dice of two maps of class indices over the structures.
 
-    A structure that the source has (``priors["volumes"]``) counts as 0 where neither map holds it: a result with
+    A structure that the source has (``priors["extents"]``) counts as 0 where neither map holds it: a result with
     next to nothing in it must not pass for a consistent one. Any other is left out there. Voxels of ``other`` below 0
     (:data:`UNSEEN`) are not compared.
     """
     seen = other != UNSEEN
     dice = class_dice(one[seen], other[seen], len(labels) + 1)[1:]
-    known = priors.get("volumes", {})
+    known = priors.get("extents", {})
     expected = torch.tensor([str(label.value) in known for label in labels])
     return float(dice.masked_fill(dice.isnan() & expected, 0.0).nanmean().nan_to_num(0.0))
 
@@ -118,35 +119,22 @@ def transformed_classes(
     return way.back(predict_classes(model, way.there(image), options, progress)[0])
 
 
-def volume_deviation(labels: Sequence[Label], counts: Tensor, voxel_ml: float, priors: dict) -> float | None:
-    """Mean distance of log volumes from the source's, in its deviations (at least 0.15), at most 10 each.
-
-    Args:
-        counts: voxels per class, (classes,).
-        priors: of the model card; ``volumes`` maps a label's value to mean and deviation of its log ml.
-    """
-    known = {int(value): tuple(stats) for value, stats in priors.get("volumes", {}).items()}
-    distances = []
-    for index, label in enumerate(labels, 1):
-        if label.value in known:
-            mean, deviation = known[label.value]
-            ml = max(float(counts[index]) * voxel_ml, 1e-3)
-            distances.append(min(10.0, abs(math.log(ml) - mean) / max(deviation, 0.15)))
-    return sum(distances) / len(distances) if distances else None
-
-
 def measure(
-    labels: Sequence[Label], one: Tensor, other: Tensor, classes: Tensor, voxel_ml: float, priors: dict
+    labels: Sequence[Label],
+    one: Tensor,
+    other: Tensor,
+    classes: Tensor,
+    spacing: Sequence[float],
+    priors: dict,
 ) -> dict[str, float]:
     """The measures of an :class:`Assessment`.
 
-    Args: what was made of a scan and of the transformed scan, and the result whose volumes count.
+    Args: what was made of a scan and of the transformed scan, the result whose shapes count, and its spacing in mm.
     """
     measures = {"agreement": agreement(labels, one, other, priors)}
-    counts = torch.bincount(classes.flatten().long(), minlength=len(labels) + 1)
-    deviation = volume_deviation(labels, counts, voxel_ml, priors)
+    deviation = shape_deviation(labels, classes, spacing, priors)
     if deviation is not None:
-        measures["volume_deviation"] = deviation
+        measures["shape_deviation"] = deviation
     return measures | {"score": measures["agreement"] - PLAUSIBILITY_WEIGHT * (deviation or 0.0)}
 
 
@@ -168,8 +156,8 @@ def needed_gain(gained: Sequence[float], margin: float) -> float:
 def judge(measures: dict[str, float], priors: dict) -> Assessment:
     """The verdict on measures, against what the model reached on its own domain (``priors["trust"]``)."""
     floor = priors.get("trust", {}).get("agreement", 0.6)
-    ceiling = priors.get("trust", {}).get("volume_deviation", 3.5)
-    reached, deviation = measures["agreement"], measures.get("volume_deviation")
+    ceiling = priors.get("trust", {}).get("shape_deviation", 2.5)
+    reached, deviation = measures["agreement"], measures.get("shape_deviation")
     if reached < floor:
         return Assessment(
             False,
@@ -180,7 +168,7 @@ def judge(measures: dict[str, float], priors: dict) -> Assessment:
     if deviation is not None and deviation > ceiling:
         return Assessment(
             False,
-            f"Not to be trusted: the volumes are implausible ({deviation:.1f} deviations from the source's, "
+            f"Not to be trusted: structures have implausible shapes ({deviation:.1f} deviations from the source's, "
             f"expected at most {ceiling:.1f}).",
             measures,
         )
@@ -196,14 +184,14 @@ def assess_scan(
     progress: Progress | None = None,
 ) -> tuple[Assessment, Tensor]:
     """:func:`assess_image` of a prepared scan."""
-    return assess_image(model, card, scan.image, scan.grid.working_voxel_ml, options, classes, progress)
+    return assess_image(model, card, scan.image, scan.grid.working_spacing, options, classes, progress)
 
 
 def assess_image(
     model: Segmenter,
     card,
     image: Tensor,
-    voxel_ml: float,
+    spacing: Sequence[float],
     options: InferenceOptions,
     classes: Tensor | None = None,
     progress: Progress | None = None,
@@ -211,7 +199,7 @@ def assess_image(
     """Judge a model on an image (X, Y, Z) of the working grid, whose first axis runs left to right.
 
     Args:
-        voxel_ml: volume of a voxel.
+        spacing: of the image, mm.
         classes: the result to judge, class indices; a quick one when absent.
         progress: told windows done and all windows, those of the transformed image taken for as many as the image's.
 
@@ -225,9 +213,9 @@ def assess_image(
 
     # The result itself may be an average with the mirrored scan's: that would agree with anything.
     one = predict_classes(model, image, quick, part(0))[0]
-    other = transformed_classes(model, card.labels, image, quick, card.preprocessing.spacing, part(1))
+    other = transformed_classes(model, card.labels, image, quick, spacing, part(1))
     classes = one if classes is None else classes
-    measures = measure(card.labels, one, other, classes, voxel_ml, card.priors)
+    measures = measure(card.labels, one, other, classes, spacing, card.priors)
     return judge(measures, card.priors), classes
 
 
@@ -237,9 +225,9 @@ def trust_limits(measures: Sequence[dict[str, float]]) -> dict[str, float]:
     Args:
         measures: of :func:`assess_scan` on several scans of the source domain.
     """
-    limits = {"agreement": min(m["agreement"] for m in measures) - 0.1}
-    if all("volume_deviation" in m for m in measures):
-        limits["volume_deviation"] = max(m["volume_deviation"] for m in measures) + 1.0
+    limits = {"agreement": min(m["agreement"] for m in measures) - 0.15}
+    if all("shape_deviation" in m for m in measures):
+        limits["shape_deviation"] = max(m["shape_deviation"] for m in measures) + 0.75
     return {name: round(value, 3) for name, value in limits.items()}
 
 

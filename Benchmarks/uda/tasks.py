@@ -17,7 +17,7 @@ from MAPSegLib.synthesis import brain_labels
 from .. import oasis
 from . import data
 
-VERSION = 4
+VERSION = 5
 """Raised with every change that changes figures, of the library, the scans or what a method starts from: results of
 another are refused."""
 METHODS = ("source-only", "source-strong", "test-time", "paper", "v2", "plus", "target-supervised")

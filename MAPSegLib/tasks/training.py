@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import platform
 import random
 from collections.abc import Sequence
@@ -88,8 +87,7 @@ def _card(job: TrainJob, training: Sequence[Case], report: Report) -> ModelCard:
     start = load_card(resolve(job.init), encoder=True) if job.init else None
     if start and start.labels and job.label_table:
         raise InputError(f"The model {job.init} brings its own label table.", "Leave --label-table away.")
-    volumes = _volumes(training, job, report)
-    labels = start.labels if start and start.labels else _labels(job, volumes)
+    labels = start.labels if start and start.labels else _labels(training, job, report)
     return ModelCard(
         name=job.name,
         description=job.description,
@@ -97,7 +95,6 @@ def _card(job: TrainJob, training: Sequence[Case], report: Report) -> ModelCard:
         preprocessing=start.preprocessing if start else job.preprocessing or Preprocessing(),
         labels=labels,
         provenance=_provenance(job, training, start),
-        priors={"volumes": volume_priors(labels, volumes)},
         license=job.license,
     )
 
@@ -105,18 +102,20 @@ def _card(job: TrainJob, training: Sequence[Case], report: Report) -> ModelCard:
 def with_trust(
     model: Segmenter, card: ModelCard, source: ScanSource | SyntheticSource, options: TrainingOptions
 ) -> ModelCard:
-    """The card with limits of trust and a profile of intensities, measured on scans drawn from the source."""
+    """The card with the source's shapes, and limits of trust and a profile of intensities of scans drawn from it."""
     import torch
 
     from ..quality import assess_image, intensity_profile, trust_limits
+    from ..shapes import extent_priors
 
     inference = InferenceOptions(device=options.device, precision=options.precision, threads=options.threads)
     generator = torch.Generator().manual_seed(options.seed + 2)
     images = [source.draw_undeformed(generator) for _ in range(TRUST_DRAWS)]
-    voxel_ml = math.prod(card.preprocessing.spacing) / 1000
-    measures = [assess_image(model, card, image, voxel_ml, inference)[0].measures for image in images]
+    priors: dict[str, Any] = {"extents": extent_priors(card.labels, source.label_maps())}
+    card, spacing = card.model_copy(update={"priors": priors}), card.preprocessing.spacing
+    measures = [assess_image(model, card, image, spacing, inference)[0].measures for image in images]
     known = {"trust": trust_limits(measures), "intensity": intensity_profile(images)}
-    return card.model_copy(update={"priors": card.priors | known})
+    return card.model_copy(update={"priors": priors | known})
 
 
 def _material(
@@ -146,45 +145,17 @@ def _cases(job: TrainJob) -> list[Case]:
     return list_pairs(check_path(job.images), check_path(job.labels) if job.labels else None)
 
 
-def _volumes(cases: Sequence[Case], job: TrainJob, report: Report) -> list[dict[int, float]]:
-    """The millilitres of every value in every label map."""
+def _labels(cases: Sequence[Case], job: TrainJob, report: Report) -> tuple[Label, ...]:
+    """The structures of the label table, or without one those that any label map holds."""
     import numpy as np
 
-    from ..preprocessing import canonical
-    from ..synthesis import EQUIVALENT, known_codes
-
-    same = EQUIVALENT if job.from_labels else {}
-    found = []
-    for index, (_, path) in enumerate(cases):
-        report("progress", stage="read", scan=str(path), step=index, steps=len(cases), seconds_left=None)
-        volume = read_labels(path)
-        array = known_codes(canonical(volume)[0]) if job.from_labels else volume.array
-        values, counts = np.unique(array, return_counts=True)
-        ml = math.prod(volume.spacing) / 1000
-        sizes: dict[int, float] = {}
-        for value, count in zip(values.tolist(), counts.tolist(), strict=True):
-            value = same.get(value, value)
-            sizes[value] = sizes.get(value, 0.0) + count * ml
-        found.append(sizes)
-    return found
-
-
-def _labels(job: TrainJob, volumes: Sequence[dict[int, float]]) -> tuple[Label, ...]:
     if job.label_table or job.from_labels:
         return read_label_table(job.label_table or "brain")
-    return infer_labels({value for sizes in volumes for value in sizes})
-
-
-def volume_priors(labels: Sequence[Label], volumes: Sequence[dict[int, float]]) -> dict[str, list[float]]:
-    """Mean and sample deviation (0 with one map) of log ml per label value, over the maps that hold it."""
-    priors = {}
-    for label in labels:
-        logs = [math.log(sizes[label.value]) for sizes in volumes if label.value in sizes]
-        if logs:
-            mean = sum(logs) / len(logs)
-            spread = math.sqrt(sum((x - mean) ** 2 for x in logs) / max(1, len(logs) - 1))
-            priors[str(label.value)] = [round(mean, 4), round(spread, 4)]
-    return priors
+    found: set[int] = set()
+    for index, (_, path) in enumerate(cases):
+        report("progress", stage="read", scan=str(path), step=index, steps=len(cases), seconds_left=None)
+        found |= set(np.unique(read_labels(path).array).tolist())
+    return infer_labels(found)
 
 
 def _provenance(job: TrainJob, cases: Sequence[Case], start: ModelCard | None) -> dict[str, Any]:

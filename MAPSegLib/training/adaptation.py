@@ -182,8 +182,7 @@ class _Run:
         loop, scan = self.loop, self.scans[0]
         if not self.terms.searches:
             return
-        box_ml = float(np.prod(scan.grid.box_shape)) * scan.grid.native_voxel_ml
-        asked = (loop.ema, self.card, scan.image, box_ml, loop.generator, loop.inference.precision)
+        asked = (loop.ema, self.card, scan.image, loop.generator, loop.inference.precision)
         curve = distributed.on_first(lambda: search_curve(*asked)[0])
         before = [network.curve.values.detach().clone() for network in (loop.model, loop.ema)]
         known, guess = loop.extra["best_score"], loop.extra["guess"]

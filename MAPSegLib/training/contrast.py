@@ -24,14 +24,13 @@ PARENTS = 3
 
 
 def search_curve(
-    model: Segmenter, card, image: Tensor, box_ml: float, generator: Generator, precision: str = "auto"
+    model: Segmenter, card, image: Tensor, generator: Generator, precision: str = "auto"
 ) -> tuple[Tensor, list[dict]]:
     """The best curve found by a small evolution from the identity and its inverse.
 
     Args:
         model: with an intensity curve; its own is ignored and left alone.
         image: prepared scan (X, Y, Z) in [0, 1].
-        box_ml: volume of the whole foreground box.
 
     Returns:
         knot values (knots + 1,), and the score of every candidate tried, in order.
@@ -44,9 +43,7 @@ def search_curve(
     ]
     tried: list[dict] = []
     for round_ in range(ROUNDS):
-        for curve, score in zip(
-            candidates, _scores(model, card, image, candidates, box_ml, precision), strict=True
-        ):
+        for curve, score in zip(candidates, _scores(model, card, image, candidates, precision), strict=True):
             pool.append((score, curve))
             tried.append({"round": round_, "score": score})
         pool = sorted(pool, key=lambda pair: -pair[0])[:PARENTS]
@@ -64,9 +61,7 @@ def _bend(curve: Tensor, size: float, generator: Generator) -> Tensor:
 
 
 @torch.inference_mode()
-def _scores(
-    model: Segmenter, card, image: Tensor, curves: list[Tensor], box_ml: float, precision: str
-) -> list[float]:
+def _scores(model: Segmenter, card, image: Tensor, curves: list[Tensor], precision: str) -> list[float]:
     """Label-free score of each curve, from f(X) of the whole scan and of the transformed one, both small."""
     size, device = model.architecture.global_size, next(model.parameters()).device
     low = F.adaptive_avg_pool3d(image[None], [min(size, n) for n in image.shape])[0]
@@ -88,6 +83,6 @@ def _scores(
             found = logits.argmax(1, keepdim=True).cpu().float()
             maps.append(F.interpolate(found, size=view.shape, mode="nearest-exact")[:, 0].long())
         for one, other in zip(*maps, strict=True):
-            measures = measure(card.labels, one, way.back(other), one, box_ml / one.numel(), card.priors)
+            measures = measure(card.labels, one, way.back(other), one, spacing, card.priors)
             scores.append(measures["score"])
     return scores

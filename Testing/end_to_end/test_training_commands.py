@@ -26,12 +26,11 @@ def test_the_card_tells_how_a_model_came_about(trained, data):
     assert [label.value for label in card.labels] == [1, 2]
     assert card.provenance["cases"] == 3 and card.provenance["data"] == "images"
     assert card.provenance["steps"] == 40 and "torch" in card.provenance["versions"]
-    volumes = [
-        np.count_nonzero(labels_of(data / "labels" / f"case{i}.nii.gz") == 2) * 0.008 for i in range(3)
-    ]
-    mean, deviation = card.priors["volumes"]["2"]
-    assert mean == pytest.approx(np.log(volumes).mean(), abs=1e-3)
-    assert deviation == pytest.approx(np.log(volumes).std(ddof=1), abs=1e-3)
+    places = [2.0 * np.argwhere(labels_of(data / "labels" / f"case{i}.nii.gz") == 2) for i in range(3)]
+    longest = [np.log(np.linalg.eigvalsh(np.cov(p.T, bias=True) + np.eye(3) / 3)[-1]) / 2 for p in places]
+    mean, deviation = card.priors["extents"]["2"][0]
+    assert mean == pytest.approx(np.mean(longest), abs=1e-3)
+    assert deviation == pytest.approx(np.std(longest, ddof=1), abs=1e-3)
 
 
 def test_training_starts_from_a_model_and_keeps_cases_back(model, data, tmp_path):
@@ -174,5 +173,5 @@ def test_training_on_synthesised_images(anatomy, tmp_path):
     arguments = ["--from-labels", anatomy, "--contrast", "random", "--preset", "tiny", "--spacing", 4]
     mapseg("train", *arguments, "--name", "head", "--steps", 2, "-o", tmp_path / "t", *CPU)
     card = load_card(tmp_path / "t" / "head.safetensors")
-    assert 17 in [label.value for label in card.labels] and set(card.priors["volumes"]) >= {"2", "41", "49"}
+    assert 17 in [label.value for label in card.labels] and set(card.priors["extents"]) >= {"2", "41", "49"}
     assert card.provenance["images"] == "synthesised, contrast random"

@@ -365,7 +365,7 @@ def test_curves_are_judged_under_the_transformation_that_results_are_judged_unde
     card = card_of(model, spacing=(1.0, 2.0, 0.5))
     for identical in (True, False):
         generator = torch.Generator().manual_seed(1)
-        curve, tried = contrast.search_curve(model, card, image, 1.0, generator, "fp32")
+        curve, tried = contrast.search_curve(model, card, image, generator, "fp32")
         assert asked[-1] == (card.labels, (16, 12, 16), pytest.approx([1.5, 2.0, 1.25]))
         assert curve.shape == (5,) and len(tried) == 48
         assert all(entry["score"] == 1.0 for entry in tried) == identical

@@ -1,7 +1,5 @@
 """What the training loop is fed: patches that know their place, scans from files in any orientation."""
 
-from types import SimpleNamespace
-
 import nibabel as nib
 import numpy as np
 import pytest
@@ -21,7 +19,6 @@ from MAPSegLib.datasets import (
 )
 from MAPSegLib.errors import InputError
 from MAPSegLib.synthesis import brain_labels
-from MAPSegLib.tasks.training import _volumes
 
 FOUR = Preprocessing(spacing=(4.0, 4.0, 4.0))
 
@@ -214,7 +211,7 @@ def test_real_scans_vary_and_return_by_seed(pair):
     assert float(first.min()) >= 0 and float(first.max()) <= 1
 
 
-def test_scans_for_measuring_volumes_keep_their_shape(pair):
+def test_scans_for_measuring_shapes_keep_theirs(pair):
     source = ScanSource([pair], LABELS, FOUR)
     plain, draws = source.scans[0][0], [source.draw_undeformed(generator(s)) for s in range(4)]
     assert all(torch.equal(x > 0, plain > 0) for x in draws) and not torch.equal(draws[0], draws[1])
@@ -263,13 +260,21 @@ def test_a_patch_knows_which_of_its_voxels_lie_within_the_scan():
     assert torch.equal(batch.inside(), batch.patches[:, 0] > 0)
 
 
-def test_volumes_are_those_of_the_structures_that_are_drawn(tmp_path):
+def test_label_maps_of_a_synthetic_source_hold_the_structures_that_are_drawn(tmp_path):
     codes = (head() > 0).numpy().astype(np.int32) * 3
     codes[:10][codes[:10] > 0] = 1035
     path = save(tmp_path / "aparc.nii.gz", codes, "LPI", np.int32)
-    job = SimpleNamespace(from_labels=tmp_path)
-    (found,) = _volumes([(None, path)], job, lambda *_, **__: None)
-    assert set(found) == {0, 3}
+    labels = brain_labels()
+    ((classes, spacing),) = SyntheticSource([path], labels, FOUR).label_maps()
+    cortex = 1 + [label.value for label in labels].index(3)
+    assert classes.unique().tolist() == [0, cortex] and spacing == [4.0, 4.0, 4.0]
+    assert int((classes > 0).sum()) == np.count_nonzero(codes)
+
+
+def test_label_maps_of_scans_are_those_on_the_working_grid(pair):
+    source = ScanSource([pair], LABELS, FOUR)
+    ((classes, spacing),) = source.label_maps()
+    assert classes is source.scans[0][1] and spacing == [4.0, 4.0, 4.0]
 
 
 # --- folders ------------------------------------------------------------------------------------------------------

@@ -21,7 +21,6 @@ from MAPSegLib.tasks import resume
 from MAPSegLib.tasks.evaluation import pair_cases
 from MAPSegLib.tasks.label_table import infer_labels, read_label_table
 from MAPSegLib.tasks.outputs import ScanOutputs, collect_scans, output_folder, refuse_embedded
-from MAPSegLib.tasks.training import volume_priors
 from MAPSegLib.worker import listen_for_stop
 
 SEGMENT = {"task": "segment", "model": "brain-t1", "scans": ["a.nii.gz"], "output": "out"}
@@ -260,12 +259,6 @@ def test_labels_are_made_up_for_the_values_found():
     for wrong in ({0}, {-1, 2}, {70000}):
         with pytest.raises(InputError, match="no structures, or values outside"):
             infer_labels(wrong)
-
-
-def test_priors_are_mean_and_deviation_of_log_volumes():
-    labels = (Label(value=1, name="a"), Label(value=2, name="b"), Label(value=3, name="c"))
-    priors = volume_priors(labels, [{1: math.e, 2: 1.0}, {1: math.e**3}])
-    assert priors == {"1": [2.0, round(math.sqrt(2), 4)], "2": [0.0, 0.0]}
 
 
 def test_predictions_and_references_that_are_named_alike_are_refused(tmp_path):

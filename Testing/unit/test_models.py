@@ -40,7 +40,7 @@ def tiny(labels=LABELS):
         architecture=ARCHITECTURES["tiny"],
         preprocessing=Preprocessing(spacing=(2, 2, 2)),
         labels=labels,
-        priors={"volumes": {"16": [3.0, 0.2]}},
+        priors={"extents": {"16": [[3.0, 0.2], [2.5, 0.2], [2.0, 0.1]]}},
     )
     return model, card
 

@@ -21,9 +21,10 @@ from MAPSegLib.quality import (
     transformed_classes,
     trust_limits,
     validation_dice,
-    volume_deviation,
 )
+from MAPSegLib.shapes import extent_priors
 
+MM = (1.0, 1.0, 1.0)
 FP32 = InferenceOptions(device="cpu", precision="fp32", overlap=0.0)
 SIDES = (
     Label(value=10, name="left thalamus", mirror=49),
@@ -121,7 +122,7 @@ def test_agreement_is_zero_where_nothing_is_found():
 def test_a_structure_the_source_has_must_be_found_to_agree():
     one = torch.tensor([0, 1, 1, 3, 3])
     assert agreement(SIDES, one, one, {}) == 1.0
-    known = {"volumes": {"10": [0.0, 1.0], "17": [0.0, 1.0], "49": [0.0, 1.0]}}
+    known = {"extents": dict.fromkeys(("10", "17", "49"), [[0.0, 1.0]] * 3)}
     assert agreement(SIDES, one, one, known) == pytest.approx(2 / 3)
     assert agreement(SIDES, one, one * 0, known) == 0.0
 
@@ -166,49 +167,6 @@ def test_half_a_pair_leaves_no_mirror():
     assert mirrored_classes(PAIRED) is not None and mirrored_classes(alone) is None
 
 
-# --- volumes ------------------------------------------------------------------------------------------------------
-
-
-def priors(deviation=0.5):
-    return {"volumes": {str(label.value): [math.log(2.0), deviation] for label in PAIRED}}
-
-
-def counts(*ml, voxel_ml=0.001):
-    return torch.tensor([10**6, *(round(v / voxel_ml) for v in ml)])
-
-
-def test_volumes_at_the_mean_deviate_by_nothing():
-    assert volume_deviation(PAIRED, counts(2, 2, 2), 0.001, priors()) == pytest.approx(0.0, abs=1e-9)
-
-
-def test_deviations_are_those_of_log_volumes_on_either_side():
-    e = math.e
-    assert volume_deviation(PAIRED, counts(2 * e, 2 / e, 2), 0.001, priors()) == pytest.approx(
-        (2 + 2) / 3, abs=1e-3
-    )
-
-
-def test_voxels_count_by_their_size():
-    assert volume_deviation(PAIRED, counts(2, 2, 2, voxel_ml=0.02), 0.02, priors()) == pytest.approx(
-        0.0, abs=1e-9
-    )
-
-
-def test_tight_priors_are_widened_and_missing_structures_count_ten():
-    assert volume_deviation(PAIRED, counts(2 * math.exp(0.3), 2, 2), 0.001, priors(0.01)) == pytest.approx(
-        2 / 3, abs=1e-3
-    )
-    assert volume_deviation(PAIRED, counts(0, 2, 2), 0.001, priors()) == pytest.approx(10 / 3, abs=1e-6)
-
-
-def test_only_structures_with_priors_count():
-    assert volume_deviation(
-        PAIRED, counts(2, 9, 9), 0.001, {"volumes": {"10": [math.log(2), 0.5]}}
-    ) == pytest.approx(0.0)
-    assert volume_deviation(PAIRED, counts(2, 2, 2), 0.001, {}) is None
-    assert volume_deviation(PAIRED, counts(2, 2, 2), 0.001, {"volumes": {"999": [1.0, 0.5]}}) is None
-
-
 # --- the verdict --------------------------------------------------------------------------------------------------
 
 
@@ -217,7 +175,7 @@ def test_only_structures_with_priors_count():
     [(0.9, 1.0, True), (0.9, None, True), (0.3, 1.0, False), (0.9, 9.0, False), (0.3, None, False)],
 )
 def test_results_are_trusted_when_they_agree_and_are_plausible(agreement, deviation, trusted):
-    measures = {"agreement": agreement} | ({} if deviation is None else {"volume_deviation": deviation})
+    measures = {"agreement": agreement} | ({} if deviation is None else {"shape_deviation": deviation})
     verdict = judge(measures, {})
     assert verdict.trusted is trusted and verdict.measures == measures
     assert verdict.reason.endswith(".") and (
@@ -227,49 +185,47 @@ def test_results_are_trusted_when_they_agree_and_are_plausible(agreement, deviat
 
 
 def test_a_model_s_own_limits_decide():
-    strict = {"trust": {"agreement": 0.95, "volume_deviation": 0.5}}
-    assert not judge({"agreement": 0.9, "volume_deviation": 0.1}, strict).trusted
-    assert not judge({"agreement": 0.99, "volume_deviation": 0.6}, strict).trusted
-    assert judge({"agreement": 0.99, "volume_deviation": 0.4}, strict).trusted
+    strict = {"trust": {"agreement": 0.95, "shape_deviation": 0.5}}
+    assert not judge({"agreement": 0.9, "shape_deviation": 0.1}, strict).trusted
+    assert not judge({"agreement": 0.99, "shape_deviation": 0.6}, strict).trusted
+    assert judge({"agreement": 0.99, "shape_deviation": 0.4}, strict).trusted
 
 
 def test_limits_leave_room_below_the_worst_of_the_own_domain():
-    own = [{"agreement": 0.9, "volume_deviation": 0.8}, {"agreement": 0.85, "volume_deviation": 1.4}]
+    own = [{"agreement": 0.9, "shape_deviation": 0.8}, {"agreement": 0.85, "shape_deviation": 1.4}]
     limits = trust_limits(own)
     assert all(judge(measures, {"trust": limits}).trusted for measures in own)
-    assert not judge({"agreement": 0.7, "volume_deviation": 1.0}, {"trust": limits}).trusted
-    assert not judge({"agreement": 0.9, "volume_deviation": 3.0}, {"trust": limits}).trusted
-    assert "volume_deviation" not in trust_limits([{"agreement": 0.9}])
+    assert not judge({"agreement": 0.65, "shape_deviation": 1.0}, {"trust": limits}).trusted
+    assert not judge({"agreement": 0.9, "shape_deviation": 3.0}, {"trust": limits}).trusted
+    assert "shape_deviation" not in trust_limits([{"agreement": 0.9}])
 
 
-def test_a_scan_is_assessed_by_agreement_and_volumes():
-    model, image = sided(), symmetric_image()
+def test_a_scan_is_assessed_by_agreement_and_shapes():
+    model, image, mm = sided(), symmetric_image(), (1.0, 2.0, 1.0)
     classes = classes_of(model, image)
-    volumes = torch.bincount(classes.flatten(), minlength=5) * 0.5
-    right = {"volumes": {str(v): [math.log(volumes[i]), 0.5] for i, v in enumerate((10, 17, 49, 53), 1)}}
-    verdict, found = assess_image(model, card_of_sides(right), image, 0.5, FP32)
+    known = extent_priors(SIDES, [(classes, mm)])
+    verdict, found = assess_image(model, card_of_sides({"extents": known}), image, mm, FP32)
     assert torch.equal(found, classes) and verdict.trusted
     assert verdict.measures == pytest.approx(
-        {"agreement": 1.0, "volume_deviation": 0.0, "score": 1.0}, abs=1e-6
+        {"agreement": 1.0, "shape_deviation": 0.0, "score": 1.0}, abs=1e-3
     )
-    wrong = {
-        "volumes": {str(v): [math.log(volumes[i]) + 2.0, 0.5] for i, v in enumerate((10, 17, 49, 53), 1)}
-    }
-    verdict, _ = assess_image(model, card_of_sides(wrong), image, 0.5, FP32)
-    assert verdict.measures["volume_deviation"] == pytest.approx(4.0)
-    assert verdict.measures["score"] == pytest.approx(1 - 4 * PLAUSIBILITY_WEIGHT) and not verdict.trusted
+    other = {value: [[mean + 2.0, 0.5] for mean, _ in axes] for value, axes in known.items()}
+    verdict, _ = assess_image(model, card_of_sides({"extents": other}), image, mm, FP32)
+    assert verdict.measures["shape_deviation"] == pytest.approx(4.0, abs=1e-3)
+    assert verdict.measures["score"] == pytest.approx(1 - 4 * PLAUSIBILITY_WEIGHT, abs=1e-3)
+    assert not verdict.trusted and "shapes" in verdict.reason
 
 
 def test_progress_of_an_assessment_counts_to_the_end():
     seen = []
     assess_image(
-        sided(), card_of_sides({}), symmetric_image(), 0.5, FP32, None, lambda *n: seen.append(n[0] / n[1])
+        sided(), card_of_sides({}), symmetric_image(), MM, FP32, None, lambda *n: seen.append(n[0] / n[1])
     )
     assert seen == sorted(seen) and 0.5 in seen and seen[-1] == 1
 
 
 def test_without_priors_the_score_is_the_agreement():
-    verdict, _ = assess_image(sided(), card_of_sides({}), symmetric_image(), 0.5, FP32)
+    verdict, _ = assess_image(sided(), card_of_sides({}), symmetric_image(), MM, FP32)
     assert verdict.measures == {"agreement": 1.0, "score": 1.0}
 
 

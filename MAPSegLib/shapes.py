@@ -1,0 +1,85 @@
+"""How far structures reach, and how far that is from what the source's label maps show.
+
+A result can be wrong, yet consistent: the same wrong tissue is found again in the mirrored scan. But then structures
+have the wrong shape. The standard deviations of a structure's voxels along its own three axes tell much of its shape
+and its size, whichever way a scan lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from .config import Label
+
+NARROWEST = 0.1
+"""Deviation of log extents, at least: a few label maps may happen to be alike."""
+FURTHEST = 10.0
+"""Deviations that a structure counts at most, and one that is missing altogether."""
+
+
+def log_extents(classes: Tensor, structures: int, spacing: Sequence[float]) -> Tensor:
+    """Log of the standard deviations (mm) of every structure's voxels along its own axes, the longest first.
+
+    A voxel counts as the cube that it is, so that a single one, or a flat structure, has an extent too.
+
+    Args:
+        classes: indices (X, Y, Z), 0 for background.
+        structures: their number; class indices run from 1 to it.
+        spacing: mm.
+
+    Returns:
+        float64 (structures, 3); NaN for a structure without a voxel.
+    """
+    places = (classes > 0).nonzero()
+    index = classes[tuple(places.T)].long() - 1
+    mm = torch.as_tensor(spacing, dtype=torch.float64)
+    points, number = places * mm, torch.bincount(index, minlength=structures)
+
+    def mean(values: Tensor) -> Tensor:
+        return torch.bincount(index, values, structures) / number.clamp(min=1)
+
+    points -= torch.stack([mean(axis) for axis in points.T], 1)[index]
+    covariance = torch.stack([torch.stack([mean(a * b) for a in points.T], 1) for b in points.T], 1)
+    variances = torch.linalg.eigvalsh(covariance + torch.diag(mm**2 / 12)).flip(1)
+    return torch.where(number[:, None] > 0, variances.log() / 2, torch.nan)
+
+
+def extent_priors(labels: Sequence[Label], maps: Iterable[tuple[Tensor, Sequence[float]]]) -> dict[str, list]:
+    """For every label value that a map holds, [mean, sample deviation] over maps of each log extent.
+
+    The deviation is 0 with one map.
+
+    Args:
+        maps: class indices (X, Y, Z) and their spacing in mm.
+    """
+    found = torch.stack([log_extents(classes, len(labels), spacing) for classes, spacing in maps])
+    priors = {}
+    for label, rows in zip(labels, found.unbind(1), strict=True):
+        rows = rows[~rows.isnan().any(1)]
+        if len(rows):
+            deviation, mean = torch.std_mean(rows, 0, correction=min(1, len(rows) - 1))
+            priors[str(label.value)] = torch.stack([mean, deviation], 1).round(decimals=4).tolist()
+    return priors
+
+
+def shape_deviation(
+    labels: Sequence[Label], classes: Tensor, spacing: Sequence[float], priors: dict
+) -> float | None:
+    """Mean distance of the structures' log extents from the source's, in its deviations; None where it states none.
+
+    Args:
+        classes: indices (X, Y, Z).
+        priors: of the model card; ``extents`` is what :func:`extent_priors` returns.
+    """
+    stated = priors.get("extents", {})
+    known = [index for index, label in enumerate(labels) if str(label.value) in stated]
+    if not known:
+        return None
+    source = torch.tensor([stated[str(labels[index].value)] for index in known], dtype=torch.float64)
+    mean, deviation = source.unbind(2)
+    extents = log_extents(classes, len(labels), spacing)[known]
+    distance = (extents - mean).abs() / deviation.clamp(min=NARROWEST)
+    return float(distance.nan_to_num(FURTHEST).clamp(max=FURTHEST).mean())

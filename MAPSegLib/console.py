@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,6 +16,9 @@ from rich.table import Table
 from . import distributed
 from .errors import InputError, MAPSegError
 from .worker import execute, listen_for_stop
+
+if TYPE_CHECKING:
+    from .models import ModelCard
 
 _out, _err = Console(), Console(stderr=True)
 _TITLES = {
@@ -199,7 +202,7 @@ def _show_rounds(result: dict[str, Any]) -> None:
 
 
 def show_models(name: str | None) -> int:
-    """Print the models at hand, or the card of one; returns the exit code."""
+    """Print the models at hand, or the card of one, as JSON for other programs; returns the exit code."""
     from .models import list_models, load_card, resolve
     from .reports import unusable
 
@@ -210,16 +213,62 @@ def show_models(name: str | None) -> int:
         error = unusable(error) if isinstance(error, OSError) else error
         _err.print(f"[bold red]Error[/]: {escape(error.message)} {escape(error.advice)}", highlight=False)
         return error.exit_code
-    if card:
+    if card and not _out.is_terminal:
         print(json.dumps(card.model_dump(mode="json"), indent=2, ensure_ascii=False))
+        return 0
+    if card:
+        _print_card(card)
         return 0
     table = Table("name", "structures", "grid mm", "license", "description", box=None)
     for model, _, card in known:
-        grid = " x ".join(f"{s:g}" for s in card.preprocessing.spacing)
+        grid = _grid(card)
         structures = "encoder only" if card.kind == "encoder" else str(len(card.labels))
         table.add_row(*map(escape, (model, structures, grid, card.license, card.description)))
     _out.print(table)
     return 0
+
+
+def _print_card(card: ModelCard) -> None:
+    """What a person asks of a model."""
+    sizes, origin = card.architecture, card.provenance
+    trust = {} if card.members else card.priors.get("trust", {})  # each member has its own
+    told = [
+        origin.get("data"),
+        origin.get("images"),
+        f"{origin['steps']} steps" if "steps" in origin else None,
+    ]
+    lines = {
+        "structures": ", ".join(f"{label.name} ({label.value})" for label in card.labels)
+        or "none: an encoder",
+        "one of, by scan": ", ".join(card.members),
+        "grid": f"{_grid(card)} mm, {card.preprocessing.modality.upper()}",
+        "network": f"{sizes.width} channels, {sizes.depth} blocks, patches of {sizes.patch} voxels",
+        "trained on": "; ".join(map(str, filter(None, told))),
+        "measured": "\n".join(f"{_spoken(name)}: {_spoken(found)}" for name, found in card.scores.items()),
+        "trusted": ", ".join(
+            f"{_spoken(name)} {'at least' if name == 'agreement' else 'at most'} {limit:g}"
+            for name, limit in trust.items()
+        ),
+        "license": card.license,
+    }
+    table = Table(title=escape(f"{card.name}: {card.description}".rstrip(": ")), box=None, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for name, content in lines.items():
+        if content:
+            table.add_row(name, escape(content))
+    _out.print(table, "[bold]Not for clinical use.[/]", highlight=False)
+
+
+def _spoken(value: Any) -> str:
+    """A name or a figure of a card, or several of them, in words."""
+    if isinstance(value, dict):
+        return ", ".join(f"{_spoken(name)} {_spoken(found)}" for name, found in value.items())
+    return str(value).replace("_", " ")
+
+
+def _grid(card: ModelCard) -> str:
+    return " x ".join(f"{s:g}" for s in card.preprocessing.spacing)
 
 
 def _duration(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """The commands that segment, adapt and list models, on tiny scans, in process."""
 
 import csv
+import io
 import json
 import shutil
 from pathlib import Path
@@ -8,8 +9,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from rich.console import Console
 
-from MAPSegLib import api, quality
+from MAPSegLib import api, console, quality
 from MAPSegLib.jobs import build_job
 from MAPSegLib.models import load_model, save_model
 from MAPSegLib.worker import run_job
@@ -227,6 +229,24 @@ def test_models_are_listed_and_imported(model, tmp_path, monkeypatch):
     assert card["architecture"]["width"] == 16 and card["preprocessing"]["spacing"] == [2, 2, 2]
     refused("import", tmp_path / "authors.pth", "--name", "theirs", "--patch", 32)
     refused("models", "nobody")
+
+
+@pytest.mark.parametrize(
+    ("name", "told", "untold"),
+    [
+        ("brain-t1", ["left caudate (11)", "1.5 x 1.5 x 1.5 mm, MR", "agreement at least"], ["one of"]),
+        ("brain", ["brain-t1, brain-mr", "inverted: mean dice of seven"], ["agreement at least"]),
+    ],
+)
+def test_on_a_terminal_a_card_is_for_people(monkeypatch, name, told, untold):
+    screen = Console(force_terminal=True, color_system=None, width=200, file=io.StringIO())
+    monkeypatch.setattr(console, "_out", screen)
+    assert console.show_models(name) == 0
+    shown = screen.file.getvalue()
+    assert all(
+        text in shown for text in [*told, f"{name}: 31 structures", "Not for clinical use", "Apache-2.0"]
+    )
+    assert not any(text in shown for text in untold)
 
 
 def test_of_a_choice_each_scan_gets_the_better_supported_model(model, data, tmp_path):

@@ -149,8 +149,7 @@ def step() -> Figure:
     terms = SourceFree(options)
     loop = Loop(terms.student(model), options, ema_decay(options, terms.warmup), rates=terms.rates)
     scan = prepare(foreign_contrast(load_head()[0]), card.preprocessing)
-    box_ml = scan.grid.working_voxel_ml * scan.image.numel()
-    found, _ = search_curve(loop.ema, card, scan.image, box_ml, loop.generator, loop.inference.precision)
+    found, _ = search_curve(loop.ema, card, scan.image, loop.generator, loop.inference.precision)
     for network in (loop.model, loop.ema):
         network.eval().curve.values.copy_(found)
     batch = cut(model, scan.image).to(loop.device)
@@ -225,7 +224,7 @@ def draw_record(
     plots = (
         ("Loss", "of the student, on the teacher's labels", steps, [r["loss"] for r in told]),
         ("η", "share of voxels that the teacher is sure of", steps, [r["eta"] for r in told]),
-        ("Score", "agreement when mirrored, less odd volumes; decides", place, [r["score"] for r in checks]),
+        ("Score", "agreement when mirrored, less odd shapes; decides", place, [r["score"] for r in checks]),
         ("Dice", "with the result on the T1; unknown to the method", *zip(*dice, strict=True)),
     )
     for index, (title, about, x, y) in enumerate(plots):

@@ -213,7 +213,7 @@ def show_models(name: str | None) -> int:
         error = unusable(error) if isinstance(error, OSError) else error
         _err.print(f"[bold red]Error[/]: {escape(error.message)} {escape(error.advice)}", highlight=False)
         return error.exit_code
-    if card and not _out.is_terminal:
+    if card and not _out.file.isatty():
         print(json.dumps(card.model_dump(mode="json"), indent=2, ensure_ascii=False))
         return 0
     if card:

@@ -61,10 +61,6 @@ class Grid:
     def native_voxel_ml(self) -> float:
         return float(abs(np.linalg.det(self.native_affine[:3, :3]))) / 1000
 
-    @property
-    def working_voxel_ml(self) -> float:
-        return self.native_voxel_ml * float(np.prod(self.box_shape) / np.prod(self.working_shape))
-
     def canonical(self, native: np.ndarray) -> np.ndarray:
         """The canonical view (no copy) of an array on the native grid."""
         return _turn(native, self.permutation, self.flips)

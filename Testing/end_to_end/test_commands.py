@@ -239,7 +239,8 @@ def test_models_are_listed_and_imported(model, tmp_path, monkeypatch):
     ],
 )
 def test_on_a_terminal_a_card_is_for_people(monkeypatch, name, told, untold):
-    screen = Console(force_terminal=True, color_system=None, width=200, file=io.StringIO())
+    screen = Console(color_system=None, width=200, file=io.StringIO())
+    monkeypatch.setattr(screen.file, "isatty", lambda: True)
     monkeypatch.setattr(console, "_out", screen)
     assert console.show_models(name) == 0
     shown = screen.file.getvalue()

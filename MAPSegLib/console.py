@@ -213,11 +213,11 @@ def show_models(name: str | None) -> int:
         error = unusable(error) if isinstance(error, OSError) else error
         _err.print(f"[bold red]Error[/]: {escape(error.message)} {escape(error.advice)}", highlight=False)
         return error.exit_code
-    if card and not _out.file.isatty():
-        print(json.dumps(card.model_dump(mode="json"), indent=2, ensure_ascii=False))
-        return 0
     if card:
-        _print_card(card)
+        if _out.file.isatty():
+            _print_card(card)
+        else:
+            print(json.dumps(card.model_dump(mode="json"), indent=2, ensure_ascii=False))
         return 0
     table = Table("name", "structures", "grid mm", "license", "description", box=None)
     for model, _, card in known:
@@ -232,21 +232,17 @@ def _print_card(card: ModelCard) -> None:
     """What a person asks of a model."""
     sizes, origin = card.architecture, card.provenance
     trust = {} if card.members else card.priors.get("trust", {})  # each member has its own
-    told = [
-        origin.get("data"),
-        origin.get("images"),
-        f"{origin['steps']} steps" if "steps" in origin else None,
-    ]
+    steps = f"{origin['steps']} steps" if "steps" in origin else None
     lines = {
         "structures": ", ".join(f"{label.name} ({label.value})" for label in card.labels)
         or "none: an encoder",
         "one of, by scan": ", ".join(card.members),
         "grid": f"{_grid(card)} mm, {card.preprocessing.modality.upper()}",
         "network": f"{sizes.width} channels, {sizes.depth} blocks, patches of {sizes.patch} voxels",
-        "trained on": "; ".join(map(str, filter(None, told))),
+        "trained on": "; ".join(str(x) for x in (origin.get("data"), origin.get("images"), steps) if x),
         "measured": "\n".join(f"{_spoken(name)}: {_spoken(found)}" for name, found in card.scores.items()),
         "trusted": ", ".join(
-            f"{_spoken(name)} {'at least' if name == 'agreement' else 'at most'} {limit:g}"
+            f"{_spoken(name)} {'at least' if name == 'agreement' else 'at most'} {limit}"
             for name, limit in trust.items()
         ),
         "license": card.license,

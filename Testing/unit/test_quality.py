@@ -213,6 +213,7 @@ def test_a_scan_is_assessed_by_agreement_and_shapes():
     verdict, _ = assess_image(model, card_of_sides({"extents": other}), image, mm, FP32)
     assert verdict.measures["shape_deviation"] == pytest.approx(4.0, abs=1e-3)
     assert verdict.measures["score"] == pytest.approx(1 - 4 * PLAUSIBILITY_WEIGHT, abs=1e-3)
+    assert verdict.measures["agreement"] == 1.0
     assert not verdict.trusted and "shapes" in verdict.reason
 
 

@@ -232,14 +232,14 @@ def _print_card(card: ModelCard) -> None:
     """What a person asks of a model."""
     sizes, origin = card.architecture, card.provenance
     trust = {} if card.members else card.priors.get("trust", {})  # each member has its own
-    steps = f"{origin['steps']} steps" if "steps" in origin else None
     lines = {
         "structures": ", ".join(f"{label.name} ({label.value})" for label in card.labels)
         or "none: an encoder",
         "one of, by scan": ", ".join(card.members),
         "grid": f"{_grid(card)} mm, {card.preprocessing.modality.upper()}",
         "network": f"{sizes.width} channels, {sizes.depth} blocks, patches of {sizes.patch} voxels",
-        "trained on": "; ".join(str(x) for x in (origin.get("data"), origin.get("images"), steps) if x),
+        "trained on": "; ".join(map(_material, origin.get("domains", [origin])))
+        + (f"; {origin['steps']} steps" if "steps" in origin else ""),
         "measured": "\n".join(f"{_spoken(name)}: {_spoken(found)}" for name, found in card.scores.items()),
         "trusted": ", ".join(
             f"{_spoken(name)} {'at least' if name == 'agreement' else 'at most'} {limit}"
@@ -254,6 +254,11 @@ def _print_card(card: ModelCard) -> None:
         if content:
             table.add_row(name, escape(content))
     _out.print(table, "[bold]Not for clinical use.[/]", highlight=False)
+
+
+def _material(origin: dict[str, Any]) -> str:
+    """The scans that a training saw, or one domain of a pretraining."""
+    return ", ".join(str(origin[key]) for key in ("data", "images") if origin.get(key))
 
 
 def _spoken(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -116,7 +116,7 @@ class SyntheticSource:
 
     def __init__(
         self,
-        files: Sequence[Path],
+        files: Iterable[Path],
         labels: Sequence[Label],
         preprocessing: Preprocessing,
         contrast: Contrast = "t1",
@@ -221,7 +221,7 @@ class ScanSource:
 
     def __init__(
         self,
-        pairs: Sequence[tuple[Path, Path]],
+        pairs: Iterable[tuple[Path, Path]],
         labels: Sequence[Label],
         preprocessing: Preprocessing,
         augment: Augment = deform_and_relight,

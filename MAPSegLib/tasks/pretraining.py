@@ -17,6 +17,7 @@ from ..reports import replacing
 from ..volumes import find_scans
 from . import resume
 from .outputs import output_folder, refuse_embedded, refuse_existing
+from .reading import told
 from .training import versions
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ def pretrain(job: PretrainJob, report: Report) -> dict[str, Any]:
     maps = find_scans(check_path(job.from_labels)) if job.from_labels else []
     drawn = job.options.picture_every > 0 and find_spec("matplotlib") is not None
     if job.options.picture_every and not drawn:
-        told = "No pictures of reconstructions: they need matplotlib (pip install 'mapseg[demo]')."
-        report("log", message=told)
+        why = "No pictures of reconstructions: they need matplotlib (pip install 'mapseg[demo]')."
+        report("log", message=why)
     with output_folder(folder):
         domains = _domains(job, scans, maps, report)
         counts = [f"{len(files)} scans in {_name(path, scans)}" for path, files in scans.items()]
@@ -85,16 +86,13 @@ def _domains(job: PretrainJob, scans: dict[Path, list[Path]], maps: list[Path], 
     from ..domains import Domains, Draw, UnlabelledScans
 
     domains: list[tuple[str, Draw]] = []
-    done, total = 0, sum(map(len, scans.values()))
     for folder, files in scans.items():
         source = UnlabelledScans(files, job.preprocessing)
-        for file in files:
-            report("progress", stage="read", scan=str(file), step=done, steps=total, seconds_left=None)
+        for file in told(files, files, report):
             source.prepared(file)
-            done += 1
         domains.append((_name(folder, scans), source.draw))
     if maps:
-        synthetic = SyntheticSource(maps, (), job.preprocessing, job.contrast)
+        synthetic = SyntheticSource(told(maps, maps, report), (), job.preprocessing, job.contrast)
         domains.append((f"synthesised {job.contrast}", lambda generator: synthetic.draw(generator)[0]))
     return Domains(domains, job.preprocessing.spacing)
 

@@ -23,6 +23,7 @@ from ..volumes import Volume, find_scans, read_image, write_volume
 from . import resume
 from .candidates import Candidate, choose, load_candidates
 from .outputs import ScanOutputs, collect_scans, output_folder, refuse_existing
+from .reading import told
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,10 +91,10 @@ class _Findings:
             elif not isinstance(error, MAPSegError):
                 logging.getLogger(__name__).exception("%s", scan)
                 error = MAPSegError(f"{scan.name} failed unexpectedly: {type(error).__name__}: {error}.")
-            told = {"kind": error.kind, "message": error.message, "advice": error.advice, "scan": str(scan)}
+            entry = {"kind": error.kind, "message": error.message, "advice": error.advice, "scan": str(scan)}
             self.errors.append(error)
-            self.failed.append(told)
-            self.report("error", **told)
+            self.failed.append(entry)
+            self.report("error", **entry)
 
     def withdraw(self) -> None:
         """Remove what was written."""
@@ -254,21 +255,13 @@ def adapt(job: AdaptJob, report: Report) -> dict[str, Any]:
         candidates = load_candidates(path, job.options.device)
         findings = _Findings(job, candidates[0].card, outputs, report)
         volumes: dict[Path, Volume] = {}
-        for scan in scans:
-            report(
-                "progress",
-                stage="read",
-                scan=str(scan),
-                step=len(volumes),
-                steps=len(scans),
-                seconds_left=None,
-            )
+        for scan in told(scans, scans, report):
             with findings.isolated(scan):
                 volumes[scan] = read_image(scan)
         if volumes:
             model, card, path = _chosen(candidates, volumes, job, report)
             findings.card = card
-            source = _source(job, card, known)
+            source = _source(job, card, known, report)
             files = [file for case in known for file in case if file]
             with resume.claim(folder, job, [path, *volumes, *files]) as resumed:
                 if resumed:
@@ -326,14 +319,19 @@ def _source_files(job: AdaptJob) -> list[tuple[Path | None, Path]]:
     return list_pairs(check_path(job.source), check_path(job.source_labels) if job.source_labels else None)
 
 
-def _source(job: AdaptJob, card: ModelCard, files: Sequence[tuple[Path | None, Path]]) -> Source | None:
+def _source(
+    job: AdaptJob, card: ModelCard, files: Sequence[tuple[Path | None, Path]], report: Report
+) -> Source | None:
     from ..augmentation import published_source
     from ..datasets import ScanSource, SyntheticSource
 
     if job.source_from_labels:
         maps = [label for _, label in files]
-        return SyntheticSource(maps, card.labels, card.preprocessing, job.source_contrast)
-    return ScanSource(files, card.labels, card.preprocessing, published_source) if files else None
+        return SyntheticSource(told(maps, maps, report), card.labels, card.preprocessing, job.source_contrast)
+    if not files:
+        return None
+    pairs = told(files, [image for image, _ in files], report)
+    return ScanSource(pairs, card.labels, card.preprocessing, published_source)
 
 
 def _adapt(

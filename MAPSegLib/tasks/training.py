@@ -18,6 +18,7 @@ from ..volumes import find_scans, read_labels
 from . import resume
 from .label_table import infer_labels, read_label_table
 from .outputs import output_folder, refuse_embedded, refuse_existing
+from .reading import told
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,9 +50,9 @@ def train(job: TrainJob, report: Report) -> dict[str, Any]:
         kept = set(random.Random(job.options.seed).sample(range(len(cases)), job.holdout))
         training = [case for i, case in enumerate(cases) if i not in kept]
         card = _card(job, training, report)
-        source, validation = _material(job, card, training, [cases[i] for i in sorted(kept)])
-        told = f"{len(training)} cases to learn from, {len(kept)} kept back, {len(card.labels)} structures."
-        report("log", message=told)
+        source, validation = _material(job, card, training, [cases[i] for i in sorted(kept)], report)
+        counts = f"{len(training)} cases to learn from, {len(kept)} kept back, {len(card.labels)} structures."
+        report("log", message=counts)
         files = [path for case in cases for path in case if path]
         files += [resolve(job.init)] if job.init else []
         files += [Path(job.label_table)] if job.label_table and Path(job.label_table).is_file() else []
@@ -119,7 +120,7 @@ def with_trust(
 
 
 def _material(
-    job: TrainJob, card: ModelCard, training: Sequence[Case], kept: Sequence[Case]
+    job: TrainJob, card: ModelCard, training: Sequence[Case], kept: Sequence[Case], report: Report
 ) -> tuple[ScanSource | SyntheticSource, list[tuple[Tensor, Tensor]]]:
     """What to learn from, and images with class indices to validate on."""
     import torch
@@ -128,11 +129,15 @@ def _material(
     from ..synthesis import synthesise
 
     if not job.from_labels:
-        source, others = (ScanSource(part, card.labels, card.preprocessing) for part in (training, kept))
+        source, others = (
+            ScanSource(told(part, [image for image, _ in part], report), card.labels, card.preprocessing)
+            for part in (training, kept)
+        )
         return source, others.scans
+    parts = ([label for _, label in part] for part in (training, kept))
     source, others = (
-        SyntheticSource([label for _, label in part], card.labels, card.preprocessing, job.contrast)
-        for part in (training, kept)
+        SyntheticSource(told(maps, maps, report), card.labels, card.preprocessing, job.contrast)
+        for maps in parts
     )
     generator = torch.Generator().manual_seed(job.options.seed + 1)
     draws = [synthesise(a, others.spacing, generator, job.contrast) for a in others.anatomies]
@@ -152,8 +157,8 @@ def _labels(cases: Sequence[Case], job: TrainJob, report: Report) -> tuple[Label
     if job.label_table or job.from_labels:
         return read_label_table(job.label_table or "brain")
     found: set[int] = set()
-    for index, (_, path) in enumerate(cases):
-        report("progress", stage="read", scan=str(path), step=index, steps=len(cases), seconds_left=None)
+    maps = [path for _, path in cases]
+    for path in told(maps, maps, report):
         found |= set(np.unique(read_labels(path).array).tolist())
     return infer_labels(found)
 

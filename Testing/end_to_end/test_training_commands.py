@@ -1,12 +1,15 @@
 """The commands that train, pretrain and draw images, on tiny scans, in process."""
 
+import io
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-from MAPSegLib import api
+from MAPSegLib import api, console
 from MAPSegLib.models import load_card, load_model
 
 from .calls import CPU, files, labels_of, mapseg, other_codes, refused
@@ -69,7 +72,7 @@ def encoder(data, tmp_path_factory):
     return folder / "run"
 
 
-def test_pretraining_leaves_an_encoder_its_record_and_pictures(encoder):
+def test_pretraining_leaves_an_encoder_its_record_and_pictures(encoder, monkeypatch):
     expected = ["metrics.jsonl", "seen.safetensors"]
     expected += [f"pictures/step_00000{step}.png" for step in (2, 3)]
     assert files(encoder) == sorted(expected)
@@ -77,6 +80,11 @@ def test_pretraining_leaves_an_encoder_its_record_and_pictures(encoder):
     assert card["kind"] == "encoder" and card["labels"] == []
     domains = [(d["data"], d["cases"], d["images"]) for d in card["provenance"]["domains"]]
     assert domains == [("north", 1, "acquired"), ("south", 2, "acquired")]
+    screen = Console(color_system=None, width=200, file=io.StringIO())
+    monkeypatch.setattr(screen.file, "isatty", lambda: True)
+    monkeypatch.setattr(console, "_out", screen)
+    assert console.show_models(encoder / "seen.safetensors") == 0
+    assert "north, acquired; south, acquired; 3 steps" in screen.file.getvalue()
 
 
 def test_training_starts_from_an_encoder_with_its_own_structures(encoder, data, tmp_path):
@@ -167,6 +175,31 @@ def test_images_are_drawn_from_label_maps(anatomy, tmp_path):
     assert not np.array_equal(pairs[0], pairs[1])
     assert np.array_equal(pairs[0], labels_of(tmp_path / "b" / drawn[0]))
     refused("synthesise", anatomy, "-o", tmp_path / "a", *arguments)
+
+
+def test_every_file_is_told_while_it_is_read(model, anatomy, data, tmp_path):
+    """Even where no structures are looked for in the label maps beforehand: to read many scans takes minutes."""
+    events = []
+
+    def told() -> list[str]:
+        read = [event for event in events if event.get("stage") == "read"]
+        names = [f"{event['step']}/{event['steps']} {Path(event['scan']).name}" for event in read]
+        events.clear()
+        return names
+
+    options = {"steps": 1, "patches": 1, "device": "cpu", "threads": 1}
+    pairs, three = {"images": data / "images"}, [f"{i}/3 case{i}.nii.gz" for i in range(3)]
+    api.train(
+        tmp_path / "a", "a", **pairs, labels=data / "labels", init=model, report=events.append, **options
+    )
+    assert told() == three
+    drawn = {"from_labels": anatomy, "preset": "tiny", "preprocessing": {"spacing": (4, 4, 4)}}
+    api.train(tmp_path / "b", "b", **drawn, report=events.append, **options)
+    assert told() == ["0/1 head.nii.gz"]
+    job = {"source": data / "images", "source_labels": data / "labels", "preset": "paper", "warmup": 0}
+    scan = data / "images" / "case0.nii.gz"
+    api.adapt(model, [scan], tmp_path / "c", **job, report=events.append, **options)
+    assert told() == ["0/1 case0.nii.gz", *three]
 
 
 def test_training_on_synthesised_images(anatomy, tmp_path):

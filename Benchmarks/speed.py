@@ -1,11 +1,14 @@
 """The published procedures against ours, in turn, on the same weights and scan: time, memory, labels.
 
     python -m Benchmarks.speed [--model brain-t1] [--data FOLDER] [--scans 1000 1001 1002] [--pairs 3] [--steps 4]
+    python -m Benchmarks.speed --untrained paper [--data FOLDER] [--pairs 1]
 
 The scan to time is the first of ``oasis_t1``, or without --data the MNI152 head of the nilearn package (``pip install
 'mapseg[demo]'``). For timing it is put amid a canvas that is to the model's patch as the published 256 to 96, so
 that the published windows number 64 (27 of them distinct); Dice is measured on the canvas and on scans as they are.
 Ours is measured twice: with its own overlap of windows, and with the 27 windows of the published procedure.
+With --untrained a network of that preset and random weights is timed instead, on the scan at 1 mm and with the
+published windows alone: for `paper` that is the published network on its published canvas, an hour on two cores.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -25,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from MAPSegLib.config import AdaptationOptions, InferenceOptions
+from MAPSegLib.config import ARCHITECTURES, AdaptationOptions, InferenceOptions, Preprocessing
 from MAPSegLib.datasets import cut_patches
 from MAPSegLib.devices import has_fast_bf16, prepare_process
 from MAPSegLib.inference import predict_classes, segment_scan, window_starts
@@ -82,19 +85,40 @@ def ratio(published_values: list[float], our_values: list[float]) -> str:
     return f"{median(ratios):.1f} times, {min(ratios):.1f}–{max(ratios):.1f}"
 
 
-def time_inference(model: Segmenter, image: Tensor, pairs: int) -> tuple[list[str], dict[str, Tensor]]:
-    """A line of the table, and the class indices of all procedures."""
+def time_inference(
+    model: Segmenter, image: Tensor, pairs: int, names: Sequence[str] = tuple(PROCEDURES)
+) -> tuple[list[str], dict[str, Tensor]]:
+    """A line of the table, and the class indices of all procedures, the first of which the others are set against."""
     patch = model.architecture.patch
-    for procedure in PROCEDURES.values():  # what only the first call costs
-        procedure(model, image[tuple(slice((n - patch) // 2, (n + patch) // 2) for n in image.shape)])
+    for name in names:  # what only the first call costs
+        PROCEDURES[name](model, image[tuple(slice((n - patch) // 2, (n + patch) // 2) for n in image.shape)])
     results: dict[str, Tensor] = {}
 
     def action(name: str) -> Callable[[], None]:
         return lambda: results.update({name: PROCEDURES[name](model, image)})
 
-    theirs, *ours = in_turn(pairs, *(action(name) for name in PROCEDURES))
+    theirs, *ours = in_turn(pairs, *(action(name) for name in names))
     cells = [f"{median(seconds):.2f} s ({ratio(theirs, seconds)})" for seconds in ours]
     return ["whole scan", f"{median(theirs):.2f} s", *cells], results
+
+
+def time_untrained(preset: str, card: ModelCard, volume: Volume, pairs: int) -> None:
+    """Write the section of a network of that size with random weights, for the labels of ``card``."""
+    torch.manual_seed(0)
+    model = Segmenter(ARCHITECTURES[preset], card.labels)
+    image = published.on_canvas(prepare(volume, Preprocessing()).image, model.architecture.patch)
+    prepare_process()
+    seconds, _ = time_inference(model, image, pairs, ("published", "sparse"))
+    visited, _, ours = count_windows(model.architecture.patch, image)[1:]
+    write_section(
+        f"speed {preset}",
+        f"Inference as in `speed`, with a network of the preset `{preset}` "
+        f"({sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, random weights), on a canvas of "
+        f"{' × '.join(map(str, image.shape))} voxels; {pairs} measurement(s) of each in turn, on "
+        f"{torch.get_num_threads()} CPU thread(s).",
+        ["measure", "published", "ours, published windows"],
+        [seconds, ["windows", visited, ours]],
+    )
 
 
 def count_windows(patch: int, image: Tensor) -> list[str]:
@@ -239,8 +263,14 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3, help="measurements of either procedure")
     parser.add_argument("--steps", type=int, default=4, help="adaptation steps in one measurement")
     parser.add_argument("--alone", choices=PROCEDURES, help="run one procedure and print its peak memory")
+    parser.add_argument("--untrained", choices=ARCHITECTURES, help="time a network of this size alone")
     arguments = parser.parse_args()
     model, card = load_model(resolve(arguments.model))
+    if arguments.untrained:
+        time_untrained(
+            arguments.untrained, card, load_scan(arguments.data, arguments.scans[0]), arguments.pairs
+        )
+        return
     scan = prepare(load_scan(arguments.data, arguments.scans[0]), card.preprocessing)
     patch = model.architecture.patch
     image = published.on_canvas(scan.image, patch)

@@ -34,15 +34,16 @@ def _how(task: Task, size: Size) -> str:
     if size.models:
         plain, strong = (f"`{name}`" for name in size.models)
         return (
-            f"Adaptations took {size.adapt_steps} steps from the embedded models {plain} and, for `plus`, {strong}. "
-            "These are source-only and source-strong; target-supervised continues the second. Both have learnt from "
-            f"all anatomies, the test ones among them; {strong} from T2-like images of them, too."
+            f"Adaptations took {size.adapt_steps} steps from the embedded models {plain} and, for `plus` and "
+            f"test-time-strong, {strong}. These are source-only and source-strong; target-supervised continues the "
+            f"second. Both have learnt from all anatomies, the test ones among them; {strong} from T2-like images of "
+            "them, too."
         )
     grid = " × ".join(f"{s:g}" for s in task.spacing)
     return (
         f"Trainings on labels took {size.train_steps} steps, adaptations {size.adapt_steps} more, from the model of "
-        f"source-only or, for `plus`, source-strong; grid {grid} mm; width {size.architecture.width}, depth "
-        f"{size.architecture.depth}, patches of {size.architecture.patch}³."
+        f"source-only or, for `plus` and test-time-strong, source-strong; grid {grid} mm; width "
+        f"{size.architecture.width}, depth {size.architecture.depth}, patches of {size.architecture.patch}³."
     )
 
 

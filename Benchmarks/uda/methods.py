@@ -29,7 +29,7 @@ from MAPSegLib.reports import plain, read_json, write_json
 from MAPSegLib.tasks.scans import ADAPTED_MODEL
 
 from .grid import Bench
-from .tasks import ADAPTING, STRONG, VERSION, Size, Task, adaptation_options, training_options
+from .tasks import ADAPTING, STRONG, TEST_TIME, VERSION, Size, Task, adaptation_options, training_options
 
 Scores = list[dict[str, Any]]
 """An entry per test scan: ``scan``; ``dice`` and ``hd95`` (mm) by structure; and what is known without labels,
@@ -74,7 +74,7 @@ def _adapting(bench: Bench, method: str) -> dict[str, Any]:
         "save_model": True,
         "options": adaptation_options(bench.size, method, bench.seed),
     }
-    if method != "test-time":
+    if method not in TEST_TIME:
         job |= bench.source
     costs.append(run_worker(folder, job, folder / "adaptation" / "checkpoint.pt"))
     before = score(bench, start, folder / "test-start")

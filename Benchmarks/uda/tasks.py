@@ -1,7 +1,7 @@
 """What is measured: tasks, their sizes, and every option that a training is given.
 
 Every training on labels takes ``train_steps``. The adapting methods take ``adapt_steps`` more, and start from the model
-of source-only; ``plus`` from that of source-strong.
+of source-only; ``plus`` and ``test-time-strong`` from that of source-strong.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from . import data
 VERSION = 5
 """Raised with every change that changes figures, of the library, the scans or what a method starts from: results of
 another are refused."""
-METHODS = ("source-only", "source-strong", "test-time", "paper", "v2", "plus", "target-supervised")
-ADAPTING = ("test-time", "paper", "v2", "plus")
-STRONG = ("source-strong", "plus")
+TEST_TIME = ("test-time", "test-time-strong")
+ADAPTING = (*TEST_TIME, "paper", "v2", "plus")
+METHODS = ("source-only", "source-strong", *ADAPTING, "target-supervised")
+STRONG = ("source-strong", "test-time-strong", "plus")
 """Those whose source training shows other contrasts as well: for ``plus`` that is part of the recipe."""
 
 
@@ -80,7 +81,7 @@ def adaptation_options(size: Size, method: str, seed: int) -> dict[str, Any]:
         "preview_seconds": 0.0,
         "seed": seed,
     }
-    return options if method == "test-time" else options | {"preset": method, "warmup": 0}
+    return options if method in TEST_TIME else options | {"preset": method, "warmup": 0}
 
 
 @dataclass(frozen=True)

@@ -199,6 +199,8 @@ def resolve(name: str | Path) -> Path:
         return known[str(name)]
     if path.is_file():
         return path
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, and a model file is needed.", "Give the file in it.")
     if path.suffix or path.parent != Path.cwd():
         raise InputError(f"The model file {path} does not exist.", "Check the path.")
     listed = ", ".join(sorted(known)) or "none"

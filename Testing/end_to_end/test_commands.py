@@ -229,6 +229,7 @@ def test_models_are_listed_and_imported(model, tmp_path, monkeypatch):
     assert card["architecture"]["width"] == 16 and card["preprocessing"]["spacing"] == [2, 2, 2]
     refused("import", tmp_path / "authors.pth", "--name", "theirs", "--patch", 32)
     refused("models", "nobody")
+    assert "is a folder" in refused("models", tmp_path)
 
 
 @pytest.mark.parametrize(

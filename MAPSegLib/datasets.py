@@ -134,9 +134,9 @@ class SyntheticSource:
         for anatomy in self.anatomies:
             yield anatomy.classes[anatomy.codes.long()], anatomy.spacing.tolist()
 
-    def draw_undeformed(self, generator: Generator) -> Tensor:
-        """A scan in which structures have the shapes of the label map."""
-        return self._draw(generator, deform=False)[0]
+    def draw_undeformed(self, generator: Generator) -> tuple[Tensor, Sequence[float]]:
+        """A scan in which structures have the shapes of the label map, and its spacing in mm."""
+        return self._draw(generator, deform=False)[0], self.spacing
 
     def _draw(self, generator: Generator, deform: bool) -> tuple[Tensor, Tensor]:
         anatomy = self.anatomies[int(torch.randint(len(self.anatomies), (), generator=generator))]
@@ -229,6 +229,9 @@ class ScanSource:
         lookup = {label.value: i for i, label in enumerate(labels, 1)}
         self.augment, self.spacing = augment, torch.tensor(preprocessing.spacing)
         self.scans: list[tuple[Tensor, Tensor]] = []
+        self.spacings: list[
+            tuple[float, float, float]
+        ] = []  # a whole number of voxels: not quite the one asked for
         for image_path, label_path in pairs:
             image, label = read_image(image_path), read_labels(label_path)
             check_same_grid(image, label)
@@ -242,19 +245,21 @@ class ScanSource:
                 torch.int16
             )  # int64 would take four times as much
             self.scans.append((scan.image, working))
+            self.spacings.append(scan.grid.working_spacing)
 
     def draw(self, generator: Generator) -> tuple[Tensor, Tensor]:
-        return self.augment(*self._pick(generator), self.spacing, generator)
+        image, classes = self.scans[self._pick(generator)]
+        return self.augment(image, classes.long(), self.spacing, generator)
 
     def label_maps(self) -> Iterator[tuple[Tensor, Sequence[float]]]:
         """Class indices of every scan, and their spacing in mm."""
-        for _, classes in self.scans:
-            yield classes, self.spacing.tolist()
+        for (_, classes), spacing in zip(self.scans, self.spacings, strict=True):
+            yield classes, spacing
 
-    def draw_undeformed(self, generator: Generator) -> Tensor:
-        """A scan in which structures have the shapes of its labels."""
-        return relight(self._pick(generator)[0], generator)
+    def draw_undeformed(self, generator: Generator) -> tuple[Tensor, Sequence[float]]:
+        """A scan in which structures have the shapes of its labels, and its spacing in mm."""
+        index = self._pick(generator)
+        return relight(self.scans[index][0], generator), self.spacings[index]
 
-    def _pick(self, generator: Generator) -> tuple[Tensor, Tensor]:
-        image, classes = self.scans[int(torch.randint(len(self.scans), (), generator=generator))]
-        return image, classes.long()
+    def _pick(self, generator: Generator) -> int:
+        return int(torch.randint(len(self.scans), (), generator=generator))

@@ -30,6 +30,8 @@ FEWEST_SCANS = 5
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 TURN, SHRINK = 15.0, 1.2
 """Degrees about the second axis, and a factor: of the scan that a result is compared with where nothing is mirrored."""
+LOWEST, HIGHEST = 0.3, 5.0
+"""Agreement and shape deviation beyond which no result is trusted, however bad a model is in its own domain."""
 UNSEEN = -1
 """Class index of voxels that a transformed scan does not hold: the corners of its box, when it was turned."""
 QUICK = {"overlap": 0.0, "mirror": False}
@@ -61,15 +63,16 @@ def class_dice(a: Tensor, b: Tensor, classes: int) -> Tensor:
 def agreement(labels: Sequence[Label], one: Tensor, other: Tensor, priors: dict) -> float:
     """Mean Dice of two maps of class indices over the structures.
 
-    A structure that the source has (``priors["extents"]``) counts as 0 where neither map holds it: a result with
-    next to nothing in it must not pass for a consistent one. Any other is left out there. Voxels of ``other`` below 0
-    (:data:`UNSEEN`) are not compared.
+    A structure that the source has (``priors["extents"]``; all where a card states none) counts as 0 where neither
+    map holds it: a result with next to nothing in it must not pass for a consistent one. Any other is left out there.
+    Voxels of ``other`` below 0 (:data:`UNSEEN`) are not compared, nor structures that lie among them alone.
     """
     seen = other != UNSEEN
     dice = class_dice(one[seen], other[seen], len(labels) + 1)[1:]
-    known = priors.get("extents", {})
-    expected = torch.tensor([str(label.value) in known for label in labels])
-    return float(dice.masked_fill(dice.isnan() & expected, 0.0).nanmean().nan_to_num(0.0))
+    known = priors.get("extents")
+    missing = torch.bincount(one.flatten().long(), minlength=len(labels) + 1)[1:] == 0
+    expected = torch.tensor([not known or str(label.value) in known for label in labels])
+    return float(dice.masked_fill(dice.isnan() & expected & missing, 0.0).nanmean().nan_to_num(0.0))
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,15 @@ def needed_gain(gained: Sequence[float], margin: float) -> float:
     return 0.0 if statistics.mean(gained) > 2 * error else margin
 
 
+def better(before: Assessment, after: Assessment, needed: float) -> bool:
+    """The gate: whether an adapted result gained the score that it needs, and loses no trust.
+
+    Args: verdicts on the results of the source model and the adapted one, and :func:`needed_gain`.
+    """
+    gained = after.measures["score"] >= before.measures["score"] + needed
+    return gained and (after.trusted or not before.trusted)
+
+
 def judge(measures: dict[str, float], priors: dict) -> Assessment:
     """The verdict on measures, against what the model reached on its own domain (``priors["trust"]``)."""
     floor = priors.get("trust", {}).get("agreement", 0.6)
@@ -161,18 +173,25 @@ def judge(measures: dict[str, float], priors: dict) -> Assessment:
     if reached < floor:
         return Assessment(
             False,
-            f"Not to be trusted: the transformed scan is segmented differently (agreement {reached:.2f}, "
-            f"expected at least {floor:.2f}).",
+            "Not to be trusted: the transformed scan is segmented differently "
+            f"(agreement {_apart(reached, floor, 'expected at least', 2)}).",
             measures,
         )
     if deviation is not None and deviation > ceiling:
         return Assessment(
             False,
-            f"Not to be trusted: structures have implausible shapes ({deviation:.1f} deviations from the source's, "
-            f"expected at most {ceiling:.1f}).",
+            "Not to be trusted: structures have implausible shapes (deviations from the source's: "
+            f"{_apart(deviation, ceiling, 'expected at most', 1)}).",
             measures,
         )
     return Assessment(True, f"Consistent: agreement {reached:.2f} with the transformed scan.", measures)
+
+
+def _apart(found: float, limit: float, words: str, digits: int) -> str:
+    """Both numbers, with as many digits as it takes to tell them apart."""
+    while f"{found:.{digits}f}" == f"{limit:.{digits}f}" and digits < 6:
+        digits += 1
+    return f"{found:.{digits}f}, {words} {limit:.{digits}f}"
 
 
 def assess_scan(
@@ -216,6 +235,8 @@ def assess_image(
     other = transformed_classes(model, card.labels, image, quick, spacing, part(1))
     classes = one if classes is None else classes
     measures = measure(card.labels, one, other, classes, spacing, card.priors)
+    if not (classes > 0).any():
+        return Assessment(False, "Not to be trusted: no structure was found.", measures), classes
     return judge(measures, card.priors), classes
 
 
@@ -225,9 +246,9 @@ def trust_limits(measures: Sequence[dict[str, float]]) -> dict[str, float]:
     Args:
         measures: of :func:`assess_scan` on several scans of the source domain.
     """
-    limits = {"agreement": min(m["agreement"] for m in measures) - 0.15}
+    limits = {"agreement": max(LOWEST, min(m["agreement"] for m in measures) - 0.15)}
     if all("shape_deviation" in m for m in measures):
-        limits["shape_deviation"] = max(m["shape_deviation"] for m in measures) + 0.75
+        limits["shape_deviation"] = min(HIGHEST, max(m["shape_deviation"] for m in measures) + 0.75)
     return {name: round(value, 3) for name, value in limits.items()}
 
 

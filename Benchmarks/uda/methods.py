@@ -24,7 +24,7 @@ from MAPSegLib.config import RECIPES, AdaptationOptions, Preprocessing
 from MAPSegLib.errors import InputError, MAPSegError
 from MAPSegLib.models import ModelCard, resolve, save_model
 from MAPSegLib.networks.segmenter import Segmenter
-from MAPSegLib.quality import needed_gain
+from MAPSegLib.quality import Assessment, better, needed_gain
 from MAPSegLib.reports import plain, read_json, write_json
 from MAPSegLib.tasks.scans import ADAPTED_MODEL
 
@@ -83,13 +83,17 @@ def _adapting(bench: Bench, method: str) -> dict[str, Any]:
     known = [e["adapted"]["measures"]["score"] - e["source"]["measures"]["score"] for e in report["scans"]]
     needed = needed_gain(known, AdaptationOptions().gate_margin)
     chosen = [
-        "adapted" if a["measures"]["score"] >= b["measures"]["score"] + needed else "start"
+        "adapted" if better(_verdict(b), _verdict(a), needed) else "start"
         for b, a in zip(before, after, strict=True)
     ]
     gated = [b if c == "start" else a for b, a, c in zip(before, after, chosen, strict=True)]
     best = report["adaptation"]["best_step"]
     results = {"final": gated, "adapted": after, "start": before}
     return add_costs(costs) | {"results": results, "chosen": chosen, "best_step": best}
+
+
+def _verdict(scan: dict[str, Any]) -> Assessment:
+    return Assessment(scan["trusted"], "", scan["measures"])
 
 
 def source_model(bench: Bench, strong: bool) -> tuple[Path, dict[str, Any]]:

@@ -50,7 +50,11 @@ def build_network(federation: Federation) -> nn.Module:
     torch.manual_seed(federation.plan.options.seed)
     if federation.plan.task == "pretrain":
         return Autoencoder(card.architecture)
-    return Segmenter(card.architecture, card.labels)
+    network = Segmenter(card.architecture, card.labels)
+    network.curve.requires_grad_(
+        False
+    )  # of a model that was adapted before: one curve does not suit all sites
+    return network
 
 
 class Site:
@@ -72,9 +76,7 @@ class Site:
         self.material = self._material(data, report)
         self.own = data.options.model_dump(include={"device", "precision", "threads"}, exclude_unset=True)
         self.checkpoint = folder / f"federation-{federation.digest}.pt"
-        self.loop = self._new_loop()
-        if self.checkpoint.exists():
-            self.loop.load(self.checkpoint)
+        self.loop = self._last_loop()
 
     def train_round(self, number: int, weights: Weights, report: Report) -> Update:
         """Train the plan's steps from ``weights``, keep a checkpoint, and answer.
@@ -93,7 +95,14 @@ class Site:
             return Update(to_half(answer["difference"]), self.material.scans, answer["losses"])
         if number == 1 and self.loop.step:  # the federation began anew
             self.loop = self._new_loop()
-        start, loop, steps = to_tensors(weights), self.loop, self.federation.plan.steps
+        try:
+            return self._train(asked, to_tensors(weights), report)
+        except BaseException:
+            self.loop = self._last_loop()
+            raise
+
+    def _train(self, asked: dict, start: dict[str, Tensor], report: Report) -> Update:
+        number, loop, steps = asked["round"], self.loop, self.federation.plan.steps
         try:
             for network in (loop.model, loop.ema):
                 network.load_state_dict(start)
@@ -123,6 +132,13 @@ class Site:
         loop.extra = {"asked": asked, "answer": answer}
         loop.save(self.checkpoint)
         return Update(change, self.material.scans, dict(sums))
+
+    def _last_loop(self) -> Loop:
+        """As the last round left it, or a new one."""
+        loop = self._new_loop()
+        if self.checkpoint.exists():
+            loop.load(self.checkpoint)
+        return loop
 
     def _new_loop(self) -> Loop:
         options = self.federation.plan.options

@@ -251,13 +251,18 @@ def adapt(job: AdaptJob, report: Report) -> dict[str, Any]:
     if long:
         raise InputError(f"{long[0].name}: the name is too long for results named after it.", "Rename it.")
     known = _source_files(job)
+    from ..preprocessing import prepare
+
     with output_folder(outputs.folder), output_folder(outputs.beside("adaptation")) as folder:
         candidates = load_candidates(path, job.options.device)
         findings = _Findings(job, candidates[0].card, outputs, report)
         volumes: dict[Path, Volume] = {}
         for scan in told(scans, scans, report):
             with findings.isolated(scan):
-                volumes[scan] = read_image(scan)
+                volume = read_image(scan)
+                for preprocessing in {candidate.card.preprocessing for candidate in candidates}:
+                    prepare(volume, preprocessing)  # what it refuses stops no other scan
+                volumes[scan] = volume
         if volumes:
             model, card, path = _chosen(candidates, volumes, job, report)
             findings.card = card

@@ -111,11 +111,11 @@ def with_trust(
 
     inference = InferenceOptions(device=options.device, precision=options.precision, threads=options.threads)
     generator = torch.Generator().manual_seed(options.seed + 2)
-    images = [source.draw_undeformed(generator) for _ in range(TRUST_DRAWS)]
+    draws = [source.draw_undeformed(generator) for _ in range(TRUST_DRAWS)]
     priors: dict[str, Any] = {"extents": extent_priors(card.labels, source.label_maps())}
-    card, spacing = card.model_copy(update={"priors": priors}), card.preprocessing.spacing
-    measures = [assess_image(model, card, image, spacing, inference)[0].measures for image in images]
-    known = {"trust": trust_limits(measures), "intensity": intensity_profile(images)}
+    card = card.model_copy(update={"priors": priors})
+    measures = [assess_image(model, card, *drawn, inference)[0].measures for drawn in draws]
+    known = {"trust": trust_limits(measures), "intensity": intensity_profile([image for image, _ in draws])}
     return card.model_copy(update={"priors": priors | known})
 
 

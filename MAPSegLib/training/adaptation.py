@@ -25,7 +25,7 @@ from ..errors import Stopped
 from ..inference import Segmentation, segment_scan
 from ..networks.segmenter import Segmenter
 from ..preprocessing import Scan, prepare, restore
-from ..quality import Assessment, assess_scan, needed_gain
+from ..quality import Assessment, assess_scan, better, needed_gain
 from ..volumes import Volume
 from .contrast import search_curve
 from .loop import Clock, Loop, Record
@@ -107,7 +107,8 @@ def adapt(
     loop = Loop(terms.student(model), options, ema_decay(options, terms.warmup), rates=terms.rates)
     checkpoint = folder / "checkpoint.pt"
     loop.resume(checkpoint)
-    run = _Run(loop, card, scans, terms, options, Record(folder / "metrics.jsonl", loop.step), checkpoint)
+    record = Record(folder / "metrics.jsonl", loop.step)
+    run = _Run(loop, model, card, scans, terms, options, record, checkpoint)
     run.go(report, preview)
     best = loop.ema
     best.load_state_dict(loop.extra["best"])
@@ -131,6 +132,7 @@ class _Run:
     """The steps of one adaptation, and the label-free checks between them."""
 
     loop: Loop
+    source: Segmenter
     card: object
     scans: list[Scan]
     terms: Terms
@@ -204,10 +206,11 @@ class _Run:
         return self.scans[index].image, self.loop.extra["guess"][index]
 
     def _check(self, losses: dict, eta: dict | None, preview: Preview | None, margin: float = 0.0) -> None:
-        """Judge the teacher on every scan without labels; remember it when it beats the best so far by the margin."""
+        """Judge on every scan, without labels, what would be kept; remember it when it beats the best by the margin."""
         loop = self.loop
+        kept = self.terms.kept(loop.ema, self.source)
         judged = distributed.on_first(
-            lambda: [assess_scan(loop.ema, self.card, scan, loop.inference) for scan in self.scans]
+            lambda: [assess_scan(kept, self.card, scan, loop.inference) for scan in self.scans]
         )
         loop.ema.to(loop.device)  # where memory ran out, segmenting has moved it
         names = judged[0][0].measures
@@ -221,7 +224,7 @@ class _Run:
         self.record.add(loop.step, **entry)
         loop.extra.setdefault("history", []).append({"step": loop.step, **entry})
         if entry["kept"]:
-            best = {k: v.detach().cpu().clone() for k, v in loop.ema.state_dict().items()}
+            best = {k: v.detach().cpu().clone() for k, v in kept.state_dict().items()}
             loop.extra |= {"best": best, "best_step": loop.step, "best_score": entry["score"], "waited": 0}
         else:
             loop.extra["waited"] = loop.extra.get("waited", 0) + 1
@@ -254,10 +257,13 @@ def _gated(sides: Sequence[Sequence[Judged]], options: AdaptationBase) -> list[S
     needed = needed_gain([after - before for before, after in scores], options.gate_margin)
     results = []
     for (source, adapted), (before, after) in zip(sides, scores, strict=True):
-        better = after >= before + needed
-        chosen = "adapted" if better or not options.gate else "source"
-        told = "better supported" if better else "not better supported"
-        told += ", by all scans together" if better and after < before + options.gate_margin else ""
+        passes = better(source[1], adapted[1], needed)
+        chosen = "adapted" if passes or not options.gate else "source"
+        told = "better supported" if passes else "not better supported"
+        if passes and after < before + options.gate_margin:
+            told += ", by all scans together"
+        elif not passes and after >= before + needed:
+            told = "better supported, but unlike the source's result not to be trusted"
         reason = (
             f"Adaptation is {told} (score {before:.3f} to {after:.3f})."
             if options.gate

@@ -45,6 +45,10 @@ class Terms(Protocol):
         """The network to train, from a source model that stays as it is."""
         ...
 
+    def kept(self, teacher: Segmenter, source: Segmenter) -> Segmenter:
+        """What is judged, and kept if it is the best so far."""
+        ...
+
     def __call__(self, loop: Loop, target: Source) -> tuple[dict[str, Tensor], dict]:
         """The terms of one step.
 
@@ -106,6 +110,19 @@ class SourceFree:
 
     def student(self, model: Segmenter) -> Segmenter:
         return with_curve(model, self.options.curve_knots)
+
+    def kept(self, teacher: Segmenter, source: Segmenter) -> Segmenter:
+        """The teacher with weights halfway back to the source model's, but for its curve.
+
+        Nothing but its own labels holds a student without a source, and of what it learns some is drift: halfway, more
+        is gained and less is lost (Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022).
+        """
+        halfway, start = copy.deepcopy(teacher), source.state_dict()
+        with torch.no_grad():
+            for name, weight in halfway.named_parameters():
+                if not name.startswith("curve."):
+                    weight.lerp_(start[name].to(weight.device), 0.5)
+        return halfway
 
     def __call__(self, loop: Loop, target: Source) -> tuple[dict[str, Tensor], dict]:
         return target_losses(loop, draw_batch(loop, target, self.options).to(loop.device), self.options)
@@ -183,6 +200,9 @@ class Centralised:
 
     def student(self, model: Segmenter) -> Segmenter:
         return with_curve(model, self.knots)
+
+    def kept(self, teacher: Segmenter, source: Segmenter) -> Segmenter:
+        return teacher
 
     def __call__(self, loop: Loop, target: Source) -> tuple[dict[str, Tensor], dict]:
         if loop.step < self.warmup:

@@ -7,6 +7,8 @@ import resource
 import shutil
 import sys
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from MAPSegLib import api, cli
@@ -184,6 +186,17 @@ def test_one_bad_scan_among_many(model, data, tmp_path):
         report = json.loads((out / "report.json").read_text(encoding="utf-8"))
         assert len(report["scans"]) == 2 and report["failed"][0]["kind"] == "input"
         assert "case1.nii.gz" in report["failed"][0]["message"]
+
+
+def test_a_scan_that_can_be_read_and_not_prepared_stops_no_other(model, data, tmp_path):
+    folder = tmp_path / "in"
+    shutil.copytree(data / "images", folder)
+    huge = np.random.default_rng(0).random((60, 60, 60), dtype=np.float32)
+    nib.save(nib.Nifti1Image(huge, np.diag([45.0, 45.0, 45.0, 1.0])), folder / "case1.nii.gz")
+    for task, more in (("segment", []), ("adapt", ["--steps", 1])):
+        text, errors = mapseg(task, model, folder, "-o", tmp_path / task, *more, *CPU, code=2)
+        assert "case2.nii.gz" in text and errors.endswith("1 failed: case1.nii.gz")
+        assert "case1.nii.gz is 2700 x 2700 x 2700 mm large, too much for this model" in errors
 
 
 def test_nothing_is_left_when_every_scan_is_bad(model, tmp_path):

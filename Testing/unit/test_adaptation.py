@@ -12,7 +12,7 @@ from MAPSegLib import quality
 from MAPSegLib.config import AdaptationOptions
 from MAPSegLib.datasets import cut_patches
 from MAPSegLib.errors import Cancelled, Stopped
-from MAPSegLib.quality import Assessment, Transformation, needed_gain
+from MAPSegLib.quality import Assessment, Transformation, better, needed_gain
 from MAPSegLib.training import adaptation, contrast, terms
 from MAPSegLib.training.adaptation import adapt
 from MAPSegLib.training.loop import Loop
@@ -269,6 +269,27 @@ def test_the_gate_decides_for_every_scan(tmp_path, scripted):
     assert [r.chosen for r in adapted.results][-1] == "source"
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "kept"), [(True, False, False), (False, False, True), (False, True, True)]
+)
+def test_a_gain_does_not_pay_for_lost_trust(before, after, kept):
+    start = Assessment(before, "", {"score": 0.75})
+    assert better(start, Assessment(after, "", {"score": 0.82}), 0.03) is kept
+    assert not better(start, Assessment(after, "", {"score": 0.77}), 0.03)
+
+
+def test_what_is_kept_lies_halfway_to_the_source_but_for_its_curve(tmp_path, scripted):
+    judged, model = scripted(0.1, 0.2), tiny_model()
+    adapted = run(tmp_path, model=model, steps=2, learning_rate=0.01, curve_rate=0.05)
+    ema = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["ema"]
+    start = with_curve(model, 4).state_dict()
+    assert all(torch.equal(value, start[name]) for name, value in judged[0].state_dict().items())
+    for name, value in judged[1].state_dict().items():
+        expected = ema[name] if name == "curve.values" else (ema[name] + start[name]) / 2
+        torch.testing.assert_close(value, expected)
+    assert same(adapted.model, judged[1]) and not torch.equal(ema["curve.values"], start["curve.values"])
+
+
 def test_scans_that_gain_together_need_no_gain_of_their_own():
     assert needed_gain([0.012, 0.008, 0.011, 0.009, 0.010], 0.03) == 0.0
     assert needed_gain([0.012, 0.008, 0.011, 0.009], 0.03) == 0.03  # too few to tell
@@ -342,12 +363,12 @@ def test_progress_and_record_tell_losses_and_eta(tmp_path):
 def test_the_search_starts_from_the_curve_it_found_when_that_is_better(tmp_path, monkeypatch, scripted):
     falling = torch.linspace(1, 0, 5)
     monkeypatch.setattr(adaptation, "search_curve", lambda *_: (falling, []))
-    for scores, better in (((0.2, 0.6), True), ((0.6, 0.2), False)):
+    for scores, gains in (((0.2, 0.6), True), ((0.6, 0.2), False)):
         scripted(*scores)
-        folder = tmp_path / str(better)
+        folder = tmp_path / str(gains)
         run(folder, search=True, steps=2, curve_rate=1e-9)
         start = torch.load(folder / "checkpoint.pt", weights_only=True)["model"]["curve.values"]
-        torch.testing.assert_close(start, falling if better else torch.linspace(0, 1, 5), atol=1e-4, rtol=0)
+        torch.testing.assert_close(start, falling if gains else torch.linspace(0, 1, 5), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("labels", [PAIRED, SINGLE])
@@ -362,7 +383,8 @@ def test_curves_are_judged_under_the_transformation_that_results_are_judged_unde
 
     monkeypatch.setattr(contrast, "transformation", transformation)
     model = tiny_model(labels, curve_knots=4)
-    card = card_of(model, spacing=(1.0, 2.0, 0.5))
+    none_expected = {"extents": {"999": [[0.0, 1.0]] * 3}}
+    card = card_of(model, spacing=(1.0, 2.0, 0.5), priors=none_expected)
     for identical in (True, False):
         generator = torch.Generator().manual_seed(1)
         curve, tried = contrast.search_curve(model, card, image, generator, "fp32")

@@ -18,7 +18,9 @@ from MAPSegLib.datasets import (
     resize_whole,
 )
 from MAPSegLib.errors import InputError
+from MAPSegLib.preprocessing import prepare
 from MAPSegLib.synthesis import brain_labels
+from MAPSegLib.volumes import read_image
 
 FOUR = Preprocessing(spacing=(4.0, 4.0, 4.0))
 
@@ -213,7 +215,7 @@ def test_real_scans_vary_and_return_by_seed(pair):
 
 def test_scans_for_measuring_shapes_keep_theirs(pair):
     source = ScanSource([pair], LABELS, FOUR)
-    plain, draws = source.scans[0][0], [source.draw_undeformed(generator(s)) for s in range(4)]
+    plain, draws = source.scans[0][0], [source.draw_undeformed(generator(s))[0] for s in range(4)]
     assert all(torch.equal(x > 0, plain > 0) for x in draws) and not torch.equal(draws[0], draws[1])
 
 
@@ -274,7 +276,16 @@ def test_label_maps_of_a_synthetic_source_hold_the_structures_that_are_drawn(tmp
 def test_label_maps_of_scans_are_those_on_the_working_grid(pair):
     source = ScanSource([pair], LABELS, FOUR)
     ((classes, spacing),) = source.label_maps()
-    assert classes is source.scans[0][1] and spacing == [4.0, 4.0, 4.0]
+    assert classes is source.scans[0][1] and spacing == (4.0, 4.0, 4.0)
+
+
+def test_shapes_are_measured_in_the_spacing_that_scans_really_have(pair):
+    """Of 40 mm there are 6 voxels of 7 mm, which are smaller: else a source's own labels would look implausible."""
+    seven = Preprocessing(spacing=(7.0, 7.0, 7.0))
+    source, grid = ScanSource([pair], LABELS, seven), prepare(read_image(pair[0]), seven).grid
+    assert grid.working_spacing != (7.0, 7.0, 7.0)
+    assert [spacing for _, spacing in source.label_maps()] == [grid.working_spacing]
+    assert source.draw_undeformed(generator())[1] == grid.working_spacing
 
 
 # --- folders ------------------------------------------------------------------------------------------------------

@@ -144,6 +144,33 @@ def test_a_site_answers_a_round_again_with_what_it_has(place):
     assert all(np.array_equal(first.difference[n], again.difference[n]) for n in weights)
 
 
+def test_a_round_that_was_ended_leaves_a_site_as_the_last_one_did(place):
+    """The server asks again, and the same process goes on."""
+    weights = to_half(load_model(place / "start.safetensors")[0].state_dict())
+    other = {name: array * np.float16(1.01) for name, array in weights.items()}
+    straight = site_of(place, "b")
+    straight.train_round(1, weights, ignore)
+    whole = straight.train_round(2, other, ignore)
+    straight.checkpoint.unlink()
+
+    def end(event, **_):
+        raise Cancelled("Cancelled.")
+
+    site = site_of(place, "b")
+    site.train_round(1, weights, ignore)
+    with pytest.raises(Cancelled):
+        site.train_round(2, other, end)
+    again = site.train_round(2, other, ignore)
+    assert all(np.array_equal(array, whole.difference[name]) for name, array in again.difference.items())
+
+
+def test_the_curve_of_a_model_that_was_adapted_is_not_trained(place):
+    curved = tiny_model(SINGLE, curve_knots=4)
+    save_model(place / "start.safetensors", curved.state_dict(), card_of(curved), overwrite=True)
+    change = site_of(place, "b").train_round(1, to_half(curved.state_dict()), ignore).difference
+    assert not change["curve.values"].any() and any(array.any() for array in change.values())
+
+
 def test_a_federation_that_begins_anew_finds_a_site_as_new(place):
     weights = to_half(load_model(place / "start.safetensors")[0].state_dict())
     site = site_of(place, "b")

@@ -121,10 +121,18 @@ def test_agreement_is_zero_where_nothing_is_found():
 
 def test_a_structure_the_source_has_must_be_found_to_agree():
     one = torch.tensor([0, 1, 1, 3, 3])
-    assert agreement(SIDES, one, one, {}) == 1.0
+    assert agreement(SIDES, one, one, {"extents": {"10": [[0.0, 1.0]] * 3}}) == 1.0
     known = {"extents": dict.fromkeys(("10", "17", "49"), [[0.0, 1.0]] * 3)}
     assert agreement(SIDES, one, one, known) == pytest.approx(2 / 3)
     assert agreement(SIDES, one, one * 0, known) == 0.0
+    assert agreement(SIDES, one, one, {}) == 0.5  # where a card states none, a lost structure is no gain
+
+
+def test_a_structure_where_the_turned_scan_is_not_seen_is_left_out():
+    one, other = torch.tensor([0, 1, 1, 2, 2]), torch.tensor([0, 1, 1, UNSEEN, UNSEEN])
+    both = {"extents": dict.fromkeys(("3", "7"), [[0.0, 1.0]] * 3)}
+    assert agreement(SINGLE[:2], one, other, both) == 1.0
+    assert agreement(SINGLE[:2], one * (one == 1), other, both) == 0.5
 
 
 def test_without_sides_a_turn_takes_the_mirror_s_place():
@@ -198,6 +206,26 @@ def test_limits_leave_room_below_the_worst_of_the_own_domain():
     assert not judge({"agreement": 0.65, "shape_deviation": 1.0}, {"trust": limits}).trusted
     assert not judge({"agreement": 0.9, "shape_deviation": 3.0}, {"trust": limits}).trusted
     assert "shape_deviation" not in trust_limits([{"agreement": 0.9}])
+
+
+def test_a_model_that_fails_in_its_own_domain_makes_nothing_trusted():
+    limits = trust_limits([{"agreement": 0.0, "shape_deviation": 10.0}])
+    assert not judge({"agreement": 0.2, "shape_deviation": 1.0}, {"trust": limits}).trusted
+    assert not judge({"agreement": 0.9, "shape_deviation": 9.0}, {"trust": limits}).trusted
+
+
+def test_a_result_without_a_structure_is_never_trusted():
+    image = symmetric_image()
+    nothing = torch.zeros(image.shape, dtype=torch.int64)
+    verdict, _ = assess_image(sided(), card_of_sides({}), image, MM, FP32, nothing)
+    assert verdict.measures["agreement"] == 1.0 and not verdict.trusted and "no structure" in verdict.reason
+
+
+def test_a_limit_that_is_just_missed_is_told_with_the_digits_that_say_so():
+    limits = {"trust": {"agreement": 0.739, "shape_deviation": 1.512}}
+    assert "agreement 0.7386, expected at least 0.7390" in judge({"agreement": 0.7386}, limits).reason
+    shapes = judge({"agreement": 0.9, "shape_deviation": 1.541}, limits).reason
+    assert "1.54, expected at most 1.51" in shapes
 
 
 def test_a_scan_is_assessed_by_agreement_and_shapes():

@@ -40,11 +40,10 @@ Uncertainty = Annotated[bool, typer.Option("--uncertainty", help="Write uncertai
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")]
 Precision = Annotated[str | None, typer.Option(help="auto, bf16 or fp32.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")]
-Steps = Annotated[int | None, typer.Option(help="Number of steps, at most.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of all random numbers.")]
 OptionsFile = Annotated[
     Path | None,
-    typer.Option("--options", help="JSON file with more options, by their names in the reference."),
+    typer.Option("--options", help="JSON file with more options, by their names in MAPSegLib/config.py."),
 ]
 LabelTable = Annotated[
     str | None, typer.Option("--label-table", help="JSON file of structures, or `brain` for FreeSurfer's.")
@@ -111,13 +110,17 @@ def adapt(
     ] = "t1",
     preset: Annotated[str | None, typer.Option(help="With a source: paper (default), v2 or plus.")] = None,
     warmup: Annotated[
-        int | None, typer.Option(help="With a source: first steps, on the source alone.")
+        int | None, typer.Option(help="With a source: first steps, on the source alone (1000).")
     ] = None,
     uncertainty: Uncertainty = False,
     save_model: Annotated[bool, typer.Option("--save-model", help="Keep the adapted model.")] = False,
     no_gate: Annotated[bool, typer.Option("--no-gate", help="Keep the adapted result in any case.")] = False,
-    steps: Steps = None,
-    minutes: Annotated[float | None, typer.Option(help="Time for adaptation, per scan, at most.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Number of steps, at most (150; with a source 5000).")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Minutes to adapt, per scan, at most (2.5; with a source 120).")
+    ] = None,
     seed: Seed = None,
     device: Device = None,
     precision: Precision = None,
@@ -175,7 +178,7 @@ def train(
     holdout: Annotated[int, typer.Option(help="Cases kept back to choose the best weights.")] = 0,
     description: Annotated[str, typer.Option(help="Goes into the model card.")] = "",
     license: Annotated[str, typer.Option(help="Of the weights; goes into the model card.")] = "",
-    steps: Steps = None,
+    steps: Annotated[int | None, typer.Option(help="Number of steps, at most (5000).")] = None,
     seed: Seed = None,
     device: Device = None,
     precision: Precision = None,
@@ -224,7 +227,7 @@ def pretrain(
     modality: Annotated[str | None, typer.Option(help="mr or ct.")] = None,
     description: Annotated[str, typer.Option(help="Goes into the card.")] = "",
     license: Annotated[str, typer.Option(help="Of the weights; goes into the card.")] = "",
-    steps: Steps = None,
+    steps: Annotated[int | None, typer.Option(help="Number of steps, at most (150000).")] = None,
     seed: Seed = None,
     device: Device = None,
     precision: Precision = None,

@@ -32,7 +32,7 @@ def init(
 
         for kit in write_project(read_plan(plan), output):
             typer.echo(f"wrote {kit}")
-        typer.echo("Send each site its own kit over a safe way: it holds the site's key.")
+        typer.echo("Send each site its own kit over a secure channel: it holds the site's key.")
 
 
 @app.command()

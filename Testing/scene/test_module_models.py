@@ -5,7 +5,7 @@ import shutil
 import struct
 
 import pytest
-from MAPSegModule import models
+from MAPSegModule import models, texts
 from MAPSegModule.models import InputError
 
 
@@ -29,6 +29,14 @@ def test_embedded_models_come_with_their_cards():
     with pytest.raises(InputError, match="comes with MAPSeg"):
         models.remove(entry)
     assert entry.path.is_file()
+
+
+@pytest.mark.parametrize(
+    ("dice", "told"), [([], ""), ([0.8], "  ·  Dice 0.80"), ([0.8, 0.701, 0.75], "  ·  Dice 0.70–0.80")]
+)
+def test_a_model_s_line_tells_its_worst_and_its_best_test_set(dice, told):
+    scores = {f"set {i}": {"mean_dice": value, "scans": 8} for i, value in enumerate(dice)}
+    assert texts.model_line({"labels": [{}, {}], "scores": scores}) == f"2 structures  ·  MR{told}"
 
 
 def test_models_are_added_and_removed(model):

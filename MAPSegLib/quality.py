@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -252,23 +252,23 @@ def trust_limits(measures: Sequence[dict[str, float]]) -> dict[str, float]:
     return {name: round(value, 3) for name, value in limits.items()}
 
 
-def intensity_profile(images: Sequence[Tensor]) -> dict[str, list[float]]:
-    """What the source's scans look like: quantiles of their foreground, mean and sample deviation over scans.
+def intensity_profile(images: Iterable[Tensor]) -> dict[str, list]:
+    """What the source's scans look like: quantiles of their foreground, mean and sample covariance over scans.
 
-    A front end can tell by them, before anything is computed, that a scan is unlike those a model knows.
+    A front end can tell by them, before anything is computed, that a scan is unlike those a model knows. Quantiles
+    vary together, with gamma above all: without the covariance any bright scan would seem unlike.
 
     Args:
-        images: prepared scans (X, Y, Z) in [0, 1], at least two.
+        images: prepared scans (X, Y, Z) in [0, 1], many more than there are quantiles.
     """
     wanted = torch.tensor(QUANTILES)
     rows = torch.stack(
         [image[image > 0][:: max(1, image.numel() // 100_000)].quantile(wanted) for image in images]
     )
-    deviation, mean = torch.std_mean(rows, 0)
     return {
         "quantiles": list(QUANTILES),
-        "mean": [round(float(v), 4) for v in mean],
-        "deviation": [round(float(v), 4) for v in deviation],
+        "mean": rows.mean(0).double().round(decimals=4).tolist(),
+        "covariance": rows.T.double().cov().round(decimals=6).tolist(),
     }
 
 

@@ -222,8 +222,6 @@ class VolumeSection(slicer.util.VTKObservationMixin):
                 text, color, tip = "✗ " + _("unusable"), texts.BAD, flight.problem
             elif flight.foreign:
                 text, color, tip = "! " + _("foreign"), texts.WARNING, _("Adapting is advised.")
-            elif flight.foreign is False:
-                text, color, tip = "✓ " + _("familiar"), texts.GOOD, _("Like the model's own training scans.")
             else:
                 text = _("ready")
         text, color, tip = self._state(node) or (text, color, tip)

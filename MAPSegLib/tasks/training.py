@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
 import random
 from collections.abc import Sequence
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     from ..datasets import ScanSource, SyntheticSource
     from ..networks.segmenter import Segmenter
 
-TRUST_DRAWS = 8
-"""Scans of the source domain that the limits of trust are measured on."""
+TRUST_DRAWS, PROFILE_DRAWS = 8, 64
+"""Scans of the source domain that the limits of trust and the profile of intensities are measured on."""
 Case = tuple[Path | None, Path]
 """An image, None where it is synthesised, and its label map."""
 
@@ -115,7 +116,9 @@ def with_trust(
     priors: dict[str, Any] = {"extents": extent_priors(card.labels, source.label_maps())}
     card = card.model_copy(update={"priors": priors})
     measures = [assess_image(model, card, *drawn, inference)[0].measures for drawn in draws]
-    known = {"trust": trust_limits(measures), "intensity": intensity_profile([image for image, _ in draws])}
+    more = (source.draw_undeformed(generator)[0] for _ in range(PROFILE_DRAWS - TRUST_DRAWS))
+    profile = intensity_profile(itertools.chain((image for image, _ in draws), more))
+    known = {"trust": trust_limits(measures), "intensity": profile}
     return card.model_copy(update={"priors": priors | known})
 
 

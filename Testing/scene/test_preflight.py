@@ -88,11 +88,11 @@ def test_intensities_unlike_the_sources_are_foreign(scene, entry):
     quantiles = [0.05, 0.25, 0.5, 0.75, 0.95]
 
     def with_mean(mean):
-        profile = {"quantiles": quantiles, "mean": mean, "deviation": [0.05] * 5}
+        profile = {"quantiles": quantiles, "mean": mean, "covariance": (0.05**2 * np.eye(5)).tolist()}
         return ModelEntry("x", entry.path, entry.card | {"priors": {"intensity": profile}}, True)
 
     ball = add_ball()
-    assert preflight(ball, with_mean([0.4, 0.45, 0.48, 0.5, 0.9])).foreign is None
+    assert preflight(ball, with_mean([0.4, 0.45, 0.48, 0.5, 0.9])).foreign is False
     assert preflight(ball, with_mean([0.4, 0.8, 0.85, 0.9, 0.95])).foreign is True
     without = ModelEntry("x", entry.path, entry.card | {"priors": {}}, True)
-    assert preflight(ball, without).foreign is None
+    assert preflight(ball, without).foreign is False

@@ -273,5 +273,6 @@ def test_the_profile_of_intensities_is_of_the_foreground():
     profile = intensity_profile(images)
     middle = profile["quantiles"].index(0.5)
     assert profile["mean"][middle] == pytest.approx(0.5 * 0.6, abs=0.01)
-    assert profile["deviation"][middle] == pytest.approx(0.5 * 0.4 / 2**0.5, abs=0.01)
+    assert profile["covariance"][middle][middle] == pytest.approx((0.5 * 0.4) ** 2 / 2, abs=0.003)
+    assert profile["covariance"][middle][middle + 1] > 0
     assert profile["mean"] == sorted(profile["mean"])

@@ -34,6 +34,7 @@ def test_the_card_tells_how_a_model_came_about(trained, data):
     mean, deviation = card.priors["extents"]["2"][0]
     assert mean == pytest.approx(np.mean(longest), abs=1e-3)
     assert deviation == pytest.approx(np.std(longest, ddof=1), abs=1e-3)
+    assert np.linalg.matrix_rank(card.priors["intensity"]["covariance"]) > 2
 
 
 def test_training_starts_from_a_model_and_keeps_cases_back(model, data, tmp_path):

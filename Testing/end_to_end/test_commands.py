@@ -122,7 +122,7 @@ def test_adapt(model, data, tmp_path):
             chosen, name = labels_of(entry["output"]), Path(entry[entry["chosen"]]["output"]).name
             assert np.array_equal(chosen, labels_of(tmp_path / "cli" / name))
     card = load_model(tmp_path / "api" / "adapted_model.safetensors")[1]
-    known = load_model(model)[1].priors  # but for the source's intensities, which are not those of these scans
+    known = load_model(model)[1].priors  # the source's intensities are not those of these scans
     assert "intensity" in known and card.priors == {k: v for k, v in known.items() if k != "intensity"}
     assert card.provenance["adapted_from"] == "ball"
 

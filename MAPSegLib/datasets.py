@@ -229,9 +229,8 @@ class ScanSource:
         lookup = {label.value: i for i, label in enumerate(labels, 1)}
         self.augment, self.spacing = augment, torch.tensor(preprocessing.spacing)
         self.scans: list[tuple[Tensor, Tensor]] = []
-        self.spacings: list[
-            tuple[float, float, float]
-        ] = []  # a whole number of voxels: not quite the one asked for
+        # Scans have whole numbers of voxels, and so not quite the spacing that is asked for.
+        self.spacings: list[tuple[float, float, float]] = []
         for image_path, label_path in pairs:
             image, label = read_image(image_path), read_labels(label_path)
             check_same_grid(image, label)

@@ -51,9 +51,7 @@ def build_network(federation: Federation) -> nn.Module:
     if federation.plan.task == "pretrain":
         return Autoencoder(card.architecture)
     network = Segmenter(card.architecture, card.labels)
-    network.curve.requires_grad_(
-        False
-    )  # of a model that was adapted before: one curve does not suit all sites
+    network.curve.requires_grad_(False)  # a model that was adapted has one, which does not suit all sites
     return network
 
 

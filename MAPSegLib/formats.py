@@ -59,6 +59,8 @@ class ItkGeometry:
     spacing: tuple[float, ...]
     origin: tuple[float, ...]
     direction: tuple[float, ...]
+    oriented: bool = True
+    """Whether the file says which way its axes run; NRRD need not."""
 
 
 def scan_suffix(path: str | Path) -> str:
@@ -168,48 +170,71 @@ def _read_nibabel(path: Path) -> Loaded:
         unit = {1: "metres", 3: "microns"}.get(int(image.header["xyzt_units"]) & 7)
         if unit:
             raise InputError(f"{path.name} has its spacing in {unit}, not in mm.", "Export it again in mm.")
+    else:
+        with nib.openers.ImageOpener(path) as file:
+            start = file.read(30)
+        image.header["goodRASFlag"] = int.from_bytes(start[28:], "big")  # nibabel sets it where it is not
     return np.asanyarray(image.dataobj).reshape(shape, order="F"), image.affine.astype(float), image.header
 
 
 def _check_pixdim(path: Path, image: Any) -> None:
-    """nibabel loads a spacing of 0 as 1 mm; where the geometry rests on it, that would be an invention."""
+    """nibabel loads a spacing of 0 as 1 mm, and one below 0 as its absolute value, where ITK mirrors the scan."""
     from nibabel.openers import ImageOpener
 
-    if image.header["sform_code"] > 0:
-        return
     with ImageOpener(path) as file:
         raw = image.header_class.from_fileobj(file, check=False)
-    if not np.all(np.abs(raw["pixdim"][1:4]) > 0):
+    spacing = raw["pixdim"][1:4]
+    if (spacing < 0).any():
+        raise InputError(
+            f"{path.name} has a negative voxel spacing: programs differ on which side is left then.",
+            "Export the scan again.",
+        )
+    if image.header["sform_code"] <= 0 and not (spacing > 0).all():
         raise InputError(
             f"{path.name} has a voxel spacing of zero.", "Export the scan again with its spacing in mm."
         )
 
 
 def _check_orientation(path: Path, image: Any) -> None:
-    """A header may hold two orientations. They must agree on left and right: programs differ in which they take."""
+    """A header may hold two orientations. They must agree: programs differ in which they take."""
     if image.header["sform_code"] > 0 and image.header["qform_code"] > 0:
         try:
-            rightward = image.get_sform()[0, :3], image.get_qform()[0, :3]
+            axes = [matrix[:3, :3] for matrix in (image.get_sform(), image.get_qform())]
         except ValueError:  # a quaternion that is none: there is one orientation only
             return
-        axis = int(np.abs(rightward[0]).argmax())
-        if rightward[0][axis] * rightward[1][axis] < 0:
+        one, other = (part / np.maximum(np.linalg.norm(part, axis=0), 1e-12) for part in axes)
+        if (one * other).sum(0).min() < np.cos(np.pi / 4):
             raise InputError(
-                f"{path.name} states two orientations (sform and qform) that contradict each other on left and right.",
+                f"{path.name} states two orientations (sform and qform) that contradict each other.",
                 "Find out which one is right, and remove the other.",
             )
 
 
-def orientation_note(header: Any) -> str:
-    """What a user should know of a NIfTI header without an orientation; empty for all others."""
-    if hasattr(header, "get_sform") and not (header["sform_code"] or header["qform_code"]):
-        return "The file states no orientation: left and right are assumed, and may be swapped."
-    return ""
+def geometry_notes(header: Any) -> tuple[str, ...]:
+    """What a user should know of a scan whose file leaves its geometry open, or states it twice."""
+    unstated = "The file states no orientation: left and right are assumed, and may be swapped."
+    if isinstance(header, ItkGeometry):
+        return () if header.oriented else (unstated,)
+    if not hasattr(header, "get_sform"):  # MGH, or nothing
+        return (unstated,) if header is not None and header["goodRASFlag"] <= 0 else ()
+    if not (header["sform_code"] or header["qform_code"]):
+        return (unstated,)
+    if header["sform_code"] > 0:
+        told, taken = header["pixdim"][1:4], np.linalg.norm(header.get_sform()[:3, :3], axis=0)
+        if np.abs(told / np.maximum(taken, 1e-12) - 1).max() > 0.01:
+            sizes = [" x ".join(f"{n:.3g}" for n in numbers) for numbers in (taken, told)]
+            return (
+                f"The file states two voxel sizes: {sizes[0]} mm (sform) are taken, and not {sizes[1]} mm (pixdim), "
+                "which other programs may take.",
+            )
+    return ()
 
 
 def _read_itk(path: Path) -> Loaded:
     import SimpleITK as sitk
 
+    if scan_suffix(path) == ".dcm":
+        _check_planes(path, [path])
     return _from_itk(path, _quietly(lambda: sitk.ReadImage(str(path), imageIO=_ITK[scan_suffix(path)])))
 
 
@@ -223,7 +248,11 @@ def _read_series(folder: Path) -> Loaded:
             f"The folder {folder.name} {what}.", "Give a folder with exactly one series, or a file."
         )
     files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
-    _check_slices(folder, files)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(files[0])
+    _guard(Path(files[0]), lambda _: _quietly(reader.ReadImageInformation))
+    _check_components(folder, reader.GetNumberOfComponents())
+    _check_planes(folder, [Path(file) for file in files])
 
     def read(_: Path) -> Loaded:  # in floating point, as each slice may have a scale of its own
         return _from_itk(folder, _quietly(lambda: sitk.ReadImage(files, sitk.sitkFloat32)))
@@ -231,39 +260,66 @@ def _read_series(folder: Path) -> Loaded:
     return _guard(folder, read)
 
 
-def _check_slices(folder: Path, files: tuple[str, ...]) -> None:
-    """Slices must fill a box: the reader would squeeze a gap, set a tilted stack upright, or stack time points."""
-    import SimpleITK as sitk
+_PLANE = (
+    ("PlanePositionSequence", "ImagePositionPatient"),
+    ("PlaneOrientationSequence", "ImageOrientationPatient"),
+    ("PixelMeasuresSequence", "PixelSpacing"),
+)
+"""What a slice has to state of its place; the sequence that holds it in a file of several frames."""
 
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    read = []
-    for file in files:
-        reader.SetFileName(file)
-        _guard(Path(file), lambda _: _quietly(reader.ReadImageInformation))
-        _check_components(folder, reader.GetNumberOfComponents())
-        read.append((reader.GetOrigin(), np.reshape(reader.GetDirection(), (3, 3))))
-    if len(files) < 2:
-        return
-    origins, directions = (np.array(part) for part in zip(*read, strict=True))
-    if np.abs(directions - directions[0]).max() > 1e-3:
+
+def _planes(file: Path) -> np.ndarray:
+    """Position, orientation and spacing of the slices in a DICOM file: (slices, 3 + 6 + 2), in LPS mm."""
+    import pydicom
+
+    header = pydicom.dcmread(file, stop_before_pixels=True, force=True)
+    count = int(header.get("NumberOfFrames") or 1)
+    frames = header.get("PerFrameFunctionalGroupsSequence") or [pydicom.Dataset()] * count
+    shared = (header.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
+
+    def stated(frame: Any, group: str, key: str) -> list[float]:
+        for holder in (frame, shared):
+            if holder.get(group) and key in holder[group][0]:
+                return list(map(float, holder[group][0][key].value))
+        if key not in header:
+            raise InputError(
+                f"{file.name} does not state where its slices lie ({key} is missing).",
+                "Export the series again, as the scanner made it.",
+            )
+        return list(map(float, header[key].value))
+
+    return np.array([sum((stated(frame, *place) for place in _PLANE), []) for frame in frames])
+
+
+def _check_planes(path: Path, files: list[Path]) -> None:
+    """Slices must fill a box: the reader would squeeze a gap, set a tilted stack upright, or stack time points."""
+    what = path.name if files == [path] else f"The DICOM series {path.name}"
+    parts = [_guard(file, _planes) for file in files]
+    if len(parts) > 1 and max(map(len, parts)) > 1:
         raise InputError(
-            f"The DICOM series {folder.name} has slices of several orientations.",
-            "Export one complete 3D series.",
+            f"{what} consists of several files with several slices each.", "Give one of them, as a file."
         )
-    normal = directions[0][:, 2]
+    origins, rows, columns, spacings = np.split(np.concatenate(parts), [3, 6, 9], 1)
+    if len(origins) < 2:
+        return
+    directions = np.concatenate([rows, columns], 1)
+    if max(np.ptp(directions, 0).max(), np.ptp(spacings, 0).max()) > 1e-3:
+        raise InputError(
+            f"{what} has slices of several orientations or voxel sizes.", "Export one complete 3D series."
+        )
+    normal = np.cross(rows[0], columns[0])
     heights = origins @ normal
     aside = origins - origins[0] - np.outer(heights - heights[0], normal)
     if np.abs(aside).max() > 0.1:
         raise InputError(
-            f"The DICOM series {folder.name} has tilted slices (gantry tilt).",
+            f"{what} has tilted slices (gantry tilt).",
             "Load it into Slicer, which straightens it, and save it as NRRD.",
         )
-    gaps = np.abs(np.diff(heights))
+    gaps = np.diff(heights) * (1 if heights[-1] >= heights[0] else -1)
     repeated = gaps.min() < 0.01
     if repeated or gaps.max() - gaps.min() > max(0.1, 0.05 * np.median(gaps)):
-        what = "repeats slice positions" if repeated else "has missing or unevenly spaced slices"
-        raise InputError(f"The DICOM series {folder.name} {what}.", "Export one complete 3D series.")
+        told = "repeats or mixes slice positions" if repeated else "has missing or unevenly spaced slices"
+        raise InputError(f"{what} {told}.", "Export one complete 3D series.")
 
 
 def _check_components(path: Path, components: int) -> None:
@@ -284,7 +340,9 @@ def _from_itk(path: Path, image: Any) -> Loaded:
     _squeezed_shape(path.name, image.GetSize())
     while image.GetDimension() > 3:
         image = image[..., 0]
-    geometry = ItkGeometry(image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+    space = image.GetMetaData("NRRD_space") if image.HasMetaDataKey("NRRD_space") else ""
+    oriented = path.suffix.lower() not in (".nrrd", ".nhdr") or space == "left-posterior-superior"
+    geometry = ItkGeometry(image.GetSpacing(), image.GetOrigin(), image.GetDirection(), oriented)
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(geometry.direction, (3, 3)) * np.array(geometry.spacing)
     affine[:3, 3] = geometry.origin

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from MAPSegLib.errors import InputError
-from MAPSegLib.formats import READABLE, WRITABLE, load, orientation_note, reason, save, scan_suffix
+from MAPSegLib.formats import READABLE, WRITABLE, geometry_notes, load, reason, save, scan_suffix
 
 _SPACING_LIMITS = (0.05, 50.0)
 _INT32 = np.iinfo(np.int32)
@@ -174,7 +174,7 @@ def check_same_grid(image: Volume, labels: Volume) -> None:
     corners = np.array([[i, j, k, 1] for i in (0, 1) for j in (0, 1) for k in (0, 1)], dtype=float)
     corners[:, :3] *= np.array(image.shape) - 1
     gap = float(np.linalg.norm((corners @ (image.affine - labels.affine).T)[:, :3], axis=1).max())
-    if gap > 1e-3:
+    if gap > min(0.1, 0.05 * min(image.spacing)):  # formats round: quaternions, decimals
         raise InputError(f"{names[1]} lies up to {gap:.3g} mm away from {names[0]} in space.", advice)
 
 
@@ -251,8 +251,7 @@ def write_volume(path: str | Path, array: np.ndarray, like: Volume, overwrite: b
 def _read(path: Path) -> Volume:
     """Any supported file or folder, in its stored type, with a checked geometry."""
     array, affine, header = load(path)
-    note = orientation_note(header)
-    volume = Volume(array, affine, path, header, (note,) if note else ())
+    volume = Volume(array, affine, path, header, geometry_notes(header))
     _check_geometry(path.name, volume)
     return volume
 

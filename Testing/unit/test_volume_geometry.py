@@ -295,10 +295,162 @@ def test_orientations_that_contradict_each_other_are_refused(tmp_path):
     assert_refused(nifti(tmp_path / "a.nii.gz", (-1, 1, 1), (1, 1, 1)), "contradict each other")
     assert_refused(nifti(tmp_path / "a.nii.gz", (-1, -1, 1), (1, 1, 1)), "contradict each other")
     assert not read_image(nifti(tmp_path / "b.nii.gz", (-1, 1, 1), (-1, 1, 1))).notes
-    assert not read_image(nifti(tmp_path / "b.nii.gz", (1, -1, 1), (1, 1, 1))).notes
+    assert_refused(nifti(tmp_path / "b.nii.gz", (1, -1, 1), (1, 1, 1)), "contradict each other")
     assert not read_image(nifti(tmp_path / "c.nii.gz", (-1, 1, 1))).notes
     (note,) = read_image(nifti(tmp_path / "d.nii.gz")).notes
     assert "left and right are assumed" in note
+
+
+def test_orientations_that_a_quarter_turn_parts_are_refused(tmp_path):
+    """Programs that take the one would call front to back what others call left to right."""
+    image = nib.Nifti1Image(noise(8, 9, 10), np.eye(4))
+    for degrees in (30, 90):
+        image.set_sform(np.eye(4), code=2)
+        image.set_qform(make_affine(angles=(0, 0, degrees)), code=1)
+        nib.save(image, tmp_path / f"{degrees}.nii.gz")
+    assert not read_image(tmp_path / "30.nii.gz").notes
+    assert_refused(tmp_path / "90.nii.gz", "contradict each other")
+
+
+@pytest.mark.parametrize("codes", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_a_negative_voxel_spacing_is_refused(tmp_path, codes):
+    """nibabel takes its absolute value, ITK a mirror image: the label map would lie mirrored in one of them."""
+    image = nib.Nifti1Image(noise(8, 9, 10), np.eye(4))
+    image.set_sform(np.eye(4), code=codes[0])
+    image.set_qform(np.eye(4), code=codes[1])
+    nib.save(image, tmp_path / "scan.nii")
+    content = bytearray((tmp_path / "scan.nii").read_bytes())
+    content[80:84] = np.float32(-1).tobytes()
+    (tmp_path / "scan.nii").write_bytes(content)
+    assert_refused(tmp_path / "scan.nii", "negative voxel spacing")
+
+
+def test_a_second_voxel_size_is_told(tmp_path):
+    image = nib.Nifti1Image(noise(8, 9, 10), np.eye(4))
+    image.set_sform(np.eye(4), code=1)
+    image.header["pixdim"][1:4] = 3
+    nib.save(image, tmp_path / "scan.nii.gz")
+    (note,) = read_image(tmp_path / "scan.nii.gz").notes
+    assert "1 x 1 x 1 mm (sform)" in note and "3 x 3 x 3 mm (pixdim)" in note
+
+
+def test_files_that_leave_left_and_right_open_say_so(tmp_path):
+    whole = write_volume(tmp_path / "a.nrrd", noise(8, 9, 10), Volume(noise(8, 9, 10), np.eye(4)))
+    assert not read_image(whole).notes
+    (tmp_path / "b.nrrd").write_bytes(
+        whole.read_bytes().replace(b"space: left-posterior-superior", b"space: 3D-right-handed")
+    )
+    image = nib.MGHImage(noise(8, 9, 10), np.eye(4))
+    nib.save(image, tmp_path / "c.mgh")
+    assert not read_image(tmp_path / "c.mgh").notes
+    content = bytearray((tmp_path / "c.mgh").read_bytes())
+    content[28:30] = bytes(2)  # goodRASFlag
+    (tmp_path / "c.mgh").write_bytes(content)
+    for name in ("b.nrrd", "c.mgh"):
+        (note,) = read_image(tmp_path / name).notes
+        assert "left and right are assumed" in note
+
+
+def write_frames(path, array, affine, order=None, places=None, turned=(), shift=0.0, keep=True):
+    """A DICOM file of several frames: the array's planes in this order, at these places along the third axis."""
+    import pydicom
+    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    axes = lps[:3, :3] / spacing
+    order = list(range(array.shape[2]) if order is None else order)
+
+    def item(**values):
+        made = pydicom.Dataset()
+        for name, value in values.items():
+            setattr(made, name, value)
+        return made
+
+    def numbers(values):
+        return [f"{v:.6f}" for v in values]
+
+    kind = "1.2.840.10008.5.1.4.1.1.4.1"
+    file = item(SOPClassUID=kind, SOPInstanceUID=generate_uid(), Modality="MR", StudyInstanceUID="1.2.3")
+    file.file_meta = pydicom.dataset.FileMetaDataset()
+    file.file_meta.MediaStorageSOPClassUID, file.file_meta.TransferSyntaxUID = kind, ExplicitVRLittleEndian
+    file.file_meta.MediaStorageSOPInstanceUID = file.SOPInstanceUID
+    file.SeriesInstanceUID, file.PhotometricInterpretation = "1.2.3.4", "MONOCHROME2"
+    file.SamplesPerPixel, file.BitsAllocated, file.BitsStored, file.HighBit = 1, 16, 16, 15
+    file.PixelRepresentation, file.NumberOfFrames = 0, len(order)
+    file.Columns, file.Rows = array.shape[:2]
+    measures = item(PixelSpacing=numbers(spacing[[1, 0]]), SpacingBetweenSlices=f"{spacing[2]:.4f}")
+    frames = []
+    for number, index in enumerate(order):
+        place = lps @ [0, 0, index if places is None else places[number], 1]
+        place[1] += shift * number
+        rows = axes[:, [1, 2]] if number in turned else axes[:, [0, 1]]
+        frames.append(
+            item(
+                PlanePositionSequence=[item(ImagePositionPatient=numbers(place[:3]))],
+                PlaneOrientationSequence=[item(ImageOrientationPatient=numbers(rows.T.ravel()))],
+            )
+        )
+    if keep:
+        file.SharedFunctionalGroupsSequence = [item(PixelMeasuresSequence=[measures])]
+        file.PerFrameFunctionalGroupsSequence = frames
+    file.PixelData = np.stack([array[:, :, k].T for k in order]).astype("<u2").tobytes()
+    path.parent.mkdir(exist_ok=True)
+    file.save_as(path, enforce_file_format=True)
+    return path
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_a_file_of_several_frames_is_a_scan(tmp_path, backwards):
+    array = noise(8, 9, 6, dtype=np.int16)
+    affine = make_affine((1, 2, 0), (-1, -1, 1), (1, 1.25, 4), (5, -7, 3), (11, -20, 33))
+    order = range(6)[::-1] if backwards else range(6)
+    for place in (write_frames(tmp_path / "enhanced" / "a.dcm", array, affine, order), tmp_path / "enhanced"):
+        volume = read_image(place)
+        where = np.linalg.inv(volume.affine) @ affine @ [3, 4, 5, 1]
+        assert volume.array[tuple(where[:3].round().astype(int))] == array[3, 4, 5]
+        np.testing.assert_allclose(where, where.round(), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"order": [0, 2, 4, 1, 3, 5]}, "repeats or mixes slice positions"),
+        ({"order": [0, 1, 2, 0, 1, 2]}, "repeats or mixes slice positions"),
+        ({"places": [0, 1, 2, 5, 6, 7]}, "missing or unevenly spaced slices"),
+        ({"shift": 1.0}, "tilted slices"),
+        ({"turned": (4, 5)}, "several orientations"),
+        ({"keep": False}, "does not state where its slices lie (ImagePositionPatient is missing)"),
+    ],
+)
+def test_frames_that_fill_no_box_are_refused(tmp_path, changes, told):
+    affine = make_affine(spacing=(1, 1.25, 4), angles=(5, -7, 3))
+    file = write_frames(tmp_path / "a" / "frames.dcm", noise(8, 9, 6, dtype=np.int16), affine, **changes)
+    assert_refused(file, told)
+    assert_refused(file.parent, told) if changes != {"keep": False} else None
+
+
+def test_slices_that_go_to_and_fro_are_refused(tmp_path):
+    array, affine = noise(8, 9, 2, dtype=np.int16), make_affine(spacing=(1, 1, 4))
+    write_series(tmp_path / "a", array, affine)
+    first, second = sorted((tmp_path / "a").iterdir())
+    for number, file in enumerate((first, second)):
+        content = file.read_bytes().replace(f"1125.1.{number + 1}".encode(), f"1125.1.{number + 3}".encode())
+        (tmp_path / "a" / f"more{number}.dcm").write_bytes(content)
+    assert_refused(tmp_path / "a", "repeats or mixes slice positions")
+
+
+@pytest.mark.parametrize("key", ["ImageOrientationPatient", "PixelSpacing"])
+def test_slices_that_do_not_state_their_place_are_refused(tmp_path, key):
+    import pydicom
+
+    write_series(tmp_path / "a", noise(8, 9, 4, dtype=np.int16), make_affine(spacing=(1, 1, 4)))
+    for file in (tmp_path / "a").iterdir():
+        content = pydicom.dcmread(file)
+        del content[key]
+        content.save_as(file)
+    with pytest.raises(InputError, match=f"{key} is missing"):
+        read_image(tmp_path / "a")
 
 
 def test_voxels_that_start_within_the_header_are_refused(tmp_path):

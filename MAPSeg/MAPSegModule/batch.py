@@ -20,7 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import slicer
+
+from MAPSegLib.volumes import Volume, read_labels, write_volume
 
 from . import dependencies, images, scene
 from .cases import Case, find_cases
@@ -181,14 +184,18 @@ class Batch:
             parameters = Parameters(**{**vars(parameters), "minutes": parameters.minutes * len(group)})
         self.queue = Queue(list(staged), parameters, work)
         self.queue.start()
-        told = ""
+        told, unfinished = "", 0
         while self.queue.running:
             if self.stopped:
                 raise KeyboardInterrupt
             for event in self.queue.poll():
                 case = staged.get(event.get("scan", ""))
                 if event["event"] == "scan" and case:
-                    self._finish(case, event["entry"])
+                    try:
+                        self._finish(case, event["entry"])
+                    except (OSError, InputError) as error:  # of this scan; the others go on
+                        unfinished = 2
+                        self._fail(case, {"kind": "input", "message": str(error)})
                 elif event["event"] == "error" and case:
                     self._fail(case, event)
                 elif (
@@ -201,10 +208,16 @@ class Batch:
             time.sleep(0.05)
         if self.queue.error:
             print(f"Error: {self.queue.error['message']}", file=sys.stderr, flush=True)
-        return self.queue.exit_code
+        return self.queue.exit_code or unfinished
 
     def _finish(self, case: Case, entry: dict[str, Any]) -> None:
-        """Write a case's files; its report comes last and says that the others are complete."""
+        """Write a case's files; its report comes last and says that the others are complete.
+
+        Raises:
+            OSError, InputError: Slicer cannot read or hold the scan's grid.
+        """
+        written = read_labels(entry["output"])
+        _check_axes(written)
         files = {"segmentation": self._path(case, ".seg.nrrd"), "labels": self._path(case, "_seg.nii.gz")}
         reference = _load_label_volume(entry["output"], case.name)
         # Voxels and grid from one reader: Slicer's reverses the slices of left-handed files.
@@ -214,8 +227,8 @@ class Batch:
             _complete(files["segmentation"], lambda path: scene.export_segmentation(node, reference, path))
             if entry["output"].endswith(".nii.gz"):
                 os.replace(entry["output"], files["labels"])
-            else:
-                _complete(files["labels"], lambda path: scene.write_volume(reference, path))
+            else:  # as it is: Slicer's reader turns left-handed grids
+                write_volume(files["labels"], written.array, written, overwrite=True)
         finally:
             scene.remove(node)
             scene.remove(reference)
@@ -284,6 +297,15 @@ class Batch:
 
     def _report_path(self, case: Case) -> Path:
         return self.output / _REPORTS / f"{case.name}.json"
+
+
+def _check_axes(volume: Volume) -> None:
+    """Slicer would set sheared axes upright, and the segmentation beside the scan."""
+    axes = volume.affine[:3, :3] / np.linalg.norm(volume.affine[:3, :3], axis=0)
+    if np.abs(axes.T @ axes - np.eye(3)).max() > 1e-3:
+        raise InputError(
+            "The scan's axes are not at right angles, which Slicer cannot show in place: segment it with `mapseg`."
+        )
 
 
 def _load_label_volume(path: str, name: str):

@@ -12,6 +12,9 @@ from pathlib import Path
 from MAPSegLib.errors import InputError
 from MAPSegLib.formats import READABLE, scan_suffix
 
+_WHOLE = {".mhd": ".mha", ".nhdr": ".nrrd"}
+"""Headers whose voxels lie in another file, and what holds both."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -36,7 +39,10 @@ class Case:
                 _link(file, target / f"{index:05d}.dcm")
             return target
         folder.mkdir(parents=True, exist_ok=True)
-        return _link(self.source, folder / f"{self.name}{scan_suffix(self.source)}")
+        suffix = scan_suffix(self.source)
+        if suffix in _WHOLE and (whole := _in_one_file(self.source, folder / f"{self.name}{_WHOLE[suffix]}")):
+            return whole
+        return _link(self.source, folder / f"{self.name}{suffix}")
 
 
 def find_cases(inputs: Sequence[str | Path], output: str | Path) -> list[Case]:
@@ -61,7 +67,7 @@ def find_cases(inputs: Sequence[str | Path], output: str | Path) -> list[Case]:
         if not path.exists():
             raise InputError(f"{path} does not exist.", "Check the path.")
         if path.is_file():
-            add(_stem(path), path, [path])
+            add(_stem(path), path, _parts(path))
             continue
         for folder, below, names in os.walk(path):
             below[:] = sorted(name for name in below if Path(folder, name) != output and name[0] != ".")
@@ -69,7 +75,7 @@ def find_cases(inputs: Sequence[str | Path], output: str | Path) -> list[Case]:
             prefix = "_".join(here.relative_to(path).parts)
             plain = sorted(name for name in names if name[0] != "." and scan_suffix(name) not in ("", ".dcm"))
             for name in plain:
-                add("_".join(filter(None, (prefix, _stem(here / name)))), here / name, [here / name])
+                add("_".join(filter(None, (prefix, _stem(here / name)))), here / name, _parts(here / name))
             if len(plain) < len(names):
                 for index, files in enumerate(_series(here)):
                     label = prefix or here.name
@@ -95,6 +101,27 @@ def _series(folder: Path) -> list[list[Path]]:
         sitk.ProcessObject.SetGlobalWarningDisplay(shown)
 
 
+def _parts(path: Path) -> list[Path]:
+    """A file, and where it is a header alone, all that may hold its voxels."""
+    if scan_suffix(path) not in _WHOLE:
+        return [path]
+    beside = (
+        file for file in path.parent.iterdir() if file.name.startswith(f"{_stem(path)}.") and file != path
+    )
+    return [path, *sorted(file for file in beside if file.is_file())]
+
+
+def _in_one_file(path: Path, target: Path) -> Path | None:
+    """The scan written anew; None where it cannot be read, which the worker will tell."""
+    import SimpleITK as sitk
+
+    try:
+        sitk.WriteImage(sitk.ReadImage(str(path)), str(target))
+    except RuntimeError:
+        return None
+    return target
+
+
 def _stem(path: Path) -> str:
     return path.name[: len(path.name) - len(scan_suffix(path))] or path.name
 
@@ -103,7 +130,7 @@ def _link(file: Path, target: Path) -> Path:
     """A link where the disk can, a copy elsewhere."""
     target.unlink(missing_ok=True)
     try:
-        os.link(file, target)
+        os.link(file.resolve(), target)  # a symbolic link would be linked itself
     except OSError:
         shutil.copyfile(file, target)
     return target

@@ -191,12 +191,14 @@ def export_segmentation(segmentationNode, volumeNode, path: str | Path) -> Path:
     """Write ``.seg.nrrd``, or a label map with the model's values for other suffixes (``.nii.gz``, ``.nrrd``).
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: the file cannot be written, or the format would set the volume's axes upright.
     """
     path = Path(path)
     if path.name.endswith(".seg.nrrd"):
         storage = slicer.vtkMRMLSegmentationStorageNode()
         written = _write(storage, segmentationNode, path)
+    elif ".nii" in path.suffixes and _sheared(volumeNode):
+        raise OSError(f"{path.name}: the volume's axes are not at right angles. Save it as .nrrd or .seg.nrrd.")
     else:
         labelmap = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "MAPSeg export")
         colors = slicer.mrmlScene.AddNode(_value_table(segmentationNode.GetSegmentation()))
@@ -295,6 +297,15 @@ def _on_grid(labels: Labels | str | Path, volumeNode) -> Labels:
     if tuple(labels.shape) != _shape(volumeNode) or not _same_place(labels, volumeNode):
         raise ValueError(f"The label map is not on the grid of {volumeNode.GetName()}.")
     return labels
+
+
+def _sheared(volumeNode) -> bool:
+    """Whether the volume's axes are not at right angles."""
+    matrix = vtk.vtkMatrix4x4()
+    volumeNode.GetIJKToRASMatrix(matrix)
+    axes = slicer.util.arrayFromVTKMatrix(matrix)[:3, :3]
+    axes = axes / np.linalg.norm(axes, axis=0)
+    return bool(np.abs(axes.T @ axes - np.eye(3)).max() > 1e-3)
 
 
 def _same_place(labels: Labels, volumeNode) -> bool:

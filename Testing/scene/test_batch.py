@@ -17,6 +17,7 @@ from MAPSegModule.cases import find_cases
 from MAPSegModule.models import InputError
 from MAPSegModule.selftest import make_ball
 
+from MAPSegLib.volumes import Volume, check_same_grid, read_image, read_labels, write_volume
 from Testing.host import batch as host
 
 ROOT = Path(__file__).parents[2]
@@ -126,6 +127,62 @@ def test_files_and_dicom_in_segmentations_and_tables_out(inputs, tmp_path, argum
     )
     assert np.array_equal(sitk.GetArrayFromImage(resampled), values.transpose(2, 1, 0))
     assert other.GetMetaData("Segment0_Name") == "structure 1"
+
+
+def save(path: Path, affine, kind=nib.Nifti1Image) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = make_ball(6, 0)[0].transpose(2, 1, 0)
+    if path.name.endswith(".nii.gz") or path.suffix == ".nii":
+        nib.save(kind(array, affine), path)
+        return path
+    return write_volume(path, array, Volume(array, np.array(affine)))
+
+
+LEFT_HANDED = [[-2, 0, 0, 9], [0, 0, 2, -30], [0, -2, 0, 40], [0, 0, 0, 1.0]]
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nrrd", ".mha"])
+def test_label_maps_lie_on_left_handed_grids_as_they_are(tmp_path, arguments, suffix):
+    """Slicer's own reader would turn the slices round."""
+    scan = save(tmp_path / "in" / f"a{suffix}", LEFT_HANDED)
+    assert np.linalg.det(read_image(scan).affine) < 0
+    assert host.run_script([*arguments, "--input", str(scan)]) == 0
+    labels = read_labels(tmp_path / "out" / "a_seg.nii.gz")
+    check_same_grid(read_image(scan), labels)
+    whole = read_labels(tmp_path / "out" / "a.seg.nrrd").affine
+    assert labels.array.any() and np.linalg.det(whole) > 0
+
+
+def test_a_grid_that_slicer_cannot_hold_ends_no_other_scan(tmp_path, arguments, capfd):
+    sheared = np.diag([2.0, 2.0, 2.0, 1.0])
+    sheared[0, 1] = 0.5
+    save(tmp_path / "in" / "a.nii.gz", sheared)
+    save(tmp_path / "in" / "b.nii.gz", LEFT_HANDED, nib.Nifti2Image)
+    save(tmp_path / "in" / "c.nii.gz", LEFT_HANDED)
+    assert host.run_script([*arguments, "--input", str(tmp_path / "in")]) == 2
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    states = {one["case"]: one["state"] for one in report["scans"]}
+    assert states == {"a": "failed", "b": "failed", "c": "done"}
+    assert "not at right angles" in capfd.readouterr().err
+    assert not [name for name in names(tmp_path / "out") if name.startswith(("a", "b"))]
+
+
+def test_headers_with_their_voxels_elsewhere_and_links(tmp_path, arguments):
+    image = sitk.GetImageFromArray(make_ball(6, 0)[0])
+    image.SetSpacing((2, 2, 2))
+    (tmp_path / "in").mkdir()
+    for name in ("meta.mhd", "nrrd.nhdr"):
+        sitk.WriteImage(image, str(tmp_path / "in" / name))
+    (tmp_path / "in" / "link.nii.gz").symlink_to(
+        Path("..") / save(tmp_path / "real.nii.gz", LEFT_HANDED).name
+    )
+    found = {case.name: case for case in find_cases([tmp_path / "in"], tmp_path / "out")}
+    assert {name: len(case.files) for name, case in found.items()} == {"meta": 2, "nrrd": 2, "link": 1}
+    assert host.run_script([*arguments, "--input", str(tmp_path / "in")]) == 0
+    for name in ("meta.mhd", "nrrd.nhdr", "link.nii.gz"):
+        labels = read_labels(tmp_path / "out" / f"{name.partition('.')[0]}_seg.nii.gz")
+        check_same_grid(read_image(tmp_path / "in" / name), labels)
+        assert labels.array.any()
 
 
 def test_a_batch_continues_where_it_was(inputs, tmp_path, arguments, capfd):

@@ -233,6 +233,26 @@ def test_label_maps_are_exported_with_the_models_values(volume, labels, tmp_path
     assert not slicer.util.getNodesByClass("vtkMRMLLabelMapVolumeNode")
 
 
+def test_sheared_volumes_are_not_exported_as_nifti(scene, labels, tmp_path):
+    """Slicer would set the axes upright, and the labels beside the scan."""
+    sheared = oblique()
+    sheared[:3, 1] += 0.2 * sheared[:3, 0]
+    volume = add_volume(np.ones(labels.shape, np.float32), sheared)
+    node = mrml.load_labels(written(tmp_path, labels, volume), volume, CARD)
+    with pytest.raises(OSError, match="not at right angles"):
+        mrml.export_segmentation(node, volume, tmp_path / "out.nii.gz")
+    kept = nrrd_affine(mrml.export_segmentation(node, volume, tmp_path / "out.nrrd"))
+    assert np.allclose(kept, sheared, atol=1e-4)
+
+
+def nrrd_affine(path):
+    image = sitk.ReadImage(str(path))
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+
+
 def test_segmentation_files_return(volume, labels, tmp_path):
     node = mrml.load_labels(written(tmp_path, labels, volume), volume, CARD)
     path = mrml.export_segmentation(node, volume, tmp_path / "out.seg.nrrd")

@@ -152,4 +152,4 @@ def test_requirements_are_the_packages_own():
     )[1]
     assert torch in wanted
     left = {re.match(r"[\w-]+", line)[0].lower() for line in wanted - asked}
-    assert left == {"numpy", "scipy", "simpleitk", "torch", "rich", "typer"}
+    assert left == {"numpy", "scipy", "simpleitk", "pydicom", "torch", "rich", "typer"}

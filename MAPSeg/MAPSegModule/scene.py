@@ -198,7 +198,9 @@ def export_segmentation(segmentationNode, volumeNode, path: str | Path) -> Path:
         storage = slicer.vtkMRMLSegmentationStorageNode()
         written = _write(storage, segmentationNode, path)
     elif ".nii" in path.suffixes and _sheared(volumeNode):
-        raise OSError(f"{path.name}: the volume's axes are not at right angles. Save it as .nrrd or .seg.nrrd.")
+        raise OSError(
+            f"{path.name}: the volume's axes are not at right angles. Save it as .nrrd or .seg.nrrd."
+        )
     else:
         labelmap = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "MAPSeg export")
         colors = slicer.mrmlScene.AddNode(_value_table(segmentationNode.GetSegmentation()))

@@ -248,10 +248,6 @@ def _read_series(folder: Path) -> Loaded:
             f"The folder {folder.name} {what}.", "Give a folder with exactly one series, or a file."
         )
     files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(files[0])
-    _guard(Path(files[0]), lambda _: _quietly(reader.ReadImageInformation))
-    _check_components(folder, reader.GetNumberOfComponents())
     _check_planes(folder, [Path(file) for file in files])
 
     def read(_: Path) -> Loaded:  # in floating point, as each slice may have a scale of its own
@@ -268,11 +264,13 @@ _PLANE = (
 """What a slice has to state of its place; the sequence that holds it in a file of several frames."""
 
 
-def _planes(file: Path) -> np.ndarray:
-    """Position, orientation and spacing of the slices in a DICOM file: (slices, 3 + 6 + 2), in LPS mm."""
+def _planes(file: Path, path: Path) -> np.ndarray:
+    """Position, orientation and spacing of the slices in a DICOM file of ``path``: (slices, 3 + 6 + 2), in LPS mm."""
     import pydicom
 
     header = pydicom.dcmread(file, stop_before_pixels=True, force=True)
+    palette = header.get("PhotometricInterpretation") == "PALETTE COLOR"  # read as RGB
+    _check_components(path, 3 if palette else int(header.get("SamplesPerPixel") or 1))
     count = int(header.get("NumberOfFrames") or 1)
     frames = header.get("PerFrameFunctionalGroupsSequence") or [pydicom.Dataset()] * count
     shared = (header.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
@@ -294,7 +292,7 @@ def _planes(file: Path) -> np.ndarray:
 def _check_planes(path: Path, files: list[Path]) -> None:
     """Slices must fill a box: the reader would squeeze a gap, set a tilted stack upright, or stack time points."""
     what = path.name if files == [path] else f"The DICOM series {path.name}"
-    parts = [_guard(file, _planes) for file in files]
+    parts = [_guard(file, lambda file: _planes(file, path)) for file in files]
     if len(parts) > 1 and max(map(len, parts)) > 1:
         raise InputError(
             f"{what} consists of several files with several slices each.", "Give one of them, as a file."

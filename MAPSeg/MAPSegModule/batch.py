@@ -20,10 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import slicer
 
-from MAPSegLib.volumes import Volume, read_labels, write_volume
+from MAPSegLib.volumes import read_labels, write_volume
 
 from . import dependencies, images, scene
 from .cases import Case, find_cases
@@ -33,6 +32,7 @@ from .queue import Queue
 
 WORK = ".mapseg-work"
 _REPORTS = "cases"
+_ELSEWHERE = "Segment it with `mapseg segment`, which keeps its grid."
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -195,7 +195,8 @@ class Batch:
                         self._finish(case, event["entry"])
                     except (OSError, InputError) as error:  # of this scan; the others go on
                         unfinished = 2
-                        self._fail(case, {"kind": "input", "message": str(error)})
+                        advice = getattr(error, "advice", "")
+                        self._fail(case, {"kind": "input", "message": str(error), "advice": advice})
                 elif event["event"] == "error" and case:
                     self._fail(case, event)
                 elif (
@@ -217,7 +218,10 @@ class Batch:
             OSError, InputError: Slicer cannot read or hold the scan's grid.
         """
         written = read_labels(entry["output"])
-        _check_axes(written)
+        if images.is_sheared(written.affine):
+            raise InputError(
+                "The scan's axes are not at right angles, which Slicer cannot show in place.", _ELSEWHERE
+            )
         files = {"segmentation": self._path(case, ".seg.nrrd"), "labels": self._path(case, "_seg.nii.gz")}
         reference = _load_label_volume(entry["output"], case.name)
         # Voxels and grid from one reader: Slicer's reverses the slices of left-handed files.
@@ -248,7 +252,7 @@ class Batch:
     def _fail(self, case: Case, event: dict[str, Any]) -> None:
         kept = {key: event.get(key, "") for key in ("kind", "message", "advice")}
         self._report(case, {"state": "failed", "files": {}, **kept})
-        print(f"  {case.name}: {event['message']}", file=sys.stderr, flush=True)
+        print(f"  {case.name}: {kept['message']} {kept['advice']}".rstrip(), file=sys.stderr, flush=True)
 
     def _report(self, case: Case, content: dict[str, Any]) -> None:
         about = {
@@ -299,15 +303,6 @@ class Batch:
         return self.output / _REPORTS / f"{case.name}.json"
 
 
-def _check_axes(volume: Volume) -> None:
-    """Slicer would set sheared axes upright, and the segmentation beside the scan."""
-    axes = volume.affine[:3, :3] / np.linalg.norm(volume.affine[:3, :3], axis=0)
-    if np.abs(axes.T @ axes - np.eye(3)).max() > 1e-3:
-        raise InputError(
-            "The scan's axes are not at right angles, which Slicer cannot show in place: segment it with `mapseg`."
-        )
-
-
 def _load_label_volume(path: str, name: str):
     """A label map as a volume node: the grid that the segmentation refers to."""
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", name)
@@ -315,7 +310,7 @@ def _load_label_volume(path: str, name: str):
     storage.SetFileName(str(path))
     if not storage.ReadData(node):
         slicer.mrmlScene.RemoveNode(node)
-        raise OSError(f"{path} cannot be read.")
+        raise InputError(f"Slicer cannot read {Path(path).name}.", _ELSEWHERE)
     return node
 
 

@@ -25,16 +25,13 @@ class Snapshot:
             ValueError: the node holds no voxels, or several values per voxel.
         """
         import slicer
-        import vtk
 
         image = node.GetImageData()
         if image is None or not image.GetNumberOfPoints():
             raise ValueError(f"{node.GetName()} holds no voxels.")
         if image.GetNumberOfScalarComponents() != 1:
             raise ValueError(f"{node.GetName()} is a colour or vector volume.")
-        matrix = vtk.vtkMatrix4x4()
-        node.GetIJKToRASMatrix(matrix)
-        lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ slicer.util.arrayFromVTKMatrix(matrix)
+        lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine_of(node)
         spacing = np.array(node.GetSpacing())
         direction = lps[:3, :3] / spacing
         return cls(
@@ -102,3 +99,19 @@ def cut_labels(array: np.ndarray, affine: np.ndarray | None = None) -> Labels:
         counts[: len(found)] += found
     values = tuple(int(value) for value in counts.nonzero()[0] if value)
     return Labels(box, tuple(r[0] for r in ranges), array.shape, values, affine)
+
+
+def affine_of(node) -> np.ndarray:
+    """From voxels (i, j, k) of a volume node to RAS mm, (4, 4)."""
+    import slicer
+    import vtk
+
+    matrix = vtk.vtkMatrix4x4()
+    node.GetIJKToRASMatrix(matrix)
+    return slicer.util.arrayFromVTKMatrix(matrix)
+
+
+def is_sheared(affine: np.ndarray) -> bool:
+    """Whether axes are not at right angles: Slicer would set them upright, and what lies on them beside the scan."""
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(np.abs(axes.T @ axes - np.eye(3)).max() > 1e-3)

@@ -15,7 +15,7 @@ import slicer
 import vtk
 from vtk.util.numpy_support import numpy_to_vtk
 
-from .images import Labels, Snapshot, read_array, read_labels
+from .images import Labels, Snapshot, affine_of, is_sheared, read_array, read_labels
 
 VALUE_TAG = "MAPSeg.LabelValue"
 """Segment tag with the model's label value, which survives editing, unlike the segment's own."""
@@ -197,7 +197,7 @@ def export_segmentation(segmentationNode, volumeNode, path: str | Path) -> Path:
     if path.name.endswith(".seg.nrrd"):
         storage = slicer.vtkMRMLSegmentationStorageNode()
         written = _write(storage, segmentationNode, path)
-    elif ".nii" in path.suffixes and _sheared(volumeNode):
+    elif ".nii" in path.suffixes and is_sheared(affine_of(volumeNode)):
         raise OSError(
             f"{path.name}: the volume's axes are not at right angles. Save it as .nrrd or .seg.nrrd."
         )
@@ -301,15 +301,6 @@ def _on_grid(labels: Labels | str | Path, volumeNode) -> Labels:
     return labels
 
 
-def _sheared(volumeNode) -> bool:
-    """Whether the volume's axes are not at right angles."""
-    matrix = vtk.vtkMatrix4x4()
-    volumeNode.GetIJKToRASMatrix(matrix)
-    axes = slicer.util.arrayFromVTKMatrix(matrix)[:3, :3]
-    axes = axes / np.linalg.norm(axes, axis=0)
-    return bool(np.abs(axes.T @ axes - np.eye(3)).max() > 1e-3)
-
-
 def _same_place(labels: Labels, volumeNode) -> bool:
     """Whether the map's corners lie where the volume's do, to a quarter of a voxel.
 
@@ -318,12 +309,9 @@ def _same_place(labels: Labels, volumeNode) -> bool:
     """
     if labels.affine is None:
         return True
-    matrix = vtk.vtkMatrix4x4()
-    volumeNode.GetIJKToRASMatrix(matrix)
     corners = np.array(list(itertools.product(*((0, n - 1) for n in reversed(labels.shape)))))
     here, there = (
-        corners @ affine[:3, :3].T + affine[:3, 3]
-        for affine in (labels.affine, slicer.util.arrayFromVTKMatrix(matrix))
+        corners @ affine[:3, :3].T + affine[:3, 3] for affine in (labels.affine, affine_of(volumeNode))
     )
     return bool(np.abs(here - there).max() < 0.25 * min(volumeNode.GetSpacing()))
 

@@ -59,8 +59,9 @@ def model_line(card: dict[str, Any]) -> str:
     labels = card.get("labels", [])
     count = _("1 structure") if len(labels) == 1 else _("{n} structures").format(n=len(labels))
     # From the worst test set to the best: a mean would look poor for a model that was tried on more kinds of scans.
-    ends = sorted({f"{mean:.2f}" for _name, mean, _scans in measured(card)})
-    dice = _("Dice {dice}").format(dice="–".join(ends[:: max(1, len(ends) - 1)])) if ends else ""
+    scores = [mean for _name, mean, _scans in measured(card)]
+    ends = dict.fromkeys(f"{end:.2f}" for end in (min(scores), max(scores))) if scores else ()
+    dice = _("Dice {dice}").format(dice="–".join(ends)) if ends else ""
     return "  ·  ".join(filter(None, (count, modality(card), dice, card.get("license"))))
 
 

@@ -88,11 +88,11 @@ def _domains(job: PretrainJob, scans: dict[Path, list[Path]], maps: list[Path], 
     domains: list[tuple[str, Draw]] = []
     for folder, files in scans.items():
         source = UnlabelledScans(files, job.preprocessing)
-        for file in told(files, files, report):
+        for file in told(files, report):
             source.prepared(file)
         domains.append((_name(folder, scans), source.draw))
     if maps:
-        synthetic = SyntheticSource(told(maps, maps, report), (), job.preprocessing, job.contrast)
+        synthetic = SyntheticSource(told(maps, report), (), job.preprocessing, job.contrast)
         domains.append((f"synthesised {job.contrast}", lambda generator: synthetic.draw(generator)[0]))
     return Domains(domains, job.preprocessing.spacing)
 

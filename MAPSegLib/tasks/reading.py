@@ -11,8 +11,12 @@ from ..jobs import Report
 Item = TypeVar("Item")
 
 
-def told(items: Sequence[Item], paths: Sequence[Path], report: Report) -> Iterator[Item]:
-    """The items in order, the path of each told before it is asked for: who reads them need not know of reports."""
-    for index, (item, path) in enumerate(zip(items, paths, strict=True)):
+def told(items: Sequence[Item], report: Report, paths: Sequence[Path] | None = None) -> Iterator[Item]:
+    """The items in order, each told before it is given: who reads them need not know of reports.
+
+    Args:
+        paths: what is told of each item, where that is not its own path.
+    """
+    for index, (item, path) in enumerate(zip(items, paths or items, strict=True)):
         report("progress", stage="read", scan=str(path), step=index, steps=len(items), seconds_left=None)
         yield item

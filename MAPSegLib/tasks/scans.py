@@ -175,7 +175,8 @@ def segment(job: SegmentJob, report: Report) -> dict[str, Any]:
         candidates = load_candidates(path, job.options.device)
         findings = _Findings(job, card, outputs, report)
         started = time.monotonic()
-        for index, scan in enumerate(scans):
+        # Told before anything is done to a scan: a caller knows which one a worker died over.
+        for index, scan in enumerate(told(scans, report)):
 
             def progress(done: int, total: int, index: int = index, scan: Path = scan) -> None:
                 share = (index + done / total) / len(scans)
@@ -189,8 +190,6 @@ def segment(job: SegmentJob, report: Report) -> dict[str, Any]:
                     seconds_left=round(left, 1),
                 )
 
-            # Before anything is done to the scan: a caller knows which one a worker died over.
-            report("progress", stage="read", scan=str(scan), step=index, steps=len(scans), seconds_left=None)
             with findings.isolated(scan):
                 found = _segment_one(candidates, scan, job, progress)
                 findings.add(_write_segmented(findings, scan, *found))
@@ -241,6 +240,8 @@ def _write_segmented(
 
 def adapt(job: AdaptJob, report: Report) -> dict[str, Any]:
     """Adapt to all scans jointly, and keep per scan what the gate supports. See :class:`~MAPSegLib.jobs.AdaptJob`."""
+    from ..preprocessing import prepare
+
     scans = collect_scans(job.scans)
     outputs = ScanOutputs.plan(job.output, scans)
     kinds = ["seg_source", "seg_adapted", *(["uncertainty"] if job.uncertainty else [])]
@@ -251,13 +252,11 @@ def adapt(job: AdaptJob, report: Report) -> dict[str, Any]:
     if long:
         raise InputError(f"{long[0].name}: the name is too long for results named after it.", "Rename it.")
     known = _source_files(job)
-    from ..preprocessing import prepare
-
     with output_folder(outputs.folder), output_folder(outputs.beside("adaptation")) as folder:
         candidates = load_candidates(path, job.options.device)
         findings = _Findings(job, candidates[0].card, outputs, report)
         volumes: dict[Path, Volume] = {}
-        for scan in told(scans, scans, report):
+        for scan in told(scans, report):
             with findings.isolated(scan):
                 volume = read_image(scan)
                 for preprocessing in {candidate.card.preprocessing for candidate in candidates}:
@@ -332,10 +331,10 @@ def _source(
 
     if job.source_from_labels:
         maps = [label for _, label in files]
-        return SyntheticSource(told(maps, maps, report), card.labels, card.preprocessing, job.source_contrast)
+        return SyntheticSource(told(maps, report), card.labels, card.preprocessing, job.source_contrast)
     if not files:
         return None
-    pairs = told(files, [image for image, _ in files], report)
+    pairs = told(files, report, [image for image, _ in files])
     return ScanSource(pairs, card.labels, card.preprocessing, published_source)
 
 

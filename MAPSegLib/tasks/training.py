@@ -133,14 +133,13 @@ def _material(
 
     if not job.from_labels:
         source, others = (
-            ScanSource(told(part, [image for image, _ in part], report), card.labels, card.preprocessing)
+            ScanSource(told(part, report, [image for image, _ in part]), card.labels, card.preprocessing)
             for part in (training, kept)
         )
         return source, others.scans
     parts = ([label for _, label in part] for part in (training, kept))
     source, others = (
-        SyntheticSource(told(maps, maps, report), card.labels, card.preprocessing, job.contrast)
-        for maps in parts
+        SyntheticSource(told(maps, report), card.labels, card.preprocessing, job.contrast) for maps in parts
     )
     generator = torch.Generator().manual_seed(job.options.seed + 1)
     draws = [synthesise(a, others.spacing, generator, job.contrast) for a in others.anatomies]
@@ -161,7 +160,7 @@ def _labels(cases: Sequence[Case], job: TrainJob, report: Report) -> tuple[Label
         return read_label_table(job.label_table or "brain")
     found: set[int] = set()
     maps = [path for _, path in cases]
-    for path in told(maps, maps, report):
+    for path in told(maps, report):
         found |= set(np.unique(read_labels(path).array).tolist())
     return infer_labels(found)
 

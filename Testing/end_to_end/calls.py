@@ -1,11 +1,14 @@
 """Running the commands in process, and looking at what they left."""
 
+import io
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from rich.console import Console
 from typer.testing import CliRunner
 
+from MAPSegLib import console
 from MAPSegLib.cli import app
 
 CPU = ["--device", "cpu", "--precision", "fp32", "--threads", "1"]
@@ -23,6 +26,15 @@ def refused(*arguments, code=2):
     _, text = mapseg(*arguments, code=code)
     assert "Traceback" not in text and "Error: " in text
     return text
+
+
+def card_on_a_terminal(name, monkeypatch):
+    """What ``mapseg models NAME`` shows a person."""
+    screen = Console(color_system=None, width=200, file=io.StringIO())
+    monkeypatch.setattr(screen.file, "isatty", lambda: True)
+    monkeypatch.setattr(console, "_out", screen)
+    assert console.show_models(name) == 0
+    return screen.file.getvalue()
 
 
 def files(folder):

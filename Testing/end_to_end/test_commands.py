@@ -1,7 +1,6 @@
 """The commands that segment, adapt and list models, on tiny scans, in process."""
 
 import csv
-import io
 import json
 import shutil
 from pathlib import Path
@@ -9,14 +8,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from rich.console import Console
 
-from MAPSegLib import api, console, quality
+from MAPSegLib import api, quality
 from MAPSegLib.jobs import build_job
 from MAPSegLib.models import load_model, save_model
 from MAPSegLib.worker import run_job
 
-from .calls import CPU, files, labels_of, mapseg, refused
+from .calls import CPU, card_on_a_terminal, files, labels_of, mapseg, refused
 
 
 def test_segment_then_evaluate(model, data, tmp_path):
@@ -242,11 +240,7 @@ def test_models_are_listed_and_imported(model, tmp_path, monkeypatch):
     ],
 )
 def test_on_a_terminal_a_card_is_for_people(monkeypatch, name, told, untold):
-    screen = Console(color_system=None, width=200, file=io.StringIO())
-    monkeypatch.setattr(screen.file, "isatty", lambda: True)
-    monkeypatch.setattr(console, "_out", screen)
-    assert console.show_models(name) == 0
-    shown = screen.file.getvalue()
+    shown = card_on_a_terminal(name, monkeypatch)
     assert all(
         text in shown for text in [*told, f"{name}: 31 structures", "Not for clinical use", "Apache-2.0"]
     )

@@ -1,18 +1,16 @@
 """The commands that train, pretrain and draw images, on tiny scans, in process."""
 
-import io
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 
-from MAPSegLib import api, console
+from MAPSegLib import api
 from MAPSegLib.models import load_card, load_model
 
-from .calls import CPU, files, labels_of, mapseg, other_codes, refused
+from .calls import CPU, card_on_a_terminal, files, labels_of, mapseg, other_codes, refused
 
 
 def test_a_training_reads_a_data_set(data, tmp_path):
@@ -81,11 +79,8 @@ def test_pretraining_leaves_an_encoder_its_record_and_pictures(encoder, monkeypa
     assert card["kind"] == "encoder" and card["labels"] == []
     domains = [(d["data"], d["cases"], d["images"]) for d in card["provenance"]["domains"]]
     assert domains == [("north", 1, "acquired"), ("south", 2, "acquired")]
-    screen = Console(color_system=None, width=200, file=io.StringIO())
-    monkeypatch.setattr(screen.file, "isatty", lambda: True)
-    monkeypatch.setattr(console, "_out", screen)
-    assert console.show_models(encoder / "seen.safetensors") == 0
-    assert "north, acquired; south, acquired; 3 steps" in screen.file.getvalue()
+    shown = card_on_a_terminal(encoder / "seen.safetensors", monkeypatch)
+    assert "north, acquired; south, acquired; 3 steps" in shown
 
 
 def test_training_starts_from_an_encoder_with_its_own_structures(encoder, data, tmp_path):

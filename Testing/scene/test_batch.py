@@ -163,7 +163,9 @@ def test_a_grid_that_slicer_cannot_hold_ends_no_other_scan(tmp_path, arguments, 
     report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     states = {one["case"]: one["state"] for one in report["scans"]}
     assert states == {"a": "failed", "b": "failed", "c": "done"}
-    assert "not at right angles" in capfd.readouterr().err
+    told = capfd.readouterr().err
+    assert "not at right angles" in told and "Slicer cannot read b_seg.nii.gz" in told
+    assert told.count("Segment it with `mapseg segment`") == 2
     assert not [name for name in names(tmp_path / "out") if name.startswith(("a", "b"))]
 
 

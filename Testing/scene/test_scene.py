@@ -12,6 +12,7 @@ from MAPSegModule import images
 from MAPSegModule import scene as mrml
 from MAPSegModule.models import find_entry
 
+from MAPSegLib.volumes import read_labels
 from Testing.host import batch as files
 from Testing.host import render
 
@@ -241,16 +242,8 @@ def test_sheared_volumes_are_not_exported_as_nifti(scene, labels, tmp_path):
     node = mrml.load_labels(written(tmp_path, labels, volume), volume, CARD)
     with pytest.raises(OSError, match="not at right angles"):
         mrml.export_segmentation(node, volume, tmp_path / "out.nii.gz")
-    kept = nrrd_affine(mrml.export_segmentation(node, volume, tmp_path / "out.nrrd"))
+    kept = read_labels(mrml.export_segmentation(node, volume, tmp_path / "out.nrrd")).affine
     assert np.allclose(kept, sheared, atol=1e-4)
-
-
-def nrrd_affine(path):
-    image = sitk.ReadImage(str(path))
-    affine = np.eye(4)
-    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
-    affine[:3, 3] = image.GetOrigin()
-    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
 
 
 def test_segmentation_files_return(volume, labels, tmp_path):

@@ -420,14 +420,19 @@ def test_a_file_of_several_frames_is_a_scan(tmp_path, backwards):
         ({"places": [0, 1, 2, 5, 6, 7]}, "missing or unevenly spaced slices"),
         ({"shift": 1.0}, "tilted slices"),
         ({"turned": (4, 5)}, "several orientations"),
-        ({"keep": False}, "does not state where its slices lie (ImagePositionPatient is missing)"),
     ],
 )
 def test_frames_that_fill_no_box_are_refused(tmp_path, changes, told):
     affine = make_affine(spacing=(1, 1.25, 4), angles=(5, -7, 3))
     file = write_frames(tmp_path / "a" / "frames.dcm", noise(8, 9, 6, dtype=np.int16), affine, **changes)
     assert_refused(file, told)
-    assert_refused(file.parent, told) if changes != {"keep": False} else None
+    assert_refused(file.parent, told)
+
+
+def test_frames_without_a_place_are_refused(tmp_path):
+    affine = make_affine(spacing=(1, 1.25, 4), angles=(5, -7, 3))
+    file = write_frames(tmp_path / "a" / "frames.dcm", noise(8, 9, 6, dtype=np.int16), affine, keep=False)
+    assert_refused(file, "does not state where its slices lie (ImagePositionPatient is missing)")
 
 
 def test_slices_that_go_to_and_fro_are_refused(tmp_path):

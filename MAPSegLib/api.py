@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .errors import MAPSegError
 from .jobs import Emit, build_job
 from .models import list_models
-from .worker import run_job
+from .worker import explained, run_job
 
 __all__ = ["adapt", "evaluate", "list_models", "pretrain", "segment", "train"]
 
@@ -238,4 +239,9 @@ def _several(scans: PathLike | Sequence[PathLike]) -> list[PathLike]:
 
 
 def _run(report: Emit | None, **content: Any) -> dict[str, Any]:
-    return run_job(build_job(content), report or (lambda event: None))
+    try:
+        return run_job(build_job(content), report or (lambda event: None))
+    except MAPSegError:
+        raise
+    except Exception as failure:
+        raise explained(failure) from failure

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from . import distributed
 from .errors import InputError, MAPSegError
-from .worker import execute, listen_for_stop
+from .worker import execute, explained, listen_for_stop
 
 if TYPE_CHECKING:
     from .models import ModelCard
@@ -60,7 +60,8 @@ def run(task: str, content: dict[str, Any], flags: dict[str, Any] | None, option
             job["options"] = {**more, **{key: value for key, value in flags.items() if value is not None}}
         return build_job(job)
 
-    listens = task in ("adapt", "demo") and sys.stdin.isatty() and distributed.rank() == 0
+    at_terminal = sys.stdin is not None and sys.stdin.isatty()
+    listens = task in ("adapt", "demo") and at_terminal and distributed.rank() == 0
     stopped = listen_for_stop(b"") if listens else lambda: False
     with _Display() as display:
         return execute(load, display.emit, stopped)
@@ -204,13 +205,12 @@ def _show_rounds(result: dict[str, Any]) -> None:
 def show_models(name: str | None) -> int:
     """Print the models at hand, or the card of one, as JSON for other programs; returns the exit code."""
     from .models import list_models, load_card, resolve
-    from .reports import unusable
 
     try:
         card = load_card(resolve(name), encoder=True, choice=True) if name else None
         known = [] if name else list_models()
-    except (MAPSegError, OSError) as error:
-        error = unusable(error) if isinstance(error, OSError) else error
+    except (MAPSegError, OSError) as failure:
+        error = explained(failure)
         _err.print(f"[bold red]Error[/]: {escape(error.message)} {escape(error.advice)}", highlight=False)
         return error.exit_code
     if card:

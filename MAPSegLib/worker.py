@@ -98,12 +98,8 @@ def execute(load_job, emit, stopped: Callable[[], bool] = lambda: False) -> int:
             # CPython notes an interrupt inside a library's exec() of a text as unhandled, and would end the process
             # by SIGINT instead of our exit code; the next exec() of a text clears the note.
             exec("")
-        except MAPSegError as failure:
-            error = failure
-        except MemoryError:
-            error = MemoryExhausted("Memory ran out.", "Close other programs.")
         except Exception as failure:
-            error = _explained(failure)
+            error = explained(failure)
         _signalled.set()  # what is left is quick, and is not interrupted
         told = {"event": "error", "kind": error.kind, "message": error.message, "advice": error.advice}
         with suppress(Cancelled):  # raised where nobody reads any more
@@ -111,8 +107,10 @@ def execute(load_job, emit, stopped: Callable[[], bool] = lambda: False) -> int:
         return error.exit_code
 
 
-def _explained(failure: Exception) -> MAPSegError:
-    """The sentence for a failure that nobody on the way expected."""
+def explained(failure: Exception) -> MAPSegError:
+    """A failure as one that is told in a sentence: itself, or what stands for one that nobody on the way expected."""
+    if isinstance(failure, MAPSegError):
+        return failure
     if distributed.is_lost(failure):
         _log.warning("%s", failure)
         return MAPSegError(
@@ -123,12 +121,14 @@ def _explained(failure: Exception) -> MAPSegError:
 
         _log.info("%s", failure, exc_info=failure)
         return unusable(failure)
-    if "torch" in sys.modules:
+    exhausted = isinstance(failure, MemoryError)
+    if not exhausted and "torch" in sys.modules:
         from .devices import is_out_of_memory
 
-        if is_out_of_memory(failure):
-            _log.info("%s", failure, exc_info=failure)
-            return MemoryExhausted("Memory ran out.", "Close other programs.")
+        exhausted = is_out_of_memory(failure)
+    if exhausted:
+        _log.info("%s", failure, exc_info=failure)
+        return MemoryExhausted("Memory ran out.", "Close other programs.")
     _log.exception("unforeseen failure", exc_info=failure)
     text = f"Unforeseen failure, {type(failure).__name__}: {failure}"
     return MAPSegError(text, "Please report it with the log above.")
@@ -175,15 +175,12 @@ def listen_for_stop(line: bytes) -> Callable[[], bool]:
     heard = threading.Event()
 
     def listen() -> None:
-        # Not sys.stdin: a thread that waits there keeps the interpreter from ending.
-        text = b"\n"
-        with suppress(OSError):
-            while more := os.read(0, 4096):
-                text += more.replace(b"\r", b"")
-                if b"\n" + line + b"\n" in text:
-                    heard.set()
-                    return
+        for each in _lines():
+            if each == line:
+                heard.set()
+                return
 
+    _allow_background()
     threading.Thread(target=listen, daemon=True).start()
     return heard.is_set
 
@@ -197,21 +194,34 @@ def listen_for_orders(attached: bool) -> Callable[[], bool]:
     stop = threading.Event()
 
     def listen() -> None:
-        text = b""
-        with suppress(OSError):
-            while more := os.read(0, 4096):
-                *lines, text = (text + more).replace(b"\r", b"").split(b"\n")
-                if b"stop" in lines:
-                    stop.set()
-                if b"cancel" in lines:
-                    interrupt_main()
+        for line in _lines():
+            if line == b"stop":
+                stop.set()
+            elif line == b"cancel":
+                interrupt_main()
         if attached:
             interrupt_main()
             time.sleep(_PATIENCE)
             os._exit(Cancelled.exit_code)
 
+    _allow_background()
     threading.Thread(target=listen, daemon=True).start()
     return stop.is_set
+
+
+def _lines() -> Iterator[bytes]:
+    """The lines of standard input. Not sys.stdin's: a thread that waits there keeps the interpreter from ending."""
+    text = b""
+    with suppress(OSError):
+        while more := os.read(0, 4096):
+            *lines, text = (text + more).replace(b"\r", b"").split(b"\n")
+            yield from lines
+
+
+def _allow_background() -> None:
+    """Let reading fail in a background job of a shell, where it would stop the process as if by Ctrl-Z."""
+    if hasattr(signal, "SIGTTIN"):
+        signal.signal(signal.SIGTTIN, signal.SIG_IGN)
 
 
 def main(arguments: list[str] | None = None) -> int:

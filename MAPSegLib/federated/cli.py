@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from ..errors import InputError, MAPSegError
+from ..worker import explained
 
 app = typer.Typer(
     help="Train across sites whose scans stay where they are (NVIDIA FLARE).", no_args_is_help=True
@@ -135,9 +136,10 @@ def _telling() -> Iterator[None]:
     """Failures that users meet become one sentence and their exit code."""
     try:
         yield
-    except MAPSegError as error:
+    except (MAPSegError, OSError) as failure:
+        error = explained(failure)
         typer.echo(f"Error: {error.message} {error.advice}".rstrip(), err=True)
-        raise typer.Exit(error.exit_code) from error
+        raise typer.Exit(error.exit_code) from failure
     except KeyboardInterrupt as error:
         typer.echo("Cancelled. What runs on other machines goes on.", err=True)
         raise typer.Exit(4) from error

@@ -1,9 +1,13 @@
 """The worker as a process: its stream, signals, and continuing after a kill."""
 
+import fcntl
 import json
+import os
+import shlex
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -13,6 +17,7 @@ from safetensors.torch import load_file
 
 from MAPSegLib import api
 
+from .calls import CPU
 from .conftest import OPTIONS
 
 
@@ -222,3 +227,39 @@ def test_job_files_that_cannot_be_run(content, tmp_path, capfd):
     started, error = map(json.loads, done.stdout.splitlines())
     assert done.returncode == 2 and started["event"] == "started" and error["kind"] == "input"
     assert main([]) == 2 and "usage" in capfd.readouterr().err
+
+
+def at_a_terminal(command):
+    """Run a command line in an interactive shell with a terminal of its own; its exit code."""
+    ours, theirs = os.openpty()
+
+    def own_terminal():
+        os.setsid()
+        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+
+    shell = subprocess.Popen(
+        ["bash", "--norc", "-i", "-c", command],
+        stdin=theirs,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=own_terminal,
+    )
+    try:
+        return shell.wait(60)
+    finally:
+        shell.kill()
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_an_adaptation_runs_in_the_background_of_a_shell(model, data, tmp_path):
+    arguments = [model, data / "images" / "case0.nii.gz", "-o", tmp_path / "out", "--steps", "2", *CPU]
+    command = shlex.join([sys.executable, "-m", "MAPSegLib.cli", "adapt", *map(str, arguments)])
+    assert at_a_terminal(f"{command} & wait $!") == 0
+    assert (tmp_path / "out" / "case0_seg.nii.gz").exists()
+
+
+def test_an_adaptation_needs_no_standard_input(model, data, tmp_path):
+    arguments = [model, data / "images" / "case0.nii.gz", "-o", tmp_path / "out", "--steps", "2", *CPU]
+    command = shlex.join([sys.executable, "-m", "MAPSegLib.cli", "adapt", *map(str, arguments)])
+    assert subprocess.run(["bash", "-c", f"{command} <&-"], capture_output=True).returncode == 0

@@ -21,7 +21,7 @@ import numpy as np
 from MAPSegLib.config import AdaptationOptions, InferenceOptions
 from MAPSegLib.inference import segment_volume
 from MAPSegLib.models import load_card, resolve
-from MAPSegLib.tasks.candidates import Candidate, choose, load_candidates
+from MAPSegLib.tasks.candidates import Candidate, choose_for_all, load_candidates
 from MAPSegLib.training.adaptation import adapt
 
 from . import claims, oasis
@@ -46,7 +46,8 @@ def run_case(
         checks.append(oasis.mean_dice(labels, reference))
 
     started = time.monotonic()
-    (model, card, _), _ = choose(candidates, [volume], InferenceOptions())
+    best, _ = choose_for_all(candidates, [volume], InferenceOptions())
+    model, card, _ = candidates[best]
     with tempfile.TemporaryDirectory() as folder:
         adapted = adapt(model, card, [volume], options, Path(folder), lambda event, **fields: None, preview)
     seconds = time.monotonic() - started

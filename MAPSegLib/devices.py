@@ -48,15 +48,16 @@ def _computes(kind: str) -> bool:
 def has_fast_bf16(device: torch.device) -> bool:
     """Whether bf16 is computed in hardware there."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 
 def precision_context(device: torch.device, precision: str = "auto") -> AbstractContextManager:
     """bf16 convolutions where ``precision`` is ``bf16``, or ``auto`` and the device computes them in hardware.
 
-    Softmax, losses and the sums in GroupNorm stay in fp32.
+    Softmax, losses and the sums in GroupNorm stay in fp32. Asked for ``fp32``, CUDA is kept from its TF32.
     """
+    torch.backends.cudnn.allow_tf32 = precision != "fp32"
     enabled = precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 

@@ -110,14 +110,12 @@ def predict_classes(
     """Class indices (int16) and their probabilities, both (X, Y, Z) on the working grid of ``image``."""
 
     def run(device: torch.device, batch: int) -> tuple[Tensor, Tensor]:
-        pieces = [
-            p.max(0)
-            for _, p in class_probabilities(model.to(device), image, device, batch, options, progress)
-        ]
-        return (
-            torch.cat([p.indices.to("cpu", torch.int16) for p in pieces]),
-            torch.cat([p.values.cpu() for p in pieces]),
-        )
+        slabs = class_probabilities(model.to(device), image, device, batch, options, progress)
+        largest = (slab.max(0) for _, slab in slabs)
+        # at once to the CPU: the device has room for one row of windows
+        pieces = [(one.indices.to("cpu", torch.int16), one.values.cpu()) for one in largest]
+        classes, probabilities = zip(*pieces, strict=True)
+        return torch.cat(classes), torch.cat(probabilities)
 
     result, _ = run_with_notes(run, options)
     return result
@@ -174,12 +172,6 @@ def window_rows(image: Tensor, window: int, overlap: float) -> list[list[tuple[i
     x_starts, *across = [window_starts(n, window, overlap) for n in image.shape]
     corners = [[(x, y, z) for y, z in itertools.product(*across)] for x in x_starts]
     return [[corner for corner in row if _holds_foreground(image, corner, window)] for row in corners]
-
-
-def count_looks(model: Segmenter, image: Tensor, options: InferenceOptions) -> int:
-    """How many windows the network looks at for an image's probabilities; one that it is also shown mirrored is two."""
-    windows = sum(map(len, window_rows(image, model.architecture.patch, options.overlap)))
-    return windows * (1 if _twin(model, options) is None else 2)
 
 
 def _twin(model: Segmenter, options: InferenceOptions) -> Tensor | None:

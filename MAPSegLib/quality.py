@@ -12,6 +12,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -200,10 +201,9 @@ def assess_scan(
     scan: Scan,
     options: InferenceOptions,
     classes: Tensor | None = None,
-    progress: Progress | None = None,
 ) -> tuple[Assessment, Tensor]:
     """:func:`assess_image` of a prepared scan."""
-    return assess_image(model, card, scan.image, scan.grid.working_spacing, options, classes, progress)
+    return assess_image(model, card, scan.image, scan.grid.working_spacing, options, classes)
 
 
 def assess_image(
@@ -213,31 +213,59 @@ def assess_image(
     spacing: Sequence[float],
     options: InferenceOptions,
     classes: Tensor | None = None,
-    progress: Progress | None = None,
 ) -> tuple[Assessment, Tensor]:
     """Judge a model on an image (X, Y, Z) of the working grid, whose first axis runs left to right.
 
     Args:
         spacing: of the image, mm.
         classes: the result to judge, class indices; a quick one when absent.
-        progress: told windows done and all windows, those of the transformed image taken for as many as the image's.
 
     Returns:
         the assessment, and the class indices it was made on.
+    """
+    looks = look_twice(model, card.labels, image, spacing, options)
+    return assess(card, looks, spacing, classes), looks.plain if classes is None else classes
+
+
+class Looks(NamedTuple):
+    """What a model makes of a scan and of the transformed scan: class indices (X, Y, Z), as quick looks find them."""
+
+    plain: Tensor
+    transformed: Tensor
+    """Brought back; :data:`UNSEEN` where the transformed scan shows nothing."""
+
+
+def look_twice(
+    model: Segmenter,
+    labels: Sequence[Label],
+    image: Tensor,
+    spacing: Sequence[float],
+    options: InferenceOptions,
+    progress: Progress | None = None,
+) -> Looks:
+    """Both looks at an image. A full result may be an average with the mirrored scan's: it would agree with anything.
+
+    Args:
+        progress: told windows done and all windows, those of the transformed image taken for as many as the image's.
     """
     quick = options.model_copy(update=QUICK)
 
     def part(number: int) -> Progress | None:
         return progress and (lambda done, total: progress(number * total + done, 2 * total))
 
-    # The result itself may be an average with the mirrored scan's: that would agree with anything.
-    one = predict_classes(model, image, quick, part(0))[0]
-    other = transformed_classes(model, card.labels, image, quick, spacing, part(1))
-    classes = one if classes is None else classes
-    measures = measure(card.labels, one, other, classes, spacing, card.priors)
+    return Looks(
+        predict_classes(model, image, quick, part(0))[0],
+        transformed_classes(model, labels, image, quick, spacing, part(1)),
+    )
+
+
+def assess(card, looks: Looks, spacing: Sequence[float], classes: Tensor | None = None) -> Assessment:
+    """The verdict on a result by looks at its scan; on that of the plain look when ``classes`` is absent."""
+    classes = looks.plain if classes is None else classes
+    measures = measure(card.labels, *looks, classes, spacing, card.priors)
     if not (classes > 0).any():
-        return Assessment(False, "Not to be trusted: no structure was found.", measures), classes
-    return judge(measures, card.priors), classes
+        return Assessment(False, "Not to be trusted: no structure was found.", measures)
+    return judge(measures, card.priors)
 
 
 def trust_limits(measures: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -10,7 +10,10 @@ from ..config import InferenceOptions
 from ..models import ModelCard, load_model, members
 
 if TYPE_CHECKING:
+    from ..inference import Progress
     from ..networks.segmenter import Segmenter
+    from ..preprocessing import Scan
+    from ..quality import Looks
     from ..volumes import Volume
 
 
@@ -22,29 +25,66 @@ class Candidate(NamedTuple):
     path: Path
 
 
+class View(NamedTuple):
+    """A scan as a model takes it, what a quick look makes of it, and the score of that."""
+
+    scan: Scan
+    looks: Looks
+    score: float
+
+
 def load_candidates(path: Path, device: str) -> list[Candidate]:
     """The models that a model file stands for, mostly one. Raises InputError as :func:`~MAPSegLib.models.members`."""
     return [Candidate(*load_model(file, device), file) for file in members(path)]
 
 
-def choose(
-    candidates: Sequence[Candidate], volumes: Sequence[Volume], options: InferenceOptions
-) -> tuple[Candidate, str]:
-    """The candidate with the best score, mean over the scans, and a sentence that says so; none for a single one.
+def view(
+    candidates: Sequence[Candidate],
+    volume: Volume,
+    options: InferenceOptions,
+    progress: Progress | None = None,
+) -> list[View]:
+    """How each candidate sees a scan.
+
+    Args:
+        progress: told looks at windows done and all of them, those of each model taken for as many.
 
     Raises:
-        InputError: a scan cannot be segmented by any model (empty, or two-dimensional).
+        InputError: the scan cannot be segmented by any model (empty, or two-dimensional).
     """
-    if len(candidates) == 1:
-        return candidates[0], ""
     from ..preprocessing import prepare
-    from ..quality import assess_scan
+    from ..quality import assess, look_twice
 
-    scores = []
-    for model, card, _ in candidates:
-        prepared = (prepare(volume, card.preprocessing) for volume in volumes)
-        verdicts = [assess_scan(model, card, scan, options)[0] for scan in prepared]
-        scores.append(sum(verdict.measures["score"] for verdict in verdicts) / len(verdicts))
+    prepared: dict = {}
+    views = []
+    for number, (model, card, _) in enumerate(candidates):
+        if card.preprocessing not in prepared:
+            prepared[card.preprocessing] = prepare(volume, card.preprocessing)
+        scan = prepared[card.preprocessing]
+
+        def part(done: int, total: int, number: int = number) -> None:
+            progress(number * total + done, len(candidates) * total)
+
+        mm = scan.grid.working_spacing
+        looks = look_twice(model, card.labels, scan.image, mm, options, progress and part)
+        views.append(View(scan, looks, assess(card, looks, mm).measures["score"]))
+    return views
+
+
+def choose(candidates: Sequence[Candidate], scores: Sequence[float]) -> tuple[int, str]:
+    """Which candidate has the best score, and a sentence that says so; none for a single one."""
     best = max(range(len(candidates)), key=scores.__getitem__)
+    if len(candidates) == 1:
+        return best, ""
     told = ", ".join(f"{c.card.name} {score:.2f}" for c, score in zip(candidates, scores, strict=True))
-    return candidates[best], f"Segmented with {candidates[best].card.name} (score: {told})."
+    return best, f"Segmented with {candidates[best].card.name} (score: {told})."
+
+
+def choose_for_all(
+    candidates: Sequence[Candidate], volumes: Sequence[Volume], options: InferenceOptions
+) -> tuple[int, str]:
+    """:func:`choose` by the mean over several scans. Raises InputError as :func:`view` does."""
+    if len(candidates) == 1:
+        return choose(candidates, [0.0])
+    scores = [[one.score for one in view(candidates, volume, options)] for volume in volumes]
+    return choose(candidates, [sum(each) / len(volumes) for each in zip(*scores, strict=True)])

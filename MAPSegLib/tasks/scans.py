@@ -21,7 +21,7 @@ from ..models import ModelCard, load_card, resolve, save_model
 from ..reports import plain, write_csv, write_json
 from ..volumes import Volume, find_scans, read_image, write_volume
 from . import resume
-from .candidates import Candidate, choose, load_candidates
+from .candidates import Candidate, choose, choose_for_all, load_candidates, view
 from .outputs import ScanOutputs, collect_scans, output_folder, refuse_existing
 from .reading import told
 
@@ -53,6 +53,8 @@ class _Findings:
     extra: dict[str, Any] = field(default_factory=dict)
     errors: list[MAPSegError] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
+    written: bool = False
+    """Whether the reports are this job's: another one may have written some since it began."""
 
     def volume(self, path: Path, array: np.ndarray, like: Volume) -> str:
         """Write a map, and return its path."""
@@ -98,20 +100,22 @@ class _Findings:
 
     def withdraw(self) -> None:
         """Remove what was written."""
-        reports = map(self.outputs.beside, REPORTS) if self.scans else ()
+        reports = map(self.outputs.beside, REPORTS) if self.written else ()
         for path in (*map(Path, self.files), *reports):
             with suppress(OSError):
                 path.unlink()
 
     def write(self) -> None:
         report, volumes = map(self.outputs.beside, REPORTS)
-        write_json(report, self.summary(), overwrite=True)
+        overwrite = self.written or self.job.overwrite
+        write_json(report, self.summary(), overwrite)
+        self.written = True
         rows = [
             {"scan": Path(entry["file"]).name, **structure}
             for entry in self.scans
             for structure in entry["structures"]
         ]
-        write_csv(volumes, rows, overwrite=True)
+        write_csv(volumes, rows, overwrite)
 
     def summary(self) -> dict[str, Any]:
         return {
@@ -199,28 +203,27 @@ def segment(job: SegmentJob, report: Report) -> dict[str, Any]:
 def _segment_one(
     candidates: Sequence[Candidate], scan: Path, job: SegmentJob, progress: Progress
 ) -> tuple[Volume, Segmentation, Assessment]:
-    from ..inference import count_looks, segment_scan
-    from ..preprocessing import prepare
-    from ..quality import QUICK, assess_scan
+    from ..inference import segment_scan
+    from ..quality import assess
 
     started = time.monotonic()
     volume = read_image(scan)
-    (model, card, _), why = choose(candidates, [volume], job.options)
-    prepared = prepare(volume, card.preprocessing)
-    segmenting = count_looks(model, prepared.image, job.options)
-    judging = 2 * count_looks(model, prepared.image, job.options.model_copy(update=QUICK))
-    steps = segmenting + judging
+    # In percent of the windows: two quick looks by each model, and the result, which has about as many as seven.
+    looking = 100 * 2 * len(candidates) / (2 * len(candidates) + 7)
+
+    def looked(done: int, total: int) -> None:
+        progress(round(looking * done / total), 100)
 
     def segmented(done: int, total: int) -> None:
-        progress(segmenting * done // total, steps)
+        progress(round(looking + (100 - looking) * done / total), 100)
 
-    def judged(done: int, total: int) -> None:
-        progress(segmenting + judging * done // total, steps)
-
+    views = view(candidates, volume, job.options, looked)
+    best, why = choose(candidates, [one.score for one in views])
+    (model, card, _), (prepared, looks, _) = candidates[best], views[best]
     segmentation = segment_scan(
         model, card.labels, prepared, job.options, uncertainty=job.uncertainty, progress=segmented
     )
-    verdict, _ = assess_scan(model, card, prepared, job.options, segmentation.classes, judged)
+    verdict = assess(card, looks, prepared.grid.working_spacing, segmentation.classes)
     segmentation.seconds = time.monotonic() - started
     segmentation.notes += [why] if why else []
     return volume, segmentation, verdict
@@ -282,8 +285,8 @@ def _chosen(
     options = InferenceOptions(**job.options.model_dump(include={"device", "precision", "threads"}))
 
     def work() -> tuple[int, str]:
-        best, why = choose(candidates, list(volumes.values()), options)
-        return candidates.index(best), why.replace("Segmented with", "Adapting")
+        best, why = choose_for_all(candidates, list(volumes.values()), options)
+        return best, why.replace("Segmented with", "Adapting")
 
     index, why = distributed.on_first(work)
     if why:

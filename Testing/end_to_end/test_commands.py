@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from MAPSegLib import api, quality
+from MAPSegLib import api, inference
 from MAPSegLib.jobs import build_job
 from MAPSegLib.models import load_model, save_model
 from MAPSegLib.worker import run_job
@@ -70,19 +70,19 @@ def test_one_scan_to_one_file(model, data, tmp_path):
 
 
 def test_progress_counts_judging_as_well(model, data, tmp_path, monkeypatch):
-    events, segmented, assess = [], [], quality.assess_scan
+    events, looked, segment = [], [], inference.segment_scan
 
-    def watched(*given):
-        segmented.append(events[-1])
-        return assess(*given)
+    def watched(*given, **named):
+        looked.append(events[-1])
+        return segment(*given, **named)
 
-    monkeypatch.setattr(quality, "assess_scan", watched)
+    monkeypatch.setattr(inference, "segment_scan", watched)
     scan = data / "images" / "case0.nii.gz"
     api.segment(model, scan, tmp_path, report=events.append, device="cpu", threads=1)
     told = [event for event in events if event.get("stage") == "segment"]
     steps = [event["step"] for event in told]
     assert steps == sorted(steps) and {event["steps"] for event in told} == {steps[-1]}
-    assert 0 < segmented[0]["step"] < steps[-1] and told[-1]["seconds_left"] == 0
+    assert 0 < looked[0]["step"] < steps[-1] and told[-1]["seconds_left"] == 0
 
 
 def test_adapt(model, data, tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from MAPSegLib import api, cli
-from MAPSegLib.errors import InputError
+from MAPSegLib.errors import InputError, MAPSegError
 from MAPSegLib.tasks import scans
 
 from .calls import CPU, files, labels_of, mapseg, refused
@@ -304,3 +304,27 @@ def test_every_command_explains_itself():
         assert command in listed
         assert "Usage" in mapseg(command, "--help")[0]
     assert mapseg("--version")[0].startswith("mapseg ")
+
+
+@pytest.mark.parametrize("call", [api.evaluate, api.segment])
+def test_in_python_every_failure_has_a_sentence(call, model, data, tmp_path, monkeypatch):
+    def fail(*_given, **_named):
+        raise ZeroDivisionError("nothing left")
+
+    monkeypatch.setattr("MAPSegLib.tasks.evaluation.pair_cases", fail)
+    monkeypatch.setattr("MAPSegLib.tasks.scans.collect_scans", fail)
+    given = {"evaluate": (data / "labels", data / "labels"), "segment": (model, data / "images")}
+    with pytest.raises(MAPSegError, match="Unforeseen failure, ZeroDivisionError: nothing left") as failure:
+        call(*given[call.__name__], tmp_path / "out")
+    assert isinstance(failure.value.__cause__, ZeroDivisionError)
+
+
+def test_a_report_that_another_job_wrote_meanwhile_stays(model, data, tmp_path):
+    def meanwhile(event):
+        if event.get("stage") == "segment":
+            (tmp_path / "report.json").write_text("another's")
+
+    with pytest.raises(InputError, match=r"report.json already exists"):
+        api.segment(model, data / "images" / "case0.nii.gz", tmp_path, report=meanwhile, threads=1)
+    assert (tmp_path / "report.json").read_text() == "another's"
+    assert files(tmp_path) == ["report.json"]

@@ -15,11 +15,10 @@ from volume_cases import affines, make_affine
 from MAPSegLib import devices, inference
 from MAPSegLib.config import InferenceOptions, Label, Preprocessing
 from MAPSegLib.datasets import crop, resize_whole
-from MAPSegLib.devices import pick_device
+from MAPSegLib.devices import has_fast_bf16, pick_device
 from MAPSegLib.errors import MemoryExhausted
 from MAPSegLib.inference import (
     class_probabilities,
-    count_looks,
     gaussian_window,
     predict_classes,
     run_with_notes,
@@ -288,16 +287,6 @@ def test_progress_counts_to_the_end():
     assert list(done) == sorted(set(done)) and set(totals) == {done[-1]}
 
 
-def test_looks_are_counted_beforehand():
-    image, single, sides = scan_of().image, tiny_model(SINGLE), tiny_model(PAIRED)
-    for model, looks in ((single, 1), (sides, 2)):
-        seen = []
-        predict_classes(model, image, FP32, lambda *counts, seen=seen: seen.append(counts))
-        assert count_looks(model, image, FP32) == looks * seen[-1][0] > looks
-    alone = FP32.model_copy(update={"mirror": False})
-    assert count_looks(sides, image, alone) == count_looks(single, image, FP32)
-
-
 def test_a_volume_is_timed_and_segmented_as_its_scan_would_be():
     volume = noise(np.eye(4), 3)
     result = segment_volume(Thresholds(), card_like(), volume, FP32)
@@ -395,3 +384,8 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
 
     with pytest.raises(RuntimeError, match="shapes"):
         run_with_notes(run, FP32)
+
+
+def test_a_card_without_bf16_of_its_own_is_not_made_to_emulate_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert not has_fast_bf16.__wrapped__(torch.device("cuda"))

@@ -18,6 +18,7 @@ from MAPSegLib.quality import (
     class_dice,
     intensity_profile,
     judge,
+    look_twice,
     transformed_classes,
     trust_limits,
     validation_dice,
@@ -245,11 +246,9 @@ def test_a_scan_is_assessed_by_agreement_and_shapes():
     assert not verdict.trusted and "shapes" in verdict.reason
 
 
-def test_progress_of_an_assessment_counts_to_the_end():
+def test_progress_of_looks_counts_to_the_end():
     seen = []
-    assess_image(
-        sided(), card_of_sides({}), symmetric_image(), MM, FP32, None, lambda *n: seen.append(n[0] / n[1])
-    )
+    look_twice(sided(), SIDES, symmetric_image(), MM, FP32, lambda *n: seen.append(n[0] / n[1]))
     assert seen == sorted(seen) and 0.5 in seen and seen[-1] == 1
 
 

@@ -1,4 +1,4 @@
-"""Random changes of geometry and intensity, on tensors of one scan (X, Y, Z), on their own device.
+"""Random changes of geometry and intensity, on tensors of one scan (X, Y, Z), on the CPU.
 
 Every draw comes from the generator that is passed in, so that a resumed training draws what an
 uninterrupted one would have drawn.

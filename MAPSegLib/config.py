@@ -20,9 +20,9 @@ Contrast = Literal["t1", "t2", "random", "mixed"]
 
 
 class Options(BaseModel):
-    """Base of all options: unknown names are errors, values do not change once validated."""
+    """Base of all options: unknown names are errors, numbers finite, and values do not change once validated."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Architecture(Options):

@@ -78,8 +78,8 @@ def cut_patches(
     """
     shape = image.shape
     corners = torch.zeros(count, 3, dtype=torch.int64)
-    present = target.unique() if target is not None else torch.zeros(0)
-    present = present[present > 0]
+    # counted, as unique() would sort a whole scan for every micro-batch
+    present = torch.zeros(0) if target is None else target.flatten().bincount()[1:].nonzero().flatten() + 1
     for i in range(count):
         room = torch.tensor([max(0, n - patch) for n in shape])
         if len(present) and uniform(0, 1, generator) < foreground_share:

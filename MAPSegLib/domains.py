@@ -36,7 +36,10 @@ class UnlabelledScans:
         image = self.prepared(self.files[int(torch.randint(len(self.files), (), generator=generator))])
         if self.preprocessing.modality == "ct":  # Hounsfield units need no guess at what is white
             return image
-        return (image / aug.percentile(image[image > 0], uniform(0.99, 1.0, generator))).clamp(max=1)
+        white = uniform(
+            2 * self.preprocessing.percentile / 100 - 1, 1.0, generator
+        )  # as published: 99 to 100 %
+        return (image / aug.percentile(image[image > 0], white)).clamp(max=1)
 
     def _prepare(self, file: Path) -> Tensor:
         """Read a scan; of MR, nothing is clipped at the bright end. Raises InputError."""

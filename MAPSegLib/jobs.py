@@ -54,6 +54,7 @@ Report = Callable[..., None]
 Scans = Annotated[
     tuple[Path, ...], Field(min_length=1, description="scans, DICOM series folders, or folders of scans")
 ]
+LabelValue = Annotated[int, Field(ge=0, le=65535)]
 
 
 class SegmentJob(Options):
@@ -112,6 +113,8 @@ class AdaptJob(Options):
             raise ValueError("give either source or source_from_labels")
         if self.source_labels and not self.source:
             raise ValueError("source_labels need a source")
+        if self.source_contrast != "t1" and not self.source_from_labels:
+            raise ValueError("source_contrast is that of images synthesised by source_from_labels")
         return self
 
     @property
@@ -154,6 +157,10 @@ class TrainJob(Options):
             raise ValueError("give either images and labels, or from_labels")
         if self.init and (self.preset or self.preprocessing):
             raise ValueError("init brings its own preset and preprocessing")
+        if self.contrast != "t1" and not self.from_labels:
+            raise ValueError("contrast is that of images synthesised by from_labels")
+        if self.options.patience and not self.holdout:
+            raise ValueError("patience needs cases to validate on (holdout)")
         return self
 
 
@@ -183,6 +190,8 @@ class PretrainJob(Options):
     def _check(self) -> PretrainJob:
         if not self.domains and self.from_labels is None:
             raise ValueError("give folders of scans, or from_labels")
+        if self.contrast != "t1" and not self.from_labels:
+            raise ValueError("contrast is that of images synthesised by from_labels")
         return self
 
 
@@ -194,7 +203,7 @@ class EvaluateJob(Options):
     reference: Path = Field(description="label map, or a folder of them, named alike")
     output: Path = Field(description="folder for metrics.json and metrics.csv")
     model: str | None = Field(None, description="whose structures to score; all in the references by default")
-    mapping: dict[int, int] | None = Field(None, description="reference value to label value")
+    mapping: dict[LabelValue, LabelValue] | None = Field(None, description="reference value to label value")
     overwrite: bool = False
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from .config import Architecture, Label, Options, Preprocessing, check_path
-from .errors import InputError
+from .errors import InputError, MAPSegError
 from .model_files import (
     CARD_KEY,
     FORMAT_VERSION,
@@ -92,10 +92,16 @@ def save_model(path: Path, state: Mapping[str, Tensor], card: ModelCard, overwri
 
     Raises:
         InputError: the file exists and ``overwrite`` is off, or the disk refuses.
+        MAPSegError: the weights are not finite.
     """
     from safetensors.torch import save
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+        raise MAPSegError(
+            f"{Path(path).name} is not written: its weights are not finite numbers, as the training diverged.",
+            "Use a lower learning rate, or precision fp32.",
+        )
     with replacing(Path(path), overwrite) as temporary:
         temporary.write_bytes(save(tensors, metadata={CARD_KEY: card.model_dump_json()}))
     return Path(path)

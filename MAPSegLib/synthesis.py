@@ -96,13 +96,9 @@ class Anatomy:
     ) -> Anatomy:
         """Args: an integer label map (X, Y, Z) in RAS order, its spacing in mm, and the class of every code."""
         inside = labels > 0
-        for axis in range(3):
-            others = [a for a in range(3) if a != axis]
-            hits = inside.any(others[1]).any(others[0]).nonzero().flatten()
-            if len(hits) == 0:
-                raise ValueError("the label map is empty")
-            low, high = int(hits[0]), int(hits[-1]) + 1
-            inside, labels = inside.narrow(axis, low, high - low), labels.narrow(axis, low, high - low)
+        if not inside.any():
+            raise ValueError("the label map is empty")
+        labels = labels[aug.bounding_box(inside)]
         values = torch.cat([labels.new_zeros(1), labels.flatten()]).unique()  # rank 0 is the background
         ranks = torch.searchsorted(values, labels.contiguous())
         values = tuple(int(v) for v in values)

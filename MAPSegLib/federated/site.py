@@ -146,7 +146,7 @@ class Site:
         return Loop(
             build_network(self.federation),
             options,
-            ema_decay=0.0 if pretrains else ema_decay(options, 0),
+            ema_decay=None if pretrains else ema_decay(options, 0),
             betas=(0.9, 0.95) if pretrains else (0.9, 0.999),
         )
 

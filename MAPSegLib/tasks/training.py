@@ -62,10 +62,11 @@ def train(job: TrainJob, report: Report) -> dict[str, Any]:
                 report("log", message="Continuing a training that was interrupted.")
             torch.manual_seed(job.options.seed)
             shown = Recoloured(source) if job.options.augmentation == "strong" else source
-            model = run(_start(job, card), shown, job.options, folder, report, validation)
+            model, steps = run(_start(job, card), shown, job.options, folder, report, validation)
 
             def finish() -> None:
-                known = with_trust(model, card, source, job.options)
+                taken = card.model_copy(update={"provenance": card.provenance | {"steps": steps}})
+                known = with_trust(model, taken, source, job.options)
                 save_model(final, model.state_dict(), known, job.overwrite)
 
             distributed.on_first(finish)
@@ -173,7 +174,6 @@ def _provenance(job: TrainJob, cases: Sequence[Case], start: ModelCard | None) -
         "held_out": job.holdout,
         "images": f"synthesised, contrast {job.contrast}" if job.from_labels else "acquired",
         "started_from": {"name": start.name, **start.provenance} if start else None,
-        "steps": job.options.steps,
         "seed": job.options.seed,
         "processes": distributed.world(),
         "options": job.options.model_dump(mode="json"),

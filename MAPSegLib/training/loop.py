@@ -19,7 +19,7 @@ from .. import distributed
 from ..config import InferenceOptions
 from ..devices import is_out_of_memory, pick_device, precision_context, prepare_process
 from ..errors import InputError, MAPSegError, MemoryExhausted
-from ..reports import unwritable, write_text
+from ..reports import plain, unwritable, write_text
 from .optimizer import Optimizer
 
 T = TypeVar("T")
@@ -48,7 +48,8 @@ class Loop:
     Args:
         model: trained in place.
         options: learning rate, weight decay, accumulation, seed, device, precision and threads are read from it.
-        ema_decay: share of the average that one step leaves; the same at every step, or a function of it.
+        ema_decay: share of the average that one step leaves; the same at every step, or a function of it. None where
+            no average is wanted: ``ema`` is the model itself.
         rate: factor on the learning rate at a step; constant when absent.
         betas: of AdamW.
         young: let a young average forget faster, as a model trained from scratch needs; a teacher that starts
@@ -60,7 +61,7 @@ class Loop:
         self,
         model: nn.Module,
         options,
-        ema_decay: float | Callable[[int], float],
+        ema_decay: float | Callable[[int], float] | None,
         rate: Callable[[int], float] | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
         young: bool = False,
@@ -74,7 +75,9 @@ class Loop:
         )
         self.model = model.to(self.device)
         self.replica = distributed.Replica(self.model)
-        self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
+        self.ema = self.model
+        if ema_decay is not None:
+            self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.ema_decay, self.rate = ema_decay, rate or (lambda step: 1.0)
         self.young = young
         self.optimizer = Optimizer(self.model, options, betas, rates or {}, muon_rate)
@@ -130,11 +133,7 @@ class Loop:
         if torch.isfinite(norm):
             self.skipped = 0
             self.optimizer.step(self.rate(self.step))
-            decay = self.ema_decay(self.step) if callable(self.ema_decay) else self.ema_decay
-            if self.young:
-                decay = min(decay, (1 + self.step) / (10 + self.step))
-            with torch.no_grad():
-                torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - decay)
+            self._average()
         else:
             self.skipped += 1
             if self.skipped == MOST_SKIPPED:
@@ -144,6 +143,15 @@ class Loop:
                 )
         self.step += 1
         return dict(zip([*terms, "loss"], values, strict=True))
+
+    def _average(self) -> None:
+        if self.ema_decay is None:
+            return
+        decay = self.ema_decay(self.step) if callable(self.ema_decay) else self.ema_decay
+        if self.young:
+            decay = min(decay, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - decay)
 
     def save(self, path: Path) -> None:
         """Write a checkpoint beside ``path`` and rename it, so that a killed process leaves the last whole one."""
@@ -246,7 +254,7 @@ class Record:
             return
         try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
+                file.write(json.dumps(plain({"step": step, **values})) + "\n")
         except OSError as error:
             raise unwritable(self.path, error) from error
 

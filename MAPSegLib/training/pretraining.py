@@ -43,9 +43,8 @@ def pretrain(
         report: told ``progress`` at every step.
         picture: given reconstructions of the same scans every ``picture_every`` steps, and at the end.
     """
-    # No average is wanted: a decay of 0 makes it follow the model.
     loop = Loop(
-        model, options, ema_decay=0.0, rate=warmup_cosine(options.warmup, options.steps), betas=(0.9, 0.95)
+        model, options, ema_decay=None, rate=warmup_cosine(options.warmup, options.steps), betas=(0.9, 0.95)
     )
     checkpoint = folder / "checkpoint.pt"
     loop.resume(checkpoint)

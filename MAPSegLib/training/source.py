@@ -48,8 +48,8 @@ def train(
     folder: Path,
     report: Report,
     validation: Sequence[tuple[Tensor, Tensor]] = (),
-) -> Segmenter:
-    """Train ``model`` and return its EMA: the best validated one where there is a validation set.
+) -> tuple[Segmenter, int]:
+    """Train ``model``; returns its EMA, the best validated one where there is a validation set, and the steps in it.
 
     ``folder`` gets ``checkpoint.pt`` (resumed from when it exists) and ``metrics.jsonl``.
 
@@ -99,7 +99,7 @@ def train(
     loop.save(checkpoint)
     if validation and "best" in loop.extra:
         loop.ema.load_state_dict(loop.extra["best"])
-    return loop.ema
+    return loop.ema, loop.extra.get("best_step", loop.step)
 
 
 def _validate(loop: Loop, validation: Sequence[tuple[Tensor, Tensor]], record: Record) -> None:
@@ -108,7 +108,7 @@ def _validate(loop: Loop, validation: Sequence[tuple[Tensor, Tensor]], record: R
     record.add(loop.step, validation_dice=dice)
     if dice > loop.extra.get("best_dice", -1.0):
         best = {k: v.cpu().clone() for k, v in loop.ema.state_dict().items()}
-        loop.extra |= {"best_dice": dice, "best": best, "waited": 0}
+        loop.extra |= {"best_dice": dice, "best": best, "best_step": loop.step, "waited": 0}
     else:
         loop.extra["waited"] = loop.extra.get("waited", 0) + 1
 

@@ -387,3 +387,34 @@ def test_a_source_decides_which_options_an_adaptation_has():
 def test_a_source_that_cannot_be_used_is_told(more, told):
     with pytest.raises(InputError, match=told):
         build_job({"task": "adapt", "model": "m", "scans": ["s"], "output": "out"} | more)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("name", ["weight_decay", "minutes"])
+def test_options_are_finite(name, value):
+    with pytest.raises(InputError, match=f"options.*{name}: Input should be a finite number"):
+        build_job(dict(task="adapt", model="m", scans=["a.nii"], output="o", options={name: value}))
+
+
+@pytest.mark.parametrize(
+    ("job", "told"),
+    [
+        (dict(task="train", images="i", labels="l", contrast="t2"), "contrast is that of images synthesised"),
+        (dict(task="train", images="i", labels="l", options={"patience": 3}), "patience needs cases"),
+        (dict(task="pretrain", domains=["d"], contrast="random"), "contrast is that of images synthesised"),
+        (
+            dict(task="adapt", model="m", scans=["s"], source="d", source_contrast="t2"),
+            "source_contrast is that",
+        ),
+    ],
+)
+def test_what_would_do_nothing_is_refused(job, told):
+    named = {"name": "x"} if job["task"] != "adapt" else {}
+    with pytest.raises(InputError, match=told):
+        build_job({**job, **named, "output": "o"})
+
+
+@pytest.mark.parametrize("mapping", [{-1: 2}, {1: 70_000}, {3_000_000_000: 1}])
+def test_values_of_a_mapping_are_label_values(mapping):
+    with pytest.raises(InputError, match="mapping"):
+        build_job(dict(task="evaluate", prediction="p", reference="r", output="o", mapping=mapping))

@@ -11,7 +11,7 @@ import torch
 
 from MAPSegLib.checkpoints import import_checkpoint
 from MAPSegLib.config import ARCHITECTURES, Label, Preprocessing
-from MAPSegLib.errors import InputError
+from MAPSegLib.errors import InputError, MAPSegError
 from MAPSegLib.models import (
     ModelCard,
     list_models,
@@ -382,3 +382,12 @@ def test_the_embedded_choice_is_between_embedded_models():
     found = members(resolve("brain"))
     assert [path.stem for path in found] == ["brain-t1", "brain-mr"]
     assert list_models()[0][0] == "brain"
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path, bad):
+    model, card = tiny()
+    model.head[7].bias.data[0] = bad
+    with pytest.raises(MAPSegError, match="weights are not finite") as failure:
+        save_model(tmp_path / "m.safetensors", model.state_dict(), card)
+    assert "lower learning rate" in failure.value.advice and not list(tmp_path.iterdir())

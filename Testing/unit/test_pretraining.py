@@ -13,8 +13,10 @@ from MAPSegLib.domains import Domains, UnlabelledScans, vary
 from MAPSegLib.errors import Cancelled
 from MAPSegLib.losses import masked_error
 from MAPSegLib.networks.autoencoder import Autoencoder
+from MAPSegLib.preprocessing import prepare
 from MAPSegLib.training.loop import Loop
 from MAPSegLib.training.pretraining import pretrain, reconstruction_losses
+from MAPSegLib.volumes import read_image
 
 ONE = torch.ones(3)
 
@@ -265,3 +267,14 @@ def test_scans_are_reused_as_often_as_asked(tmp_path):
         ignore,
     )
     assert len(drawn) == 9
+
+
+@pytest.mark.parametrize("percentile", [80.0, 99.5])
+def test_white_varies_about_what_the_model_is_told(tmp_path, percentile):
+    values = np.random.default_rng(0).gamma(2.0, 100.0, (24, 24, 24)).astype(np.float32)
+    nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / "a.nii.gz")
+    known = Preprocessing(percentile=percentile)
+    plain = prepare(read_image(tmp_path / "a.nii.gz"), known).image
+    scans, g = UnlabelledScans([tmp_path / "a.nii.gz"], known), generator()
+    shares = [float((scans.draw(g) == 1).float().mean()) for _ in range(200)]
+    assert np.mean(shares) == pytest.approx(float((plain == 1).float().mean()), rel=0.15)

@@ -45,7 +45,7 @@ def test_interrupted_training_ends_as_if_it_had_not_been(tmp_path, killed):
     (tmp_path / "b").mkdir()
     validation = [Blobs().draw(torch.Generator().manual_seed(9))]
     model = {"dropout": 0.2}
-    straight = train(tiny_model(**model), Blobs(), options(), tmp_path / "a", ignore, validation)
+    straight, _ = train(tiny_model(**model), Blobs(), options(), tmp_path / "a", ignore, validation)
 
     def stop(event, **fields):
         if fields["step"] == killed:
@@ -53,7 +53,7 @@ def test_interrupted_training_ends_as_if_it_had_not_been(tmp_path, killed):
 
     with pytest.raises(Cancelled):
         train(tiny_model(**model), Blobs(), options(), tmp_path / "b", stop, validation)
-    resumed = train(tiny_model(seed=5, **model), Blobs(), options(), tmp_path / "b", ignore, validation)
+    resumed, _ = train(tiny_model(seed=5, **model), Blobs(), options(), tmp_path / "b", ignore, validation)
     assert same(straight, resumed)
     one, other = ([{**line, "seconds": 0} for line in records(tmp_path / f / "metrics.jsonl")] for f in "ab")
     assert one == other
@@ -87,7 +87,15 @@ def test_the_best_validated_average_is_returned_and_patience_ends(tmp_path, monk
         return next(scores)
 
     monkeypatch.setattr("MAPSegLib.training.source.validation_dice", score)
-    result = train(tiny_model(), Blobs(), options(steps=50, patience=2), tmp_path, ignore, [(None, None)])
+    result, step = train(
+        tiny_model(),
+        Blobs(),
+        options(steps=50, patience=2, validate_every=3),
+        tmp_path,
+        ignore,
+        [(None, None)],
+    )
+    assert step == 6  # of the second validation
     assert len(kept) == 4 and same(result, kept[1]) and not same(result, kept[3])
 
 

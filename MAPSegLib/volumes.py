@@ -201,7 +201,9 @@ def find_scans(folder: str | Path) -> list[Path]:
             )
         return [folder]
     entries = [p for p in folder.iterdir() if not p.name.startswith(".")]
-    found = sorted(p for p in entries if (scan_suffix(p) if p.is_file() else _holds_dicom(p)))
+    # a link to nowhere counts: the reader tells it as a scan that is missing
+    files = [p for p in entries if scan_suffix(p) and (p.is_file() or (p.is_symlink() and not p.exists()))]
+    found = sorted(files + [p for p in entries if not p.is_file() and _holds_dicom(p)])
     if not found:
         raise InputError(
             f"The folder {folder} holds no scans.", f"Files that can be read: {', '.join(READABLE)}."
@@ -258,9 +260,11 @@ def _read(path: Path) -> Volume:
 
 def _holds_dicom(folder: Path) -> bool:
     """Whether one of the first files of a folder is DICOM (by its preamble: many exports have no suffix)."""
-    if not folder.is_dir():
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError:  # no folder, or one of somebody else's: lost+found on many disks
         return False
-    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith((".", "DICOMDIR")))
+    files = [p for p in entries if p.is_file() and not p.name.startswith((".", "DICOMDIR"))]
     for path in files[:5]:
         with contextlib.suppress(OSError), path.open("rb") as file:
             if file.read(132)[128:] == b"DICM":

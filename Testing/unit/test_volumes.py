@@ -1,6 +1,7 @@
 """What is read as a scan or as a label map, and what is refused."""
 
 import gzip
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -19,6 +20,7 @@ from MAPSegLib.errors import InputError
 from MAPSegLib.volumes import (
     Volume,
     check_same_grid,
+    find_scans,
     looks_like_labels,
     read_image,
     read_labels,
@@ -252,3 +254,23 @@ def test_same_grid():
         check_same_grid(image, Volume(image.array, moved))
     with pytest.raises(InputError, match="6 x 7 x 9 voxels but the image has 6 x 7 x 8"):
         check_same_grid(image, noise_scan((6, 7, 9), image.affine))
+
+
+def test_a_folder_of_somebody_elses_stops_no_listing(tmp_path, monkeypatch):
+    (tmp_path / "lost+found").mkdir()
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.float32), np.eye(4)), tmp_path / "a.nii.gz")
+    listed = Path.iterdir
+
+    def iterdir(folder):
+        if folder.name == "lost+found":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    assert find_scans(tmp_path) == [tmp_path / "a.nii.gz"]
+
+
+def test_a_link_to_nowhere_is_a_scan_that_is_missing(tmp_path):
+    (tmp_path / "a.nii.gz").symlink_to(tmp_path / "annex" / "a.nii.gz")
+    assert find_scans(tmp_path) == [tmp_path / "a.nii.gz"]
+    assert_refused(tmp_path / "a.nii.gz", "does not exist")

@@ -56,7 +56,13 @@ def join() -> None:
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
 
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    backend = "gloo"
+    if torch.cuda.is_available():
+        backend = "cpu:gloo,cuda:nccl"
+        if (mine := int(os.environ["LOCAL_RANK"])) < torch.cuda.device_count():
+            torch.cuda.set_device(
+                mine
+            )  # before anything tries CUDA, which opens a context on the current GPU
     shared, number, count = next(rendezvous("env://"))
     store = dist.PrefixStore(_agree(shared, number, count), shared)
     group = dist.PrefixStore("group", store)

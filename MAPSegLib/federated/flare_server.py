@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 PROGRESS = "progress.json"
 """File of a finished job that says how far the training is."""
+MOST_SCANS, MOST_LOSSES = 100_000, 32
+"""What an honest site may have: beyond that, an answer could take over a round, or fill the server's records."""
 _log = logging.getLogger("MAPSegLib.federated")
 
 
@@ -50,10 +52,12 @@ def unpack(answer: Shareable) -> Update | None:
         dxo = from_shareable(answer)
         losses = {str(name): float(value) for name, value in dxo.meta["losses"].items()}
         arrays = all(isinstance(array, np.ndarray) for array in dxo.data.values())
-        if dxo.data_kind != DataKind.WEIGHT_DIFF or not arrays:
+        scans = int(dxo.meta["scans"])
+        plausible = 0 <= scans <= MOST_SCANS and len(losses) <= MOST_LOSSES
+        if dxo.data_kind != DataKind.WEIGHT_DIFF or not arrays or not plausible:
             return None
-        return Update(dict(dxo.data), int(dxo.meta["scans"]), losses)
-    except (AttributeError, KeyError, TypeError, ValueError):
+        return Update(dict(dxo.data), scans, losses)
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
         return None
 
 

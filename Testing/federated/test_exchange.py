@@ -111,7 +111,15 @@ def test_the_largest_differences_are_found_among_more_than_half_precision_counts
         DXO(DataKind.WEIGHT_DIFF, data={"a": "text"}, meta={"scans": 1, "losses": {}}).to_shareable(),
         DXO(DataKind.WEIGHTS, data={"a": np.ones(2)}, meta={"scans": 1, "losses": {}}).to_shareable(),
         DXO(DataKind.WEIGHT_DIFF, data={"a": np.ones(2)}).to_shareable(),
-        DXO(DataKind.WEIGHT_DIFF, data={"a": np.ones(2)}, meta={"scans": "x", "losses": {}}).to_shareable(),
+        *(
+            DXO(DataKind.WEIGHT_DIFF, data={"a": np.ones(2)}, meta={"scans": n, "losses": {}}).to_shareable()
+            for n in ("x", math.inf, 10**9, 10**5000, -1)
+        ),
+        DXO(
+            DataKind.WEIGHT_DIFF,
+            data={"a": np.ones(2)},
+            meta={"scans": 1, "losses": {str(i): 0.0 for i in range(1000)}},
+        ).to_shareable(),
     ],
 )
 def test_an_answer_without_an_update_is_none(answer):

@@ -15,9 +15,9 @@ import numpy as np
 
 from MAPSegLib.config import InferenceOptions
 from MAPSegLib.inference import segment_scan
-from MAPSegLib.models import ModelCard, load_model, resolve, save_model
-from MAPSegLib.preprocessing import prepare
-from MAPSegLib.quality import assess_scan
+from MAPSegLib.models import ModelCard, resolve, save_model
+from MAPSegLib.quality import assess
+from MAPSegLib.tasks.candidates import Candidate, load_candidates, view
 
 from . import oasis
 from .brain import EMBEDDED, TRAINED_ON
@@ -29,20 +29,19 @@ from .uda.report import spread
 MODELS = ("brain-t1", "brain-mr")
 
 
-def line(name: str, models: list, data: Path, scans: list[str]) -> list[str]:
+def line(name: str, models: list[Candidate], data: Path, scans: list[str]) -> list[str]:
     """A line of the table: for every model the mean Dice and how often it was called untrusted; then the choice."""
     options = InferenceOptions()
     dice, score, doubted = (np.zeros((len(models), len(scans))) for _ in range(3))
     for place, scan in enumerate(scans):
         volume, reference = oasis.load_pair(data, scan)
         volume = volume if name == NATIVE else change(volume, name)
-        for index, (model, card) in enumerate(models):
-            prepared = prepare(volume, card.preprocessing)
-            result = segment_scan(model, card.labels, prepared, options)
-            verdict, _ = assess_scan(model, card, prepared, options, result.classes)
-            quick, _ = assess_scan(model, card, prepared, options)  # as the product chooses
+        views = view(models, volume, options)
+        for index, ((model, card, _), seen) in enumerate(zip(models, views, strict=True)):
+            result = segment_scan(model, card.labels, seen.scan, options)
+            verdict = assess(card, seen.looks, seen.scan.grid.working_spacing, result.classes)
             dice[index, place] = 100 * oasis.mean_dice(result.labels, reference)
-            score[index, place] = quick.measures["score"]
+            score[index, place] = seen.score  # as the product chooses
             doubted[index, place] = not verdict.trusted
     cells = [name]
     for own, doubts in zip(dice, doubted, strict=True):
@@ -84,10 +83,10 @@ def main() -> None:
     parser.add_argument("--release", action="store_true", help="embed the choice between the models")
     parser.add_argument("--changes", nargs="+", default=[NATIVE, *CHANGES], choices=[NATIVE, *CHANGES])
     arguments = parser.parse_args()
-    models = [load_model(resolve(name)) for name in MODELS]
+    models = [candidate for name in MODELS for candidate in load_candidates(resolve(name), "cpu")]
     rows = [line(name, models, arguments.data, arguments.scans) for name in arguments.changes]
     header = ["contrast"]
-    for _, card in models:
+    for _, card, _ in models:
         header += [card.name, "called untrusted"]
     write_section(
         "unknown",
@@ -98,7 +97,7 @@ def main() -> None:
         rows,
     )
     if arguments.release:
-        cards = [card for _, card in models]
+        cards = [card for _, card, _ in models]
         print(f"wrote {release(cards, rows, len(arguments.scans))}")
 
 

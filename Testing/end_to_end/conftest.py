@@ -21,14 +21,17 @@ OPTIONS = {
     "precision": "fp32",
 }
 """Of a short training."""
+CORE = (5, 3, -3)
+"""Voxels from the middle of a scan to that of its core: a label map that is mirrored shows it elsewhere."""
 
 
 def write_ball(images: Path, labels: Path, name: str, radius: float, seed: int) -> None:
-    """A bright ball in a dim one, 2 mm voxels, with the noise of a scan."""
+    """A dim ball with a bright core that lies to one side of all axes, 2 mm voxels, with the noise of a scan."""
     shape = (34, 38, 32)
     axes = np.indices(shape) - np.reshape([n / 2 for n in shape], (3, 1, 1, 1))
-    distance = np.sqrt((axes**2).sum(0))
-    classes = (distance < 13).astype(np.uint8) + (distance < radius)
+    core = axes - np.reshape(CORE, (3, 1, 1, 1))
+    classes = ((axes**2).sum(0) < 14**2).astype(np.uint8)
+    classes[(core**2).sum(0) < radius**2] = 2
     noise = np.random.default_rng(seed).normal(0, 8, shape)
     image = np.where(classes > 0, np.array([0, 100, 200])[classes] + noise, 0).astype(np.float32)
     affine = np.diag([2.0, 2.0, 2.0, 1.0])

@@ -47,7 +47,7 @@ def test_segment_then_evaluate(model, data, tmp_path):
     )
     scores = json.loads((tmp_path / "scores" / "metrics.json").read_text(encoding="utf-8"))
     assert [row["scans"] for row in scores["summary"]] == [3, 3]
-    assert all(row["dice"] > 0.7 for row in scores["summary"])
+    assert all(row["dice"] > 0.6 for row in scores["scans"])  # the core of a mirrored map has less than 0.5
     assert files(tmp_path / "scores") == ["metrics.csv", "metrics.json"]
 
 

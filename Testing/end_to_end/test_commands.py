@@ -125,6 +125,21 @@ def test_adapt(model, data, tmp_path):
     assert card.provenance["adapted_from"] == "ball"
 
 
+def test_the_saved_model_segments_as_the_adaptation_did(model, data, tmp_path):
+    scan = nib.load(data / "images" / "case0.nii.gz")
+    values = scan.get_fdata(dtype=np.float32)
+    inverted = tmp_path / "case0.nii.gz"
+    nib.save(nib.Nifti1Image(np.where(values > 0, 230 - values, 0), scan.affine), inverted)
+    mapseg("adapt", model, inverted, "-o", tmp_path / "out", "--steps", 2, "--save-model", *CPU)
+    adapted = tmp_path / "out" / "adapted_model.safetensors"
+    mapseg("segment", adapted, inverted, "-o", tmp_path / "again.nii.gz", *CPU)
+    again, kept, source = (
+        labels_of(tmp_path / name)
+        for name in ("again.nii.gz", "out/case0_seg_adapted.nii.gz", "out/case0_seg_source.nii.gz")
+    )
+    assert np.array_equal(again, kept) and not np.array_equal(again, source)
+
+
 def test_adapt_beside_a_source(model, data, tmp_path):
     """Through the command and through Python, from two folders and from a manifest: the same weights."""
     scans, options = data / "images" / "case0.nii.gz", tmp_path / "options.json"

@@ -17,6 +17,12 @@ PAIRED = (
     Label(value=16, name="brain stem"),
     Label(value=49, name="right thalamus", mirror=10),
 )
+SIDES = (
+    Label(value=10, name="left thalamus", mirror=49),
+    Label(value=17, name="left hippocampus", mirror=53),
+    Label(value=49, name="right thalamus", mirror=10),
+    Label(value=53, name="right hippocampus", mirror=17),
+)
 SINGLE = (Label(value=3, name="dark"), Label(value=7, name="middle"), Label(value=300, name="bright"))
 
 
@@ -87,3 +93,8 @@ class Thresholds(torch.nn.Module):
     def classify(self, image):
         """What it makes of a prepared image (X, Y, Z), without windows; only where nothing pulls or splits."""
         return (image[None] - self.levels.view(-1, 1, 1, 1)).abs().argmin(0)
+
+
+def sided(**changes) -> Thresholds:
+    """Two structures told by intensity, and left from right by the place in the whole scan; no third level."""
+    return Thresholds(levels=(0.0, 0.5, 1.0), sided=True, **changes)

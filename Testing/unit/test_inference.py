@@ -5,11 +5,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_cases import PAIRED, SINGLE, Thresholds, card_of, tiny_model
+from model_cases import PAIRED, SIDES, SINGLE, Thresholds, card_of, sided, tiny_model
 from volume_cases import affines, make_affine
 
 from MAPSegLib import devices, inference
@@ -28,7 +29,7 @@ from MAPSegLib.inference import (
 )
 from MAPSegLib.networks.segmenter import sample_global
 from MAPSegLib.preprocessing import prepare, to_native
-from MAPSegLib.volumes import Volume
+from MAPSegLib.volumes import Volume, read_image, write_volume
 
 FP32 = InferenceOptions(device="cpu", precision="fp32")
 VALUES = np.array([0, *(label.value for label in SINGLE)])
@@ -243,8 +244,34 @@ def test_turned_files_of_one_head_get_the_same_labels():
     assert np.array_equal(labels, reference.transpose(2, 0, 1)[::-1])
 
 
-def card_like():
-    return SimpleNamespace(preprocessing=Preprocessing(), labels=SINGLE)
+def card_like(labels=SINGLE):
+    return SimpleNamespace(preprocessing=Preprocessing(), labels=labels)
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd"])
+@pytest.mark.parametrize("permutation", list(itertools.permutations(range(3))), ids=str)
+def test_left_structures_lie_on_the_left_whichever_way_the_file_runs(tmp_path, suffix, permutation, rng):
+    """In files that another library writes and reads: left is at smaller x in RAS mm, at larger x in its LPS mm."""
+    head = np.zeros((20, 18, 16), np.float32)
+    head[2:18, 3:15, 2:12] = 100
+    head[2:5, 9:12, 4:8] = head[15:18, 9:12, 4:8] = 200
+    head[head > 0] += rng.normal(0, 3, np.count_nonzero(head))
+    for signs in itertools.product((1, -1), repeat=3):
+        array = head.transpose(permutation)[tuple(slice(None, None, sign) for sign in signs)]
+        image = sitk.GetImageFromArray(array.T)
+        axes = np.diag([-1, -1, 1]) @ make_affine(permutation, signs)[:3, :3]
+        image.SetDirection(axes.ravel())
+        image.SetOrigin(axes @ (1 - np.array(array.shape)) / 2)
+        sitk.WriteImage(image, str(tmp_path / f"scan{suffix}"))
+
+        scan = read_image(tmp_path / f"scan{suffix}")
+        labels = segment_volume(sided(), card_like(SIDES), scan, FP32).labels
+        result = sitk.ReadImage(str(write_volume(tmp_path / f"out{suffix}", labels, scan, overwrite=True)))
+        found = sitk.GetArrayFromImage(result).T
+        assert np.array_equal(np.isin(found, (17, 53)), array > 150)
+        for value, side in {10: 1, 17: 1, 49: -1, 53: -1}.items():
+            places = np.argwhere(found == value).tolist()
+            assert min(side * result.TransformIndexToPhysicalPoint(place)[0] for place in places) > 0
 
 
 # --- what is reported ---------------------------------------------------------------------------------------------

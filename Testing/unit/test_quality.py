@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from model_cases import PAIRED, SINGLE, Thresholds
+from model_cases import PAIRED, SIDES, SINGLE, Thresholds, sided
 
 from MAPSegLib.config import InferenceOptions, Label, Preprocessing
 from MAPSegLib.inference import predict_classes
@@ -27,17 +27,6 @@ from MAPSegLib.shapes import extent_priors
 
 MM = (1.0, 1.0, 1.0)
 FP32 = InferenceOptions(device="cpu", precision="fp32", overlap=0.0)
-SIDES = (
-    Label(value=10, name="left thalamus", mirror=49),
-    Label(value=17, name="left hippocampus", mirror=53),
-    Label(value=49, name="right thalamus", mirror=10),
-    Label(value=53, name="right hippocampus", mirror=17),
-)
-
-
-def sided(**changes):
-    """Two structures told by intensity, and left from right by the place in the whole scan; no third level."""
-    return Thresholds(levels=(0.0, 0.5, 1.0), sided=True, **changes)
 
 
 def card_of_sides(priors):

@@ -144,17 +144,35 @@ def test_folders_without_scans(model, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+RESULTS = {
+    "segment": ["case0_seg.nii.gz", "case0_uncertainty.nii.gz", "report.json", "volumes.csv"],
+    "adapt": ["case0_seg.nii.gz", "case0_seg_source.nii.gz", "report.json", "adapted_model.safetensors"],
+    "train": ["x.safetensors"],
+    "evaluate": ["metrics.json", "metrics.csv"],
+}
+
+
+@pytest.mark.parametrize(("task", "there"), [(task, name) for task in RESULTS for name in RESULTS[task]])
+def test_results_are_not_replaced_unasked(task, there, model, data, tmp_path):
+    scan, out = data / "images" / "case0.nii.gz", tmp_path / "out"
+    given = {
+        "segment": [model, scan, "--uncertainty"],
+        "adapt": [model, scan, "--steps", 1, "--save-model"],
+        "train": ["--images", data / "images", "--labels", data / "labels", "--name", "x", "--steps", 1],
+        "evaluate": [data / "labels", data / "labels"],
+    }
+    out.mkdir()
+    (out / there).write_text("precious")
+    assert "already there" in refused(task, *given[task], "-o", out)
+    assert files(out) == [there] and (out / there).read_text(encoding="utf-8") == "precious"
+
+
 @pytest.mark.parametrize("task", ["segment", "adapt"])
-def test_results_are_not_replaced_unasked(task, model, data, tmp_path):
+def test_results_are_replaced_where_that_is_asked_for(task, model, data, tmp_path):
     scan, out = data / "images" / "case0.nii.gz", tmp_path / "out"
     steps = ["--steps", 1] if task == "adapt" else []
     out.mkdir()
-    (out / "case0_seg.nii.gz").write_text("precious")
-    assert "already there" in refused(task, model, scan, "-o", out, *steps)
-    assert (
-        files(out) == ["case0_seg.nii.gz"]
-        and (out / "case0_seg.nii.gz").read_text(encoding="utf-8") == "precious"
-    )
+    (out / "case0_seg.nii.gz").write_text("worthless")
     mapseg(task, model, scan, "-o", out, "--overwrite", *steps, *CPU)
     assert labels_of(out / "case0_seg.nii.gz").max() == 2
 

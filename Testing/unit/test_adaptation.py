@@ -46,17 +46,17 @@ def run(folder, *, model=None, volumes=None, report=ignore, preview=None, **chan
 
 @pytest.fixture
 def scripted(monkeypatch):
-    """Scores that the label-free checks give, in order; and the models that were judged."""
+    """Scores that the label-free checks give, in order, with whether they are trusted; and the models judged."""
 
     def install(*scores):
         left, judged = list(scores), []
 
         def assess(model, card, scan, inference, classes=None):
             judged.append(copy.deepcopy(model))
-            score = left.pop(0) if len(left) > 1 else left[0]
-            return Assessment(True, "", {"agreement": score, "score": score}), torch.zeros(
-                tuple(scan.image.shape), dtype=torch.int64
-            )
+            told = left.pop(0) if len(left) > 1 else left[0]
+            score, trusted = told if isinstance(told, tuple) else (told, True)
+            verdict = Assessment(trusted, "", {"agreement": score, "score": score})
+            return verdict, torch.zeros(tuple(scan.image.shape), dtype=torch.int64)
 
         monkeypatch.setattr(adaptation, "assess_scan", assess)
         return judged
@@ -264,9 +264,12 @@ def test_the_gate_keeps_the_source_unless_adaptation_is_better_supported(
 
 
 def test_the_gate_decides_for_every_scan(tmp_path, scripted):
-    scripted(0.1, 0.1, 0.5, 0.9, 0.9, 0.5)
-    adapted = run(tmp_path, volumes=[volume(), volume(seed=1)], steps=1, check_every=100, patience=100)
-    assert [r.chosen for r in adapted.results][-1] == "source"
+    scripted(*[0.1] * 3, *[0.2] * 3, 0.5, 0.9, 0.9, 0.5, (0.5, True), (0.9, False))
+    volumes = [volume(seed=seed) for seed in range(3)]
+    gains, loses, doubtful = run(tmp_path, volumes=volumes, steps=1, check_every=100).results
+    assert [result.chosen for result in (gains, loses, doubtful)] == ["adapted", "source", "source"]
+    assert "is better supported (" in gains.reason and "not better supported (" in loses.reason
+    assert "better supported, but unlike the source's result not to be trusted (" in doubtful.reason
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,24 @@ def test_schedules_and_recipes_are_those_that_the_page_states():
         assert row.endswith("| " + " | ".join([*weights, contrasts]) + " |")
 
 
+def test_the_score_and_the_verdict_have_the_numbers_that_the_page_states():
+    from MAPSegLib import quality, shapes
+    from MAPSegLib.tasks.training import TRUST_DRAWS
+
+    section = " ".join(TEXT[TEXT.index("\n## 5.") : TEXT.index("\n## 6.")].split())
+    room = quality.trust_limits([{"agreement": 1.0, "shape_deviation": 0.0}])
+    for told in (
+        f"score = agreement − {quality.PLAUSIBILITY_WEIGHT:g} × shape deviation",
+        f"turned by {quality.TURN:g}° about the axis from back to front and made smaller by {quality.SHRINK:g}",
+        f"({shapes.NARROWEST:g} at least), at most {shapes.FURTHEST:g} each",
+        f"the worst of {TRUST_DRAWS} draws of its own scans",
+        f"a slack of {1 - room['agreement']:g} in agreement and {room['shape_deviation']:g} in shape deviation",
+        f"never below {quality.LOWEST:g} or above {quality.HIGHEST:g}",
+    ):
+        assert told in section
+    assert quality.FEWEST_SCANS == 5 and "where five scans or more are adapted to together" in section
+
+
 def test_links_lead_somewhere():
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", TEXT)
     assert all((PAGE.parent / link).is_file() for link in links)

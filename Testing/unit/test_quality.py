@@ -11,7 +11,6 @@ from MAPSegLib.config import InferenceOptions, Label, Preprocessing
 from MAPSegLib.inference import predict_classes
 from MAPSegLib.networks.segmenter import mirrored_classes
 from MAPSegLib.quality import (
-    PLAUSIBILITY_WEIGHT,
     UNSEEN,
     agreement,
     assess_image,
@@ -192,14 +191,14 @@ def test_a_model_s_own_limits_decide():
 def test_limits_leave_room_below_the_worst_of_the_own_domain():
     own = [{"agreement": 0.9, "shape_deviation": 0.8}, {"agreement": 0.85, "shape_deviation": 1.4}]
     limits = trust_limits(own)
+    assert limits == {"agreement": 0.7, "shape_deviation": 2.15}
     assert all(judge(measures, {"trust": limits}).trusted for measures in own)
-    assert not judge({"agreement": 0.65, "shape_deviation": 1.0}, {"trust": limits}).trusted
-    assert not judge({"agreement": 0.9, "shape_deviation": 3.0}, {"trust": limits}).trusted
-    assert "shape_deviation" not in trust_limits([{"agreement": 0.9}])
+    assert trust_limits([{"agreement": 0.9}]) == {"agreement": 0.75}
 
 
 def test_a_model_that_fails_in_its_own_domain_makes_nothing_trusted():
     limits = trust_limits([{"agreement": 0.0, "shape_deviation": 10.0}])
+    assert limits == {"agreement": 0.3, "shape_deviation": 5.0}
     assert not judge({"agreement": 0.2, "shape_deviation": 1.0}, {"trust": limits}).trusted
     assert not judge({"agreement": 0.9, "shape_deviation": 9.0}, {"trust": limits}).trusted
 
@@ -230,7 +229,7 @@ def test_a_scan_is_assessed_by_agreement_and_shapes():
     other = {value: [[mean + 2.0, 0.5] for mean, _ in axes] for value, axes in known.items()}
     verdict, _ = assess_image(model, card_of_sides({"extents": other}), image, mm, FP32)
     assert verdict.measures["shape_deviation"] == pytest.approx(4.0, abs=1e-3)
-    assert verdict.measures["score"] == pytest.approx(1 - 4 * PLAUSIBILITY_WEIGHT, abs=1e-3)
+    assert verdict.measures["score"] == pytest.approx(1 - 4 * 0.05, abs=1e-3)
     assert verdict.measures["agreement"] == 1.0
     assert not verdict.trusted and "shapes" in verdict.reason
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from MAPSegLib import api, inference
+from MAPSegLib.errors import Cancelled
 from MAPSegLib.jobs import build_job
 from MAPSegLib.models import load_model, save_model
 from MAPSegLib.worker import run_job
@@ -83,6 +84,21 @@ def test_progress_counts_judging_as_well(model, data, tmp_path, monkeypatch):
     steps = [event["step"] for event in told]
     assert steps == sorted(steps) and {event["steps"] for event in told} == {steps[-1]}
     assert 0 < looked[0]["step"] < steps[-1] and told[-1]["seconds_left"] == 0
+
+
+@pytest.mark.parametrize(("told", "case"), [("scan", "case0"), ("segment", "case1")])
+def test_a_segmentation_that_is_cancelled_keeps_what_is_complete(told, case, model, data, tmp_path):
+    """As the first scan's result is told, and while the second is segmented."""
+
+    def cancel(event):
+        if told in (event["event"], event.get("stage")) and case in event["scan"]:
+            raise Cancelled("Cancelled.")
+
+    with pytest.raises(Cancelled):
+        api.segment(model, data / "images", tmp_path, report=cancel, device="cpu", threads=1)
+    assert files(tmp_path) == ["case0_seg.nii.gz", "report.json", "volumes.csv"]
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert [Path(entry["output"]).name for entry in report["scans"]] == ["case0_seg.nii.gz"]
 
 
 def test_adapt(model, data, tmp_path):

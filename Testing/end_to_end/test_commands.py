@@ -70,6 +70,19 @@ def test_one_scan_to_one_file(model, data, tmp_path):
     assert files(tmp_path) == ["mine.nrrd", "mine_report.json", "mine_volumes.csv"]
 
 
+@pytest.mark.parametrize("task", ["segment", "adapt"])
+def test_the_report_tells_where_a_file_leaves_left_and_right_open(task, model, data, tmp_path):
+    scan = nib.load(data / "images" / "case0.nii.gz")
+    scan.set_sform(None, code=0)
+    scan.set_qform(None, code=0)
+    nib.save(scan, tmp_path / "open.nii.gz")
+    steps = ["--steps", 1] if task == "adapt" else []
+    mapseg(task, model, tmp_path / "open.nii.gz", "-o", tmp_path / "out", *steps, *CPU)
+    (entry,) = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["scans"]
+    told = "The file states no orientation: left and right are assumed, and may be swapped."
+    assert entry["notes"] == [told]
+
+
 def test_progress_counts_judging_as_well(model, data, tmp_path, monkeypatch):
     events, looked, segment = [], [], inference.segment_scan
 

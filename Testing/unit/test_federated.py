@@ -180,11 +180,15 @@ def test_a_federation_that_begins_anew_finds_a_site_as_new(place):
     assert all(np.array_equal(first.difference[n], again.difference[n]) for n in weights)
 
 
-def test_a_target_cuts_patches_about_what_its_teacher_sees(place):
+def test_a_target_looks_for_structures_where_its_teacher_sees_them(place, monkeypatch):
     site = site_of(place, "c")
+    halves = torch.zeros(1, len(SINGLE) + 1, 16, 16, 16)
+    halves[:, 1, :8] = halves[:, 2, 8:] = 1.0
+    monkeypatch.setattr(site.loop.ema, "decode", lambda *_: halves)
     site.material.begin(site.loop)
     image, guess = site.material.draw(torch.Generator().manual_seed(0))
-    assert guess.shape == image.shape and int(guess.min()) >= 0 and int(guess.max()) <= len(SINGLE)
+    assert guess.shape == image.shape == (18, 17, 19)
+    assert (guess[:9] == 1).all() and (guess[9:] == 2).all()
 
 
 # --- what a site refuses ----------------------------------------------------------------------------------------------

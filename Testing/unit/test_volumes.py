@@ -204,12 +204,25 @@ def test_8_bit_scans_are_scans(levels):
     assert not looks_like_labels(scan.astype(np.float32))
 
 
+def real_files(folder, pattern):
+    files = sorted(folder.glob(pattern))
+    if not files:
+        pytest.skip(f"needs {pattern} among the real scans")
+    return files
+
+
 @pytest.mark.parametrize(
-    "pattern", ["brain_labels/*_0[1-3].nii.gz", "oasis_t1/100[01]_*", "demo/*", "hippocampus/*/*_00*"]
+    "pattern",
+    [
+        "brain_labels/*_0[1-3].nii.gz",
+        "oasis_t1/100[01]_*",
+        "demo/*",
+        "hippocampus/*/*_00*",
+        "cardiac_mscmr/*/patient07*",
+    ],
 )
 def test_real_scans_and_label_maps(data_folder, pattern):
-    files = sorted(data_folder.glob(pattern)) + sorted(data_folder.glob("cardiac_mscmr/*/patient07*"))
-    for path in files:
+    for path in real_files(data_folder, pattern):
         if path.parent.name in ("labels", "brain_labels") or scan_stem(path).endswith(
             ("seg", "glm", "manual")
         ):
@@ -222,8 +235,7 @@ def test_real_scans_and_label_maps(data_folder, pattern):
 
 
 def test_real_pairs_share_a_grid(data_folder):
-    folder = data_folder / "cardiac_mscmr" / "LGE"
-    for image in sorted(folder.glob("patient0*_LGE.nii.gz"))[:3]:
+    for image in real_files(data_folder, "cardiac_mscmr/LGE/patient0*_LGE.nii.gz")[:3]:
         check_same_grid(read_image(image), read_labels(image.with_name(f"{scan_stem(image)}_manual.nii.gz")))
 
 

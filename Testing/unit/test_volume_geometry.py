@@ -167,119 +167,7 @@ def test_unwritable_places(tmp_path):
         write_volume(tmp_path / "out.nii.gz", like.array[1:], like)
 
 
-# --- folders ------------------------------------------------------------------------------------------------
-
-
-def write_series(
-    folder,
-    array,
-    affine,
-    slices=None,
-    uid="1.2.826.0.1.3680043.2.1125.1",
-    shift=(0, 0, 0),
-    slope=None,
-    turned=(),
-):
-    """A DICOM series of the array's planes (or of some of them), each moved by ``shift`` more than the one before."""
-    folder.mkdir(exist_ok=True)
-    scan = write_volume(folder.parent / "whole.mha", array, Volume(array, affine), overwrite=True)
-    image = sitk.Cast(sitk.ReadImage(str(scan)), sitk.sitkInt16)
-    direction = np.reshape(image.GetDirection(), (3, 3))
-    writer = sitk.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
-    for i in range(image.GetDepth()) if slices is None else slices:
-        plane = image[:, :, i : i + 1]
-        origin = image.TransformIndexToPhysicalPoint((0, 0, i)) + i * np.array(shift)
-        axes = [*direction[:, 1], *direction[:, 2]] if i in turned else [*direction[:, 0], *direction[:, 1]]
-        tags = {
-            "0008|0060": "MR",
-            "0020|000e": uid,
-            "0020|000d": "1.2.826.0.1.3680043.2.1125.0",
-            "0008|0018": f"{uid}.{i + 1}",
-            "0020|0032": "\\".join(f"{v:.6f}" for v in origin),
-            "0020|0037": "\\".join(f"{v:.8f}" for v in axes),
-            "0020|0013": str(i + 1),
-        }
-        if slope:
-            tags |= {"0008|0060": "CT", "0028|1053": slope, "0028|1052": "0"}
-        for tag, value in tags.items():
-            plane.SetMetaData(tag, value)
-        writer.SetFileName(str(folder / f"{uid[-1]}-{i:03d}.dcm"))
-        writer.Execute(plane)
-    scan.unlink()
-
-
-def test_dicom_series(tmp_path):
-    array = noise(8, 9, 6, dtype=np.int16)
-    affine = make_affine((0, 1, 2), (-1, -1, 1), (1.25, 1.25, 8), (10, -5, 3), (20, -30, 40))
-    write_series(tmp_path / "series", array, affine)
-    volume = read_image(tmp_path / "series")
-    np.testing.assert_array_equal(volume.array, array)
-    np.testing.assert_allclose(volume.affine, affine, atol=1e-3)
-    assert find_scans(tmp_path) == [tmp_path / "series"] == find_scans(tmp_path / "series")
-    labels = read_labels(write_volume(tmp_path / "seg.nrrd", array > 100, volume))
-    check_same_grid(volume, labels)
-    assert_refused(tmp_path / "series" / "1-000.dcm", "2D")
-
-
-def test_dicom_series_with_a_gap_or_a_neighbour(tmp_path):
-    array, affine = noise(8, 9, 8, dtype=np.int16), make_affine(spacing=(1, 1, 3))
-    write_series(tmp_path / "gap", array, affine, slices=[0, 1, 2, 5, 6])
-    assert_refused(tmp_path / "gap", "missing or unevenly spaced slices")
-    write_series(tmp_path / "two", array, affine)
-    write_series(tmp_path / "two", array, affine, uid="1.2.826.0.1.3680043.2.1125.2")
-    assert_refused(tmp_path / "two", "2 DICOM series")
-    (tmp_path / "none").mkdir()
-    assert_refused(tmp_path / "none", "no DICOM series")
-
-
-@pytest.mark.parametrize(
-    ("changes", "told"),
-    [
-        ({"shift": (0, -1.2, 0)}, "tilted slices"),
-        ({"shift": (3, 0, 0)}, "tilted slices"),
-        ({"turned": (4,)}, "several orientations"),
-    ],
-)
-def test_dicom_series_that_fill_no_box_are_refused(tmp_path, changes, told):
-    write_series(tmp_path / "ct", noise(8, 9, 8, dtype=np.int16), make_affine(spacing=(1, 1, 3)), **changes)
-    assert_refused(tmp_path / "ct", told)
-
-
-def test_dicom_slices_with_scales_of_their_own(tmp_path):
-    array = noise(8, 9, 4, dtype=np.int16)
-    write_series(tmp_path / "pet", array, make_affine(spacing=(1, 1, 3)), slope="1 ")
-    file, tag = tmp_path / "pet" / "1-002.dcm", b"\x28\x00\x53\x10\x02\x00\x00\x00"
-    assert tag + b"1 " in file.read_bytes()
-    file.write_bytes(file.read_bytes().replace(tag + b"1 ", tag + b".3"))
-    read = read_image(tmp_path / "pet").array
-    np.testing.assert_allclose(read[..., 2], array[..., 2] * 0.3, rtol=1e-6)
-    np.testing.assert_array_equal(read[..., 1], array[..., 1])
-
-
-def test_a_colour_series_is_refused(tmp_path):
-    write_series(tmp_path / "fa", noise(8, 9, 4, dtype=np.int16), make_affine(spacing=(1, 1, 3)))
-    for file in (tmp_path / "fa").iterdir():
-        plane = sitk.ReadImage(str(file))
-        tags = {tag: plane.GetMetaData(tag) for tag in ("0020|000e", "0020|0032", "0020|0037", "0020|0013")}
-        colour = sitk.Compose([sitk.Cast(plane, sitk.sitkUInt8)] * 3)
-        for tag, value in tags.items():
-            colour.SetMetaData(tag, value)
-        writer = sitk.ImageFileWriter()
-        writer.KeepOriginalImageUIDOn()
-        writer.SetFileName(str(file))
-        writer.Execute(colour)
-    assert_refused(tmp_path / "fa", "colour")
-
-
-def test_a_series_among_other_scans_is_refused(tmp_path):
-    write_series(tmp_path / "mixed", noise(8, 9, 4, dtype=np.int16), make_affine(spacing=(1, 1, 3)))
-    for name in ("notes.txt", "mixed_seg.nii.gz", ".partial.nii.gz"):
-        (tmp_path / "mixed" / name).touch()
-    assert find_scans(tmp_path / "mixed") == [tmp_path / "mixed"]
-    (tmp_path / "mixed" / "t1.nii.gz").touch()
-    with pytest.raises(InputError, match=r"DICOM slices and other scans \(t1.nii.gz\)"):
-        find_scans(tmp_path / "mixed")
+# --- what headers state, and leave open -------------------------------------------------------------------------
 
 
 def nifti(path, sform=None, qform=None, unit="mm"):
@@ -351,113 +239,6 @@ def test_files_that_leave_left_and_right_open_say_so(tmp_path):
         assert "left and right are assumed" in note
 
 
-def write_frames(path, array, affine, order=None, places=None, turned=(), shift=0.0, keep=True):
-    """A DICOM file of several frames: the array's planes in this order, at these places along the third axis."""
-    import pydicom
-    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
-
-    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
-    spacing = np.linalg.norm(lps[:3, :3], axis=0)
-    axes = lps[:3, :3] / spacing
-    order = list(range(array.shape[2]) if order is None else order)
-
-    def item(**values):
-        made = pydicom.Dataset()
-        for name, value in values.items():
-            setattr(made, name, value)
-        return made
-
-    def numbers(values):
-        return [f"{v:.6f}" for v in values]
-
-    kind = "1.2.840.10008.5.1.4.1.1.4.1"
-    file = item(SOPClassUID=kind, SOPInstanceUID=generate_uid(), Modality="MR", StudyInstanceUID="1.2.3")
-    file.file_meta = pydicom.dataset.FileMetaDataset()
-    file.file_meta.MediaStorageSOPClassUID, file.file_meta.TransferSyntaxUID = kind, ExplicitVRLittleEndian
-    file.file_meta.MediaStorageSOPInstanceUID = file.SOPInstanceUID
-    file.SeriesInstanceUID, file.PhotometricInterpretation = "1.2.3.4", "MONOCHROME2"
-    file.SamplesPerPixel, file.BitsAllocated, file.BitsStored, file.HighBit = 1, 16, 16, 15
-    file.PixelRepresentation, file.NumberOfFrames = 0, len(order)
-    file.Columns, file.Rows = array.shape[:2]
-    measures = item(PixelSpacing=numbers(spacing[[1, 0]]), SpacingBetweenSlices=f"{spacing[2]:.4f}")
-    frames = []
-    for number, index in enumerate(order):
-        place = lps @ [0, 0, index if places is None else places[number], 1]
-        place[1] += shift * number
-        rows = axes[:, [1, 2]] if number in turned else axes[:, [0, 1]]
-        frames.append(
-            item(
-                PlanePositionSequence=[item(ImagePositionPatient=numbers(place[:3]))],
-                PlaneOrientationSequence=[item(ImageOrientationPatient=numbers(rows.T.ravel()))],
-            )
-        )
-    if keep:
-        file.SharedFunctionalGroupsSequence = [item(PixelMeasuresSequence=[measures])]
-        file.PerFrameFunctionalGroupsSequence = frames
-    file.PixelData = np.stack([array[:, :, k].T for k in order]).astype("<u2").tobytes()
-    path.parent.mkdir(exist_ok=True)
-    file.save_as(path, enforce_file_format=True)
-    return path
-
-
-@pytest.mark.parametrize("backwards", [False, True])
-def test_a_file_of_several_frames_is_a_scan(tmp_path, backwards):
-    array = noise(8, 9, 6, dtype=np.int16)
-    affine = make_affine((1, 2, 0), (-1, -1, 1), (1, 1.25, 4), (5, -7, 3), (11, -20, 33))
-    order = range(6)[::-1] if backwards else range(6)
-    for place in (write_frames(tmp_path / "enhanced" / "a.dcm", array, affine, order), tmp_path / "enhanced"):
-        volume = read_image(place)
-        where = np.linalg.inv(volume.affine) @ affine @ [3, 4, 5, 1]
-        assert volume.array[tuple(where[:3].round().astype(int))] == array[3, 4, 5]
-        np.testing.assert_allclose(where, where.round(), atol=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("changes", "told"),
-    [
-        ({"order": [0, 2, 4, 1, 3, 5]}, "repeats or mixes slice positions"),
-        ({"order": [0, 1, 2, 0, 1, 2]}, "repeats or mixes slice positions"),
-        ({"places": [0, 1, 2, 5, 6, 7]}, "missing or unevenly spaced slices"),
-        ({"shift": 1.0}, "tilted slices"),
-        ({"turned": (4, 5)}, "several orientations"),
-    ],
-)
-def test_frames_that_fill_no_box_are_refused(tmp_path, changes, told):
-    affine = make_affine(spacing=(1, 1.25, 4), angles=(5, -7, 3))
-    file = write_frames(tmp_path / "a" / "frames.dcm", noise(8, 9, 6, dtype=np.int16), affine, **changes)
-    assert_refused(file, told)
-    assert_refused(file.parent, told)
-
-
-def test_frames_without_a_place_are_refused(tmp_path):
-    affine = make_affine(spacing=(1, 1.25, 4), angles=(5, -7, 3))
-    file = write_frames(tmp_path / "a" / "frames.dcm", noise(8, 9, 6, dtype=np.int16), affine, keep=False)
-    assert_refused(file, "does not state where its slices lie (ImagePositionPatient is missing)")
-
-
-def test_slices_that_go_to_and_fro_are_refused(tmp_path):
-    array, affine = noise(8, 9, 2, dtype=np.int16), make_affine(spacing=(1, 1, 4))
-    write_series(tmp_path / "a", array, affine)
-    first, second = sorted((tmp_path / "a").iterdir())
-    for number, file in enumerate((first, second)):
-        content = file.read_bytes().replace(f"1125.1.{number + 1}".encode(), f"1125.1.{number + 3}".encode())
-        (tmp_path / "a" / f"more{number}.dcm").write_bytes(content)
-    assert_refused(tmp_path / "a", "repeats or mixes slice positions")
-
-
-@pytest.mark.parametrize("key", ["ImageOrientationPatient", "PixelSpacing"])
-def test_slices_that_do_not_state_their_place_are_refused(tmp_path, key):
-    import pydicom
-
-    write_series(tmp_path / "a", noise(8, 9, 4, dtype=np.int16), make_affine(spacing=(1, 1, 4)))
-    for file in (tmp_path / "a").iterdir():
-        content = pydicom.dcmread(file)
-        del content[key]
-        content.save_as(file)
-    with pytest.raises(InputError, match=f"{key} is missing"):
-        read_image(tmp_path / "a")
-
-
 def test_voxels_that_start_within_the_header_are_refused(tmp_path):
     path = nifti(tmp_path / "a.nii", (1, 1, 1))
     content = bytearray(path.read_bytes())
@@ -477,6 +258,9 @@ def test_headers_with_small_faults_are_read(tmp_path):
     content[256:264] = np.array([0.9, 0.9], "<f4").tobytes()  # no quaternion, beside a good sform
     (tmp_path / "b.nii").write_bytes(content)
     np.testing.assert_array_equal(read_image(tmp_path / "b.nii").affine, np.eye(4))
+
+
+# --- folders and names --------------------------------------------------------------------------------------
 
 
 def test_find_scans(tmp_path):

@@ -167,7 +167,7 @@ def test_unwritable_places(tmp_path):
         write_volume(tmp_path / "out.nii.gz", like.array[1:], like)
 
 
-# --- what headers state, and leave open -------------------------------------------------------------------------
+# --- what headers state, and leave open ---------------------------------------------------------------------
 
 
 def nifti(path, sform=None, qform=None, unit="mm"):

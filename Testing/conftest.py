@@ -27,3 +27,26 @@ def data_folder() -> Path:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    """Folders images/ and labels/ with three cases of a ball."""
+    from Testing import ball
+
+    folder = tmp_path_factory.mktemp("data")
+    ball.write_balls(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(data, tmp_path_factory) -> dict:
+    """Result of a short training on them."""
+    from Testing import ball
+
+    return ball.train_on(data, tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def model(trained) -> Path:
+    return Path(trained["model"])

@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 from MAPSegLib import api
+from Testing.ball import OPTIONS
 
 from .calls import CPU
-from .conftest import OPTIONS
 
 
 def same_weights(one, other):

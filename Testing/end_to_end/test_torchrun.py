@@ -15,8 +15,8 @@ from MAPSegLib import api
 from MAPSegLib.config import Architecture, Preprocessing
 from MAPSegLib.models import ModelCard, load_card, save_model
 from MAPSegLib.networks.segmenter import Segmenter
+from Testing.ball import OPTIONS
 
-from .conftest import OPTIONS
 from .test_processes import at_step
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")

@@ -1,4 +1,4 @@
-"""Trainings under torchrun: a killed process, bad input, and jobs that are no trainings."""
+"""Trainings under torchrun: a killed process, an adaptation, and bad input."""
 
 import json
 import os
@@ -119,15 +119,4 @@ def test_bad_input_is_told_once_and_every_process_says_so(data, tmp_path):
     _, log = running.communicate(timeout=120)
     assert log.count("Error: ") == 2  # ours, and ChildFailedError of torchrun
     assert log.count("absent") == 1 and log.count("exitcode  : 2 ") == 2
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_segmentation_is_refused_once(model, data, tmp_path):
-    job = {"task": "segment", "model": model, "scans": [data / "images"], "output": tmp_path / "out"}
-    (tmp_path / "job.json").write_text(json.dumps(job, default=str))
-    running = torchrun("MAPSegLib.worker", tmp_path / "job.json")
-    out, log = running.communicate(timeout=120)
-    started, error = map(json.loads, out.splitlines())
-    assert started["event"] == "started" and error["kind"] == "input"
-    assert "segment runs in one process" in error["message"] and log.count("exitcode  : 2 ") == 2
     assert not (tmp_path / "out").exists()

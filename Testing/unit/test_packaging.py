@@ -102,15 +102,9 @@ def test_commands_in_the_documents_exist():
         parts = getattr(command, "commands", None)
         commands |= {f"{name} {part}": parts[part] for part in parts} if parts else {name: command}
     told = set()
-    documents = (
-        "README.md",
-        "CONTRIBUTING.md",
-        "Docs/method.md",
-        "Docs/federated.md",
-        "Resources/Models/README.md",
-    )
-    for name in documents:
-        text = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", " ")
+    named = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "Resources/Models/README.md")]
+    for document in [*named, *(ROOT / "Docs").glob("*.md")]:
+        text = document.read_text(encoding="utf-8").replace("\\\n", " ")
         for command, rest in re.findall(r"\bmapseg ((?:federate )?[a-z]+)([^\n`]*)", text):
             assert command in commands, command
             known = {option for parameter in commands[command].params for option in parameter.opts}
@@ -137,7 +131,8 @@ def test_brain_codes_are_well_formed_and_alike_on_both_sides():
                 label.terminology,
                 label.color,
             )
-            assert {label.name.split()[0], other.name.split()[0]} == {"left", "right"}
+            (side, name), (other_side, other_name) = (one.name.split(" ", 1) for one in (label, other))
+            assert name == other_name and {side, other_side} == {"left", "right"}
 
 
 def test_brain_codes_are_dicoms():

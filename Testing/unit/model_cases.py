@@ -1,4 +1,4 @@
-"""Models small enough to run in milliseconds, for the tests of training, inference and adaptation."""
+"""Models small enough to run in milliseconds, and what they are trained on, for the tests of all that uses networks."""
 
 from __future__ import annotations
 
@@ -24,6 +24,26 @@ SIDES = (
     Label(value=53, name="right hippocampus", mirror=17),
 )
 SINGLE = (Label(value=3, name="dark"), Label(value=7, name="middle"), Label(value=300, name="bright"))
+
+
+def generator(seed=0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def ignore(event, **fields) -> None:
+    """A report that nobody reads."""
+
+
+class Blobs:
+    """Labelled scans made up at every draw."""
+
+    def __init__(self):
+        self.drawn = 0
+
+    def draw(self, generator):
+        self.drawn += 1
+        image = torch.rand(20, 18, 22, generator=generator) * 0.9 + 0.05
+        return image, (image * 4).long()
 
 
 def tiny_architecture(**changes) -> Architecture:

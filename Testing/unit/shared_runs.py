@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from model_cases import card_of, tiny_architecture, tiny_model
+from model_cases import Blobs, card_of, tiny_architecture, tiny_model
 
 from MAPSegLib import distributed, worker
 from MAPSegLib.config import CentralisedOptions, PretrainingOptions, TrainingOptions
@@ -23,14 +23,6 @@ from MAPSegLib.training.source import train
 from MAPSegLib.volumes import Volume
 
 COMMON = {"device": "cpu", "precision": "fp32", "threads": 1, "steps": 20, "mask_cube": 4}
-
-
-class Blobs:
-    """Labelled scans made up at every draw."""
-
-    def draw(self, generator):
-        image = torch.rand(20, 18, 22, generator=generator) * 0.9 + 0.05
-        return image, (image * 4).long()
 
 
 class Told(list):

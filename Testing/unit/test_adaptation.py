@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from model_cases import PAIRED, SINGLE, card_of, same, tiny_model
+from model_cases import PAIRED, SINGLE, card_of, ignore, same, tiny_model
 
 from MAPSegLib import quality
 from MAPSegLib.config import AdaptationOptions
@@ -32,10 +32,6 @@ def options(**changes):
         steps=4, minutes=1000.0, mask_cube=4, check_every=2, patience=100, search=False, curve_knots=4
     )
     return AdaptationOptions(**dict(device="cpu", precision="fp32", preview_seconds=0.0) | sizes | changes)
-
-
-def ignore(event, **fields):
-    pass
 
 
 def run(folder, *, model=None, volumes=None, report=ignore, preview=None, **changes):

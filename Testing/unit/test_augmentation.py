@@ -4,12 +4,9 @@ import math
 
 import pytest
 import torch
+from model_cases import generator
 
 from MAPSegLib import augmentation as aug
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def image(*shape):

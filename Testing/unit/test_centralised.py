@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from model_cases import card_of, tiny_model
+from model_cases import Blobs, card_of, ignore, tiny_model
 from test_adaptation import same, volume
 
 from MAPSegLib.augmentation import PUBLISHED_CHANCE, published_geometry, published_source
@@ -23,25 +23,13 @@ from MAPSegLib.training.terms import Centralised, ema_decay, with_curve
 GAMMA, DELTA, BETA = 0.05, 0.025, 0.5
 
 
-class Blobs:
-    """Labelled scans made up at every draw."""
-
-    def __init__(self):
-        self.drawn = 0
-
-    def draw(self, generator):
-        self.drawn += 1
-        image = torch.rand(20, 18, 22, generator=generator) * 0.9 + 0.05
-        return image, (image * 4).long()
-
-
 def options(**changes):
     own = dict(steps=6, warmup=2, minutes=1000.0, mask_cube=4, check_every=2, patience=100)
     own |= dict(device="cpu", precision="fp32", preview_seconds=0.0)
     return CentralisedOptions(**own | changes)
 
 
-def run(folder, *, model=None, source=None, report=lambda *_, **__: None, **changes):
+def run(folder, *, model=None, source=None, report=ignore, **changes):
     model = model or tiny_model(dropout=0.3)
     folder.mkdir(exist_ok=True)
     volumes = [volume(), volume((18, 24, 17), seed=1)]

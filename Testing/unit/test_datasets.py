@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from head_phantom import CLASS_OF, LABELS, head
+from model_cases import generator
 
 from MAPSegLib.config import Preprocessing
 from MAPSegLib.datasets import (
@@ -23,10 +24,6 @@ from MAPSegLib.synthesis import brain_labels
 from MAPSegLib.volumes import read_image
 
 FOUR = Preprocessing(spacing=(4.0, 4.0, 4.0))
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def image(*shape):

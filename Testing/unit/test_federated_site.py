@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from federated_cases import STEP, plan_of
-from model_cases import SINGLE, card_of, tiny_model
+from model_cases import SINGLE, card_of, ignore, tiny_model
 
 from MAPSegLib.augmentation import published_source
 from MAPSegLib.config import RECIPES
@@ -22,10 +22,6 @@ from MAPSegLib.networks.segmenter import Segmenter
 from MAPSegLib.training.loop import Loop
 from MAPSegLib.training.terms import SourceTerms
 from MAPSegLib.volumes import Volume, write_volume
-
-
-def ignore(event, **fields):
-    pass
 
 
 def site_of(place: Path, name: str, plan: Plan | None = None, report=ignore, **data) -> Site:

@@ -2,12 +2,9 @@
 
 import pytest
 import torch
+from model_cases import generator
 
 from MAPSegLib.masking import cube_mask
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize(("edge", "cube", "ratio"), [(32, 8, 0.7), (32, 4, 0.7), (24, 8, 0.5)])

@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from model_cases import same, tiny_architecture
+from model_cases import generator, ignore, same, tiny_architecture
 
 from MAPSegLib.config import ARCHITECTURES, Preprocessing, PretrainingOptions
 from MAPSegLib.domains import Domains, UnlabelledScans, vary
@@ -19,10 +19,6 @@ from MAPSegLib.training.pretraining import pretrain, reconstruction_losses
 from MAPSegLib.volumes import read_image
 
 ONE = torch.ones(3)
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def autoencoder(seed=0, **changes):
@@ -43,10 +39,6 @@ def bars(g):
 
 def domains(*named):
     return Domains(named or (("bars", bars),), (1.0, 1.0, 1.0))
-
-
-def ignore(event, **fields):
-    pass
 
 
 # --- the network and its loss -------------------------------------------------------------------------------------

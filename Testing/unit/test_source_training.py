@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from model_cases import PAIRED, records, same, tiny_model
+from model_cases import PAIRED, ignore, records, same, tiny_model
 
 from MAPSegLib.config import TrainingOptions
 from MAPSegLib.datasets import cut_patches
@@ -16,7 +16,7 @@ from MAPSegLib.training.source import source_losses, train
 CPU = dict(device="cpu", precision="fp32")
 
 
-class Blobs:
+class Boxes:
     """Scans of two structures, one brighter on the left."""
 
     def __init__(self):
@@ -35,25 +35,21 @@ def options(**changes):
     return TrainingOptions(**CPU | sizes | changes)
 
 
-def ignore(event, **fields):
-    pass
-
-
 @pytest.mark.parametrize("killed", [4, 5])
 def test_interrupted_training_ends_as_if_it_had_not_been(tmp_path, killed):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    validation = [Blobs().draw(torch.Generator().manual_seed(9))]
+    validation = [Boxes().draw(torch.Generator().manual_seed(9))]
     model = {"dropout": 0.2}
-    straight, _ = train(tiny_model(**model), Blobs(), options(), tmp_path / "a", ignore, validation)
+    straight, _ = train(tiny_model(**model), Boxes(), options(), tmp_path / "a", ignore, validation)
 
     def stop(event, **fields):
         if fields["step"] == killed:
             raise Cancelled("stopped")
 
     with pytest.raises(Cancelled):
-        train(tiny_model(**model), Blobs(), options(), tmp_path / "b", stop, validation)
-    resumed, _ = train(tiny_model(seed=5, **model), Blobs(), options(), tmp_path / "b", ignore, validation)
+        train(tiny_model(**model), Boxes(), options(), tmp_path / "b", stop, validation)
+    resumed, _ = train(tiny_model(seed=5, **model), Boxes(), options(), tmp_path / "b", ignore, validation)
     assert same(straight, resumed)
     one, other = ([{**line, "seconds": 0} for line in records(tmp_path / f / "metrics.jsonl")] for f in "ab")
     assert one == other
@@ -63,7 +59,7 @@ def test_training_learns(tmp_path):
     losses = []
     train(
         tiny_model(),
-        Blobs(),
+        Boxes(),
         options(steps=30, learning_rate=0.01, checkpoint_every=1000, reuse=1),
         tmp_path,
         lambda event, **fields: losses.append(fields["losses"]["segmentation"]),
@@ -72,7 +68,7 @@ def test_training_learns(tmp_path):
 
 
 def test_progress_is_told_at_every_step_and_scans_are_reused(tmp_path):
-    events, source = [], Blobs()
+    events, source = [], Boxes()
     train(tiny_model(), source, options(), tmp_path, lambda event, **fields: events.append((event, fields)))
     assert [f["step"] for _, f in events] == [1, 2, 3, 4, 5, 6] and source.drawn == 3
     assert all(e == "progress" and f["steps"] == 6 and f["seconds_left"] is not None for e, f in events)
@@ -89,7 +85,7 @@ def test_the_best_validated_average_is_returned_and_patience_ends(tmp_path, monk
     monkeypatch.setattr("MAPSegLib.training.source.validation_dice", score)
     result, step = train(
         tiny_model(),
-        Blobs(),
+        Boxes(),
         options(steps=50, patience=2, validate_every=3),
         tmp_path,
         ignore,
@@ -107,7 +103,7 @@ def test_patches_are_cut_about_structures_as_often_as_asked(tmp_path, monkeypatc
         return cut_patches(image, count, patch, size, generator, target, share)
 
     monkeypatch.setattr("MAPSegLib.training.source.cut_patches", watch)
-    train(tiny_model(), Blobs(), options(steps=1, foreground_share=0.75), tmp_path, ignore)
+    train(tiny_model(), Boxes(), options(steps=1, foreground_share=0.75), tmp_path, ignore)
     assert asked == [(0.75, True)]
 
 
@@ -132,7 +128,7 @@ def test_a_share_of_no_whole_patches_is_met_on_average(patches, share, monkeypat
 def test_the_last_step_is_validated(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr("MAPSegLib.training.source.validation_dice", lambda *_: seen.append(0) or 0.5)
-    train(tiny_model(), Blobs(), options(steps=5, validate_every=3), tmp_path, ignore, [(None, None)])
+    train(tiny_model(), Boxes(), options(steps=5, validate_every=3), tmp_path, ignore, [(None, None)])
     assert len(seen) == 2
 
 
@@ -141,7 +137,7 @@ def test_the_stated_share_of_patches_is_masked(share, monkeypatch):
     model = tiny_model()
     own = options(masked_share=share, patches=4, mask_ratio=0.5)
     loop = Loop(model, own, ema_decay=0.9)
-    image, target = Blobs().draw(loop.generator)
+    image, target = Boxes().draw(loop.generator)
     batch = cut_patches(image + 0.01, 4, 16, 16, loop.generator, target)
     seen = []
     encode = model.encode
@@ -158,6 +154,6 @@ def test_terms_without_weight_are_not_computed():
     model = tiny_model(PAIRED)
     own = options(global_weight=0.0, cosine_weight=0.0)
     loop = Loop(model, own, ema_decay=0.9)
-    image, target = Blobs().draw(loop.generator)
+    image, target = Boxes().draw(loop.generator)
     batch = cut_patches(image, 2, 16, 16, loop.generator, target)
     assert set(source_losses(loop, batch, own)) == {"segmentation"}

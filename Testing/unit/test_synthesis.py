@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from head_phantom import CLASS_OF, CSF, LABELS, SCALP, SPACING, anatomy, head
+from model_cases import generator
 
 from MAPSegLib import synthesis
 from MAPSegLib.synthesis import (
@@ -18,10 +19,6 @@ from MAPSegLib.synthesis import (
 )
 
 OUT = (5.0, 5.0, 5.0)
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture(scope="module")

@@ -290,6 +290,8 @@ class Run:
             self._set(item, DONE, " ".join(filter(None, told)))
 
     def _show(self, item: Item, volume, labels: images.Labels) -> None:
+        if item.edited:
+            item.segmentation_id = ""  # left to the user, as it is
         segmentation = slicer.mrmlScene.GetNodeByID(item.segmentation_id) if item.segmentation_id else None
         if segmentation is not None:
             scene.replace_labels(segmentation, labels, volume, item.card)

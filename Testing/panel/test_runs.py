@@ -103,6 +103,32 @@ def test_adapting_shows_previews_and_curves_and_keeps_the_best(screen, home):
     assert (home / "kept.safetensors").exists() and screen.panel.models.entry.name == "kept"
 
 
+def test_an_edited_preview_stays_in_sight(screen):
+    """Beside what comes next, for as long as the user wants it."""
+    import slicer
+
+    volume = add_ball()
+    adapt(screen)
+    screen.wait(lambda: slicer.util.getNodesByClass("vtkMRMLSegmentationNode"))
+    (edited,) = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+    corner = np.zeros((34, 38, 32), np.uint8)
+    corner[:3, :3, :3] = 1
+    slicer.util.updateSegmentBinaryLabelmapFromArray(corner, edited, "Segment_1", volume)
+    screen.wait(lambda: screen.ui.stopButton.visible)
+    screen.click("stopButton")
+    screen.finish()
+    item = screen.panel.results.item
+    kept = slicer.mrmlScene.GetNodeByID(item.segmentation_id)
+    assert kept is not edited and edited.GetScene() is not None
+    for _ in range(2):  # the second result takes the place of the first
+        assert edited.GetDisplayNode().GetVisibility() and kept.GetDisplayNode().GetVisibility()
+        found = slicer.util.arrayFromSegmentBinaryLabelmap(edited, "Segment_1", volume)
+        assert np.array_equal(found > 0, corner > 0)
+        screen.click("sourceButton" if item.shown == "adapted" else "adaptedButton")
+    slicer.mrmlScene.RemoveNode(kept)
+    assert not screen.rows() and edited.GetScene() is not None
+
+
 def test_cancelling_takes_two_seconds_and_leaves_no_process(screen):
     import slicer
 

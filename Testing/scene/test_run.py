@@ -293,6 +293,35 @@ def test_a_preview_that_users_painted_in_stays(start):
     assert preview.GetAttribute("MAPSeg.Preview") == "yes"
 
 
+def paint(node, volume) -> np.ndarray:
+    """Change a structure by a corner, as the Segment Editor does; returns its voxels."""
+    painted = slicer.util.arrayFromSegmentBinaryLabelmap(node, "Segment_1", volume) > 0
+    painted[:3, :3, :3] = True
+    slicer.util.updateSegmentBinaryLabelmapFromArray(painted.astype(np.uint8), node, "Segment_1", volume)
+    return painted
+
+
+@pytest.mark.parametrize("end", ["stop", "cancel"])
+def test_a_preview_that_users_edited_is_left_to_them(start, end):
+    """What comes next gets a segmentation of its own, and only that one is taken back."""
+    run, volume, preview = previewed(start)
+    [item] = run.items
+    painted = paint(preview, volume)
+    until(run, lambda: item.segmentation_id != preview.GetID())
+    following = slicer.mrmlScene.GetNodeByID(item.segmentation_id)
+    assert following.GetName() != preview.GetName() and not item.edited
+    getattr(run, end)()
+    run.wait()
+    left = slicer.util.arrayFromSegmentBinaryLabelmap(preview, "Segment_1", volume) > 0
+    assert preview.GetScene() is not None and np.array_equal(left, painted)
+    assert preview.GetAttribute("MAPSeg.Preview") == "yes"
+    if end == "cancel":
+        assert following.GetScene() is None and not run.segmentations
+    else:
+        [labels] = run.segmentations
+        assert np.array_equal(voxels_of(labels, volume), images.read_array(item.files[item.shown]))
+
+
 def test_a_closed_scenes_ids_are_forgotten_at_once(start, scene):
     run, _, _ = previewed(start)
     scene.Clear(False)

@@ -191,7 +191,8 @@ def export_segmentation(segmentationNode, volumeNode, path: str | Path) -> Path:
     """Write ``.seg.nrrd``, or a label map with the model's values for other suffixes (``.nii.gz``, ``.nrrd``).
 
     Raises:
-        OSError: the file cannot be written, or the format would set the volume's axes upright.
+        OSError: the file cannot be written, the format would set the volume's axes upright, or two segments have the
+            same name.
     """
     path = Path(path)
     if path.name.endswith(".seg.nrrd"):
@@ -202,8 +203,8 @@ def export_segmentation(segmentationNode, volumeNode, path: str | Path) -> Path:
             f"{path.name}: the volume's axes are not at right angles. Save it as .nrrd or .seg.nrrd."
         )
     else:
-        labelmap = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "MAPSeg export")
         colors = slicer.mrmlScene.AddNode(_value_table(segmentationNode.GetSegmentation()))
+        labelmap = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "MAPSeg export")
         try:
             ids = segmentationNode.GetSegmentation().GetSegmentIDs()
             extent = slicer.vtkSegmentation.EXTENT_REFERENCE_GEOMETRY
@@ -332,17 +333,22 @@ def _oriented_image(labels: Labels, volumeNode):
 
 
 def _value_table(segmentation):
-    """A colour table that gives every segment its model's value; segments that users added come after."""
-    segments = [segmentation.GetNthSegment(i) for i in range(segmentation.GetNumberOfSegments())]
-    values = [_tag(segment) for segment in segments]
-    following = max([0, *(value for value in values if value)]) + 1
+    """A colour table that gives the model's segments their values; segments of users, copies included, come after.
+
+    Raises:
+        OSError: two segments have one name, and Slicer goes by names here.
+    """
+    values = {identifier: value for value, identifier in _model_segments(segmentation).items()}
+    for identifier in segmentation.GetSegmentIDs():
+        values.setdefault(identifier, max(values.values(), default=0) + 1)
     table = slicer.vtkMRMLColorTableNode()
     table.SetTypeToUser()
     table.SetHideFromEditors(True)
-    table.SetNumberOfColors(following + values.count(None))
-    for segment, value in zip(segments, values, strict=True):
-        if value is None:
-            value, following = following, following + 1
+    table.SetNumberOfColors(max(values.values(), default=0) + 1)
+    for identifier, value in values.items():
+        segment = segmentation.GetSegment(identifier)
+        if table.GetColorIndexByName(segment.GetName()) > 0:
+            raise OSError(f"Two segments are called {segment.GetName()}; rename one to save a label map.")
         table.SetColor(value, segment.GetName(), *segment.GetColor(), 1.0)
     return table
 

@@ -234,6 +234,26 @@ def test_label_maps_are_exported_with_the_models_values(volume, labels, tmp_path
     assert not slicer.util.getNodesByClass("vtkMRMLLabelMapVolumeNode")
 
 
+def test_copies_of_segments_are_exported_with_values_of_their_own(volume, labels, tmp_path):
+    """Slicer's own *Clone* keeps name and tags; two segments of one name cannot be told apart."""
+    node = mrml.load_labels(written(tmp_path, labels, volume), volume, CARD)
+    segmentation, copy = node.GetSegmentation(), slicer.vtkSegment()
+    copy.DeepCopy(segmentation.GetSegment("Segment_5"))
+    assert segmentation.AddSegment(copy)
+    with pytest.raises(OSError, match="Two segments are called right thalamus; rename one"):
+        mrml.export_segmentation(node, volume, tmp_path / "out.nii.gz")
+    assert not (tmp_path / "out.nii.gz").exists()
+    assert not slicer.util.getNodesByClass("vtkMRMLLabelMapVolumeNode")
+    mrml.export_segmentation(node, volume, tmp_path / "out.seg.nrrd")  # which goes by their IDs
+    copy.SetName("mine")
+    identifier = segmentation.GetSegmentIdBySegment(copy)
+    mask = np.zeros_like(labels, np.uint8)
+    mask[9:, 12:, 16:] = 1
+    slicer.util.updateSegmentBinaryLabelmapFromArray(mask, node, identifier, volume)
+    again = images.read_array(mrml.export_segmentation(node, volume, tmp_path / "again.nii.gz"))
+    assert np.array_equal(again, np.where(mask, 301, labels))
+
+
 def test_sheared_volumes_are_not_exported_as_nifti(scene, labels, tmp_path):
     """Slicer would set the axes upright, and the labels beside the scan."""
     sheared = oblique()

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import qt
 import slicer
 from slicer.i18n import tr as _
 
-from . import dependencies, models, texts
+from . import models, texts
 from .job import Worker
 from .signal import Signal
 
 
 class ModelSection:
-    """Chooses the model; ``changed`` tells that another one is chosen, or none."""
+    """Chooses the model; ``changed`` tells that another one is chosen, or none.
 
-    def __init__(self, ui):
+    ``ensure()`` makes sure that a worker can run; false when the user declines.
+    """
+
+    def __init__(self, ui, ensure: Callable[[], bool]):
         self.ui = ui
+        self._ensure = ensure
         self.changed = Signal()
         self.busy = False
         """Whether a checkpoint is being turned into a model."""
@@ -133,7 +138,7 @@ class ModelSection:
             if path.suffix == ".safetensors":
                 self.ui.modelSearch.text = ""
                 self.refresh(models.add_model(path).name)
-            elif dependencies.ensure():
+            elif self._ensure():
                 self._start_import(path)
 
     def _start_import(self, path: Path) -> None:

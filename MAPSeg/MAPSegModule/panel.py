@@ -34,6 +34,9 @@ class Panel:
         owner.layout.addWidget(root)
         self.ui = ui = slicer.util.childWidgetVariables(root)
         self.run: runs.Run | None = None
+        self._told = ""
+        """How the last press of a button ended."""
+        self._installing = False
         self._cancelling = False
         self._stopping = False
         self._started = 0.0
@@ -56,7 +59,7 @@ class Panel:
         for widget in (ui.sourceFolderLabel, ui.sourceFolderEdit, ui.sourceFolderButton):
             widget.setVisible(offers_centralised())
         self._offer_wheels()
-        self.models = ModelSection(ui)
+        self.models = ModelSection(ui, self._ensure)
         self.volumes = VolumeSection(ui)
         self.results = ResultSection(ui)
         self.curves = Curves(ui.plotFrame)
@@ -123,6 +126,8 @@ class Panel:
         )
 
     def _problem(self) -> str:
+        if self._installing:
+            return _("What MAPSeg needs is being installed; this takes minutes.")
         checked = self.volumes.checked_nodes()
         if self.models.entry is None:
             return _("Choose a model.")
@@ -179,6 +184,20 @@ class Panel:
                 first_time = _("PyTorch is installed when you first segment, after asking you.")
                 self.ui.deviceInfoLabel.text = line or first_time
 
+    def _ensure(self) -> bool:
+        """Install what is missing; Slicer takes events meanwhile, and nothing may be started a second time."""
+        self._installing, self._told = True, ""
+        self._update()
+        try:
+            there = dependencies.ensure()
+        finally:
+            self._installing = False
+            self._update()
+        if there and self._lacking:
+            self._offer_wheels()
+            self._device_changed()
+        return there
+
     # The run
 
     @property
@@ -200,12 +219,9 @@ class Panel:
             self._say(texts.BAD, "✗", problem)
             return
         with slicer.util.tryWithErrorDisplay(_("What MAPSeg needs could not be installed.")):
-            if not dependencies.ensure():
+            if not self._ensure():
                 self._say(texts.WARNING, "!", _("Nothing was installed, so nothing can be segmented."))
                 return
-            if self._lacking:
-                self._offer_wheels()
-                self._device_changed()
         self.models.keep()
         self.curves.clear()
         self.run = runs.Run(self.volumes.checked_nodes(), parameters)
@@ -213,7 +229,6 @@ class Panel:
         self.run.item_changed.connect(self._show_item)
         self.run.finished.connect(self._finished)
         self._cancelling, self._stopping, self._previewed = False, False, ""
-        self.ui.statusLabel.text = ""
         try:
             self.run.start()
         except (InputError, ValueError, OSError) as error:
@@ -298,7 +313,7 @@ class Panel:
         self.curves.clear()
 
     def _say(self, color: str, mark: str, text: str) -> None:
-        self.ui.statusLabel.text = texts.marked(color, mark, text.strip())
+        self._told = texts.marked(color, mark, text.strip())
         self._update()
 
     def _update(self, *_value) -> None:
@@ -326,12 +341,9 @@ class Panel:
         if self._cancelling and running:
             ui.stageLabel.text = _("Cancelling…")
         ui.progressFrame.setVisible(running)
-        ui.modelSection.enabled = not running
-        ui.optionsSection.enabled = not running
-        if problem and self.run is None:
-            ui.statusLabel.text = texts.marked(texts.QUIET, "–", problem)
-        elif self.run is None:
-            ui.statusLabel.text = ""
+        for section in (ui.modelSection, ui.optionsSection):
+            section.enabled = not (running or self._installing)
+        ui.statusLabel.text = self._told or (texts.marked(texts.QUIET, "–", problem) if problem else "")
         ui.statusLabel.setVisible(bool(ui.statusLabel.text))
 
 

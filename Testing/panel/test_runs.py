@@ -176,6 +176,46 @@ def test_a_double_click_starts_and_does_not_cancel(screen, button):
     assert "Cancelled" in screen.ui.statusLabel.text
 
 
+def test_nothing_can_be_pressed_while_packages_are_installed(screen, tmp_path, monkeypatch):
+    """Slicer goes on taking events meanwhile, and the buttons would start it all a second time."""
+    told = "What MAPSeg needs is being installed; this takes minutes."
+    buttons = ("segmentButton", "adaptButton", "importModelButton")
+    asked = []
+
+    def ensure():
+        screen.pause(0.05)
+        asked.append([getattr(screen.ui, name)._real.isEnabled() for name in buttons])
+        assert told in screen.ui.statusLabel.text and screen.ui.segmentButton.toolTip == told
+        return False
+
+    monkeypatch.setattr("MAPSegModule.dependencies.ensure", ensure)
+    add_ball()
+    screen.wait(lambda: screen.ui.segmentButton.enabled, 5)
+    screen.click("segmentButton")
+    assert asked == [[False] * 3] and not screen.panel.running
+    assert "Nothing was installed" in screen.ui.statusLabel.text
+    dialogs.expect("getOpenFileName", str(tmp_path / "their.pth"))
+    screen.click("importModelButton")
+    assert asked == [[False] * 3] * 2 and not screen.panel.models.busy
+    assert told not in screen.ui.statusLabel.text
+    assert all(getattr(screen.ui, name)._real.isEnabled() for name in buttons)
+
+
+def test_an_installation_that_fails_is_told_and_can_be_tried_again(screen, monkeypatch, problems):
+    import qt
+
+    def fail():
+        raise RuntimeError("no route to host")
+
+    monkeypatch.setattr("MAPSegModule.dependencies.ensure", fail)
+    add_ball()
+    screen.wait(lambda: screen.ui.segmentButton.enabled, 5)
+    dialogs.expect("message", qt.QMessageBox.Ok)
+    screen.click("segmentButton")
+    assert "no route to host" in dialogs.asked[-1][1][0] and "RuntimeError" in problems.pop()
+    assert screen.ui.segmentButton.enabled and "installed" not in screen.ui.statusLabel.text
+
+
 def test_a_killed_worker_is_told(screen):
     add_ball()
     adapt(screen)

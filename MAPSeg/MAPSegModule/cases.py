@@ -57,10 +57,10 @@ def find_cases(inputs: Sequence[str | Path], output: str | Path) -> list[Case]:
     def add(name: str, source: Path, files: Sequence[Path]) -> None:
         name = re.sub(r"[^\w.-]+", "_", name).strip("._") or "scan"
         unique, number = name, 1
-        while unique in found:
+        while unique.casefold() in found:  # on many disks one file, whatever the case
             number += 1
             unique = f"{name}_{number}"
-        found[unique] = Case(unique, source, tuple(files))
+        found[unique.casefold()] = Case(unique, source, tuple(files))
 
     for given in inputs:
         path = Path(given).expanduser().absolute()

@@ -88,6 +88,9 @@ def test_cases_get_names_of_their_own(inputs, tmp_path):
     assert len(found["dicom"].files) == 32 and found["dicom_2"].source == inputs / "dicom"
     twice = find_cases([inputs / "head.nii.gz", inputs / "second"], tmp_path / "out")
     assert [case.name for case in twice] == ["head", "head_2"]
+    (inputs / "second" / "head.nrrd").rename(inputs / "second" / "HEAD.nrrd")  # the same name on some disks
+    twice = find_cases([inputs / "head.nii.gz", inputs / "second"], tmp_path / "out")
+    assert [case.name for case in twice] == ["head", "HEAD_2"]
     (inputs / "out").mkdir()
     (inputs / "head.nii.gz").rename(inputs / "out" / "head_seg.nii.gz")
     assert "head" not in {case.name for case in find_cases([inputs], inputs / "out")}

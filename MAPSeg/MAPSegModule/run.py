@@ -10,8 +10,10 @@ import re
 import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,8 @@ class Run:
         self.item_changed = Signal()
         self.finished = Signal()
         self._folder: Path | None = None
+        self._delete: weakref.finalize | None = None
+        """Deletes the working files; by itself when nobody holds the run any more, and when the application quits."""
         self._thread: ThreadPoolExecutor | None = None
         self._exports: list[tuple[Item, Future]] = []
         self._loads: dict[tuple[Item, str], Future] = {}
@@ -92,6 +96,7 @@ class Run:
             self._folder = Path(tempfile.mkdtemp(prefix="MAPSeg-", dir=slicer.app.temporaryPath))
         except OSError as error:
             raise InputError(f"{slicer.app.temporaryPath} cannot be written: {error.strerror}.") from error
+        self._delete = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._thread = ThreadPoolExecutor(1, "MAPSeg")
         closing = slicer.vtkMRMLScene.StartCloseEvent
         self._observer = slicer.mrmlScene.AddObserver(closing, lambda *_: self._forget_nodes())
@@ -139,9 +144,14 @@ class Run:
             self._queue.stop()
 
     def cancel(self) -> None:
-        """End at once; results that are complete stay. Returns at once, poll() sees the end within 2 s."""
+        """End at once; results that are complete stay.
+
+        Returns at once. poll() sees the end within 2 s, or when the volume is written that is being handed over.
+        """
         if self.running and not self.cancelled:
             self.cancelled = True
+            for _item, future in self._exports:
+                future.cancel()
             self._loads.clear()
             if self._queue is not None:
                 self._queue.cancel()
@@ -186,8 +196,8 @@ class Run:
             if self._queue is not None:
                 self._queue.close()
             self._end(4, "")
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        if self._delete is not None:
+            self._delete()
             self._model_file = ""
 
     def _forget_nodes(self) -> None:
@@ -197,10 +207,10 @@ class Run:
         self.cancel()
 
     def _exported(self) -> None:
+        if not all(future.done() for _, future in self._exports):
+            return
         if self.cancelled:
             self._end(4, "")
-            return
-        if not all(future.done() for _, future in self._exports):
             return
         files = []
         for item, future in self._exports:
@@ -311,11 +321,14 @@ class Run:
                 cancelled = self.cancelled or code == 4
                 self._set(item, CANCELLED if cancelled else FAILED, "" if cancelled else error)
         slicer.mrmlScene.RemoveObserver(self._observer)
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._thread.shutdown(cancel_futures=True)  # what it still wrote or read would be left behind
         self._loads.clear()
+        for item, _future in self._exports:
+            with suppress(OSError):
+                Path(item.file).unlink()
         self.stage, self.seconds_left = "done", None
         if not any(item.state == DONE for item in self.items):
-            self.clean()  # nobody needs the volumes' copies any more
+            self.clean()
         self.changed.emit()
         self.finished.emit(self)
 

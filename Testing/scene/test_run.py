@@ -1,7 +1,9 @@
 """Volumes of the scene through the real worker, with the tiny model."""
 
+import gc
 import os
 import signal
+import threading
 import time
 import unittest
 from pathlib import Path
@@ -261,6 +263,42 @@ def test_what_ends_without_a_result_leaves_nothing(start):
         run.wait()
         assert run.items[0].state in ("cancelled", "failed")
         assert preview.GetScene() is None and not folder.exists()
+
+
+def test_scans_leave_the_disk_with_the_worker_and_results_with_their_run(scene, model):
+    run = runs.Run([add_ball()], Parameters(str(model), device="cpu", options=FAST))
+    run.start()
+    while run.stage == "export":
+        assert run.poll()
+    [item] = run.items
+    assert Path(item.file).is_file()
+    run.wait()
+    assert not Path(item.file).exists() and Path(item.files["source"]).is_file()
+    folder = Path(item.file).parent
+    del run
+    gc.collect()
+    assert not folder.exists()
+
+
+def test_a_run_that_ends_over_its_exports_waits_for_them(start, monkeypatch):
+    """What is being written then would be left behind."""
+    begun, go_on = threading.Event(), threading.Event()
+    write = images.Snapshot.write
+
+    def slowly(snapshot, path):
+        begun.set()
+        assert go_on.wait(60)
+        return write(snapshot, path)
+
+    monkeypatch.setattr(images.Snapshot, "write", slowly)
+    run = start([add_ball("a"), add_ball("b")])
+    assert begun.wait(60)
+    run.cancel()
+    for _ in range(3):
+        assert run.poll()
+    go_on.set()
+    run.wait()
+    assert run.exit_code == 4 and not Path(run.items[0].file).parent.exists()
 
 
 def test_what_users_put_into_a_preview_stays(start):

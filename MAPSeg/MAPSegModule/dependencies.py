@@ -127,14 +127,12 @@ def try_devices(environment: frozenset[tuple[str, str]]) -> dict | None:
 
 def _met(requirement: str) -> bool:
     name, least = requirement.split(">=")
-    try:
-        return _numbers(metadata.version(name)) >= _numbers(least)
-    except metadata.PackageNotFoundError:
-        return False
+    return _numbers(_version(name)) >= _numbers(least)
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(map(int, re.match(r"[\d.]*\d", version).group().split(".")))
+    found = re.match(r"\d+(\.\d+)*", version)
+    return tuple(map(int, found.group().split("."))) if found else ()
 
 
 def _from_wheels(wanted: list[str], folder: str) -> bool:
@@ -197,7 +195,8 @@ class _constraints:
 
 
 def _version(name: str) -> str:
+    """Of a package; empty where it is not there, or only half of it."""
     try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
+        return metadata.version(name) or ""
+    except Exception:  # which ones half a package raises is up to the version of Python
         return ""

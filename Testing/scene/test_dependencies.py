@@ -76,6 +76,20 @@ def test_only_what_is_missing_or_too_old_is_installed(installed):
     assert dependencies.ensure() and installed.calls == [("MAPSeg", ["nibabel>=5.2"], KEPT)]
 
 
+@pytest.mark.parametrize("version", [None, "unknown", ""])
+def test_packages_of_no_known_version_are_installed_anew(installed, version):
+    installed.versions |= {"torch": "2.10", "nibabel": version}
+    assert "nibabel>=5.2" in dependencies.missing()
+    assert dependencies.ensure() and "nibabel>=5.2" in installed.calls[0][1]
+
+
+def test_what_is_left_of_a_package_is_none(scene, monkeypatch, tmp_path):
+    """A removal that failed, on Windows of files in use, may leave a folder without metadata."""
+    (tmp_path / "nibabel-5.3.0.dist-info").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "nibabel>=5.2" in dependencies.missing()
+
+
 def test_declining_installs_nothing(installed, monkeypatch):
     monkeypatch.setattr(installed.torch.PyTorchUtilsLogic, "installTorch", lambda self, **_: None)
     assert dependencies.ensure() is False and installed.calls == []

@@ -26,6 +26,8 @@ _REASONS = {
     3: "Memory ran out.",
     4: "Cancelled.",
 }
+_LAUNCHER = "exit abnormally - Report the problem"
+"""What the launcher of Slicer's Python writes when its child was ended; it ends with exit code 1 itself."""
 
 
 class Worker:
@@ -124,7 +126,8 @@ class Worker:
             return {key: str(self._last_error.get(key) or "") for key in ("kind", "message", "advice")}
         if self._cancelled_at is not None:
             return {"kind": "cancelled", "message": "Cancelled.", "advice": ""}
-        last = next((line for line in reversed(self._log) if line.strip()), "")
+        told = (line for line in reversed(self._log) if line.strip() and _LAUNCHER not in line)
+        last = next(told, "")
         return {"kind": "error", "message": f"{self._reason()} {last.strip()}".strip(), "advice": ""}
 
     @property
@@ -134,7 +137,8 @@ class Worker:
 
     def _reason(self) -> str:
         code = self.exit_code
-        if code == -9 or code == 137:
+        behind_launcher = code == 1 and any(_LAUNCHER in line for line in self._log)
+        if code in (-9, 137) or behind_launcher:
             return "The worker was ended by the system, probably because memory ran out."
         if code is not None and code < 0:
             return f"The worker was ended by signal {-code}."

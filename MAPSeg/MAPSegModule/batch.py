@@ -255,19 +255,22 @@ class Batch:
         print(f"  {case.name}: {kept['message']} {kept['advice']}".rstrip(), file=sys.stderr, flush=True)
 
     def _report(self, case: Case, content: dict[str, Any]) -> None:
-        about = {
+        text = json.dumps({**self._about(case), **content}, indent=2, ensure_ascii=False) + "\n"
+        _complete(self._report_path(case), lambda path: path.write_text(text, encoding="utf-8"))
+        self._write_tables()
+
+    def _about(self, case: Case) -> dict[str, Any]:
+        """What a report is of: a case is done as long as all of it is the same."""
+        return {
             "case": case.name,
             "file": str(case.source),
             "stamp": case.stamp(),
             "settings": self.settings,
         }
-        text = json.dumps({**about, **content}, indent=2, ensure_ascii=False) + "\n"
-        _complete(self._report_path(case), lambda path: path.write_text(text, encoding="utf-8"))
-        self._write_tables()
 
     def _is_done(self, case: Case) -> bool:
         known = self._known(case)
-        same = known.get("settings") == self.settings and known.get("stamp") == case.stamp()
+        same = all(known.get(name) == value for name, value in self._about(case).items())
         there = all((self.output / name).is_file() for name in known.get("files", {}).values())
         return known.get("state") == "done" and same and there
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -207,8 +208,27 @@ def test_a_batch_continues_where_it_was(inputs, tmp_path, arguments, capfd):
     os.utime(inputs / "head.nii.gz")
     assert host.run_script([*arguments, *two]) == 0
     assert "2 scans, 1 of them done before." in capfd.readouterr().out
-    assert host.run_script([*arguments, *two, "--uncertainty"]) == 0
-    assert "2 scans, 0 of them done before." in capfd.readouterr().out
+    for further in (["--uncertainty"], ["--uncertainty", "--overwrite"]):
+        assert host.run_script([*arguments, *two, *further]) == 0
+        assert "2 scans, 0 of them done before." in capfd.readouterr().out
+
+
+def test_a_batch_does_cases_again_whose_scan_or_model_is_another(inputs, tmp_path, arguments, model, capfd):
+    """Also where name, size and time are those of before."""
+    elsewhere = tmp_path / "elsewhere" / "head.nii.gz"
+    elsewhere.parent.mkdir()
+    shutil.copy2(inputs / "head.nii.gz", elsewhere)
+    other = shutil.copy(model, tmp_path / model.name)
+    for scan, further, done in (
+        (inputs / "head.nii.gz", [], 0),
+        (elsewhere, [], 0),
+        (elsewhere, [], 1),
+        (elsewhere, ["--model", str(other)], 0),
+    ):
+        assert host.run_script([*arguments, "--input", str(scan), *further]) == 0
+        assert f"1 scans, {done} of them done before." in capfd.readouterr().out
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    assert [one["file"] for one in report["scans"]] == [str(elsewhere)]
 
 
 @pytest.mark.parametrize("together", [False, True])

@@ -132,7 +132,7 @@ class Panel:
         if self.models.entry is None:
             return _("Choose a model.")
         if not self.volumes.nodes():
-            return _("Load a volume.")
+            return self.volumes.unsuited() or _("Load a volume.")
         if not checked:
             return _("Check at least one volume.")
         problems = self.volumes.problems()

@@ -73,7 +73,7 @@ class VolumeSection(slicer.util.VTKObservationMixin):
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
     def _scene_changed(self, caller, event, node=None) -> None:
-        if node is None or node.IsA("vtkMRMLScalarVolumeNode"):
+        if node is None or node.IsA("vtkMRMLVolumeNode"):
             self._later.start()
 
     def _scene_closed(self, caller, event) -> None:
@@ -84,13 +84,16 @@ class VolumeSection(slicer.util.VTKObservationMixin):
 
     def nodes(self) -> list:
         """The volumes that can be segmented, in the scene's order."""
-        return [
-            node
-            for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
-            if node.GetClassName() == "vtkMRMLScalarVolumeNode"
-            and not node.GetHideFromEditors()
-            and not node.GetAttribute(UNCERTAINTY)
-        ]
+        return [node for node in _volumes() if node.GetClassName() == "vtkMRMLScalarVolumeNode"]
+
+    def unsuited(self) -> str:
+        """Why there are volumes and none that can be segmented; empty where that is not so."""
+        if self.nodes() or not _volumes():
+            return ""
+        return _(
+            "The volumes in the scene are colour, vector or label volumes; "
+            "MAPSeg needs a scan with one intensity per voxel."
+        )
 
     def checked_nodes(self) -> list:
         """The volumes to segment."""
@@ -235,7 +238,9 @@ class VolumeSection(slicer.util.VTKObservationMixin):
         flight = self._flight(node) if node is not None else None
         told = self._state(node) if node is not None else None
         if not self._rows:
-            text = _("There is no volume in the scene yet. Load one, or take one from Sample Data.")
+            text = self.unsuited() or _(
+                "There is no volume in the scene yet. Load one, or take one from Sample Data."
+            )
         elif flight is None:
             text = ""
         elif told and told[2]:
@@ -257,6 +262,15 @@ class VolumeSection(slicer.util.VTKObservationMixin):
         (self._checked.add if on else self._checked.discard)(self._rows[row])
         self._states.pop(self._rows[row], None)  # what an earlier run said of it is over
         self.changed.emit()
+
+
+def _volumes() -> list:
+    """All volumes of the scene that users see, but uncertainty maps."""
+    return [
+        node
+        for node in slicer.util.getNodesByClass("vtkMRMLVolumeNode")
+        if not node.GetHideFromEditors() and not node.GetAttribute(UNCERTAINTY)
+    ]
 
 
 def _voxels(node) -> tuple:

@@ -36,6 +36,35 @@ def test_without_a_volume_nothing_can_be_run_and_it_says_so(screen):
     assert not screen.ui.resultSection.enabled and screen.ui.resultSection.collapsed
 
 
+@pytest.mark.parametrize("kind", ["vtkMRMLLabelMapVolumeNode", "vtkMRMLVectorVolumeNode"])
+def test_where_no_volume_is_a_scan_it_says_so(screen, kind):
+    import slicer
+
+    told = "The volumes in the scene are colour, vector or label volumes"
+    node = slicer.mrmlScene.AddNewNodeByClass(kind, "other")
+    screen.wait(lambda: told in screen.ui.volumeHintLabel.text, 5)
+    assert told in screen.ui.statusLabel.text and told in screen.ui.segmentButton.toolTip
+    node.SetHideFromEditors(True)
+    screen.panel.enter()
+    assert "no volume in the scene" in screen.ui.volumeHintLabel.text
+    assert "Load a volume" in screen.ui.statusLabel.text
+    node.SetHideFromEditors(False)
+    add_ball()
+    screen.wait(lambda: screen.ui.segmentButton.enabled, 5)
+    assert told not in screen.ui.volumeHintLabel.text + screen.ui.statusLabel.text
+
+
+def test_an_uncertainty_map_is_no_volume_in_the_scene(screen):
+    import slicer
+    from MAPSegModule import scene
+
+    volume = add_ball()
+    scene.load_uncertainty(np.zeros((34, 38, 32), np.float32), volume)
+    slicer.mrmlScene.RemoveNode(volume)
+    screen.panel.enter()
+    assert "no volume in the scene" in screen.ui.volumeHintLabel.text
+
+
 def test_the_only_volume_is_checked_and_further_ones_are_not(screen):
     add_ball("one")
     screen.wait(lambda: screen.ui.segmentButton.enabled, 5)

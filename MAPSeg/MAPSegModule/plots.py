@@ -28,13 +28,13 @@ class Curves:
         drawn = tuple(tuple(each[-1:]) + (len(each),) for each in histories.values())
         if drawn == self._drawn:
             return
-        self._drawn = drawn
         enough = max(map(len, histories.values())) > 1
+        if enough and (not self._nodes or any(node.GetScene() is None for node in self._nodes)):
+            self._make_nodes()
+        self._drawn = drawn
         self._frame.setVisible(enough)
         if not enough:
             return
-        if not self._nodes or any(node.GetScene() is None for node in self._nodes):
-            self._make_nodes()
         for name, history in histories.items():
             points = np.array(history or [(0, 0.0)], dtype=float)
             slicer.util.updateTableFromArray(self._tables[name], points, ["step", name])
@@ -53,12 +53,13 @@ class Curves:
 
     def _add(self, node):
         node.SetSaveWithScene(False)
+        node.SetHideFromEditors(True)
         slicer.mrmlScene.AddNode(node)
         self._nodes.append(node)
         return node
 
     def _make_nodes(self) -> None:
-        self._nodes = []
+        self.clear()  # of an earlier set, users may have deleted a part
         scene = slicer.mrmlScene
         chart = scene.CreateNodeByClass("vtkMRMLPlotChartNode")
         chart.UnRegister(None)
@@ -72,7 +73,6 @@ class Curves:
             table = scene.CreateNodeByClass("vtkMRMLTableNode")
             table.UnRegister(None)
             table.SetName(f"MAPSeg {name}")
-            table.SetHideFromEditors(True)
             self._tables[name] = self._add(table)
             series = scene.CreateNodeByClass("vtkMRMLPlotSeriesNode")
             series.UnRegister(None)
@@ -90,7 +90,6 @@ class Curves:
         # A view node with an owner of its own is left alone by the application's layout.
         owner = scene.CreateNodeByClass("vtkMRMLScriptedModuleNode")
         owner.UnRegister(None)
-        owner.SetHideFromEditors(True)
         self._add(owner)
         view = scene.CreateNodeByClass("vtkMRMLPlotViewNode")
         view.UnRegister(None)

@@ -1,5 +1,6 @@
 """Another scene in the place of the one that the panel knows: its nodes get the same IDs, and are none of its own."""
 
+import pytest
 import slicer
 
 from .conftest import add_ball, alive
@@ -52,3 +53,23 @@ def test_curves_leave_with_their_scene(screen):
     assert not screen.ui.plotFrame._real.isHidden()
     slicer.mrmlScene.Clear(False)
     assert screen.ui.plotFrame._real.isHidden()
+
+
+KINDS = ("vtkMRMLPlotChartNode", "vtkMRMLPlotSeriesNode", "vtkMRMLTableNode", "vtkMRMLPlotViewNode")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_curves_are_drawn_anew_where_users_delete_a_part_of_them(screen, kind):
+    curves = screen.panel.curves
+    curves.show([(1, 0.1), (2, 0.2)], [(1, 3.0), (2, 2.0)])
+    before = {kind: slicer.util.getNodesByClass(kind) for kind in KINDS}
+    assert all(node.GetHideFromEditors() for kind in KINDS[:3] for node in before[kind])
+    slicer.mrmlScene.RemoveNode(before[kind][0])
+    curves.show([(1, 0.1), (2, 0.2), (3, 0.3)], [(1, 3.0), (2, 2.0), (3, 1.0)])
+    after = {kind: slicer.util.getNodesByClass(kind) for kind in KINDS}
+    assert {kind: len(nodes) for kind, nodes in after.items()} == {kind: len(before[kind]) for kind in KINDS}
+    (view,) = [each for each in screen.ui.plotFrame.children() if hasattr(each, "setMRMLPlotViewNode")]
+    assert [len(points) for _name, _color, points in view._real.series()] == [3, 3]
+    assert not screen.ui.plotFrame._real.isHidden()
+    curves.clear()
+    assert not any(slicer.util.getNodesByClass(kind) for kind in KINDS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -64,11 +65,18 @@ def ensure(wheels: str = "") -> bool:
         wheels: folder of wheel files for sites without internet; the application setting when empty.
 
     Raises:
-        RuntimeError: the installation failed; the message says why and what to do.
+        RuntimeError: the installation failed or is not possible; the message says why and what to do.
     """
     wanted = missing()
     if not wanted:
         return True
+    if TORCH in wanted and (sys.platform, platform.machine()) == ("darwin", "x86_64"):
+        raise RuntimeError(
+            _(
+                "This Slicer is built for Intel Macs, for which there is no PyTorch 2.9 or later; "
+                "on Apple silicon, use `mapseg` in a native Python."
+            )
+        )
     wheels = wheels or str(slicer.util.settingsValue(WHEELS_SETTING, ""))
     installed = _from_wheels(wanted, wheels) if wheels else _from_internet(wanted)
     importlib.invalidate_caches()

@@ -76,6 +76,22 @@ def test_only_what_is_missing_or_too_old_is_installed(installed):
     assert dependencies.ensure() and installed.calls == [("MAPSeg", ["nibabel>=5.2"], KEPT)]
 
 
+@pytest.mark.parametrize("folder", [False, True])
+def test_slicer_for_intel_macs_is_told_that_there_is_no_pytorch(installed, monkeypatch, tmp_path, folder):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(dependencies.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(slicer.util, "confirmOkCancelDisplay", lambda text: pytest.fail(text))
+    with pytest.raises(RuntimeError, match="for which there is no PyTorch 2.9 or later"):
+        dependencies.ensure(str(tmp_path) if folder else "")
+    assert installed.calls == []
+    installed.versions["torch"] = "2.9.0"  # somebody's own build
+    monkeypatch.setattr(slicer.util, "confirmOkCancelDisplay", lambda text: True)
+    assert dependencies.ensure(str(tmp_path) if folder else "")
+    del installed.versions["torch"]
+    monkeypatch.setattr(dependencies.platform, "machine", lambda: "arm64")
+    assert dependencies.ensure()
+
+
 @pytest.mark.parametrize("version", [None, "unknown", ""])
 def test_packages_of_no_known_version_are_installed_anew(installed, version):
     installed.versions |= {"torch": "2.10", "nibabel": version}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import slicer
@@ -89,6 +90,20 @@ class Item:
             scene.replace_labels(segmentation, self.files[which], volume, self.card, surfaces=True)
             self.shown, self.label_state = which, scene.label_state(segmentation)
             self.describe()
+
+    def save_labels(self, path: str | Path) -> None:
+        """Write the segmentation in the format that the file's name asks for: :func:`.scene.export_segmentation`.
+
+        Raises:
+            OSError: it cannot be written so.
+        """
+        segmentation, volume = map(slicer.mrmlScene.GetNodeByID, (self.segmentation_id, self.volume_id))
+        edited = self.edited
+        try:
+            scene.export_segmentation(segmentation, volume, path)
+        finally:
+            if not edited:
+                self.label_state = scene.label_state(segmentation)  # writing may have merged the layers
 
     def describe(self) -> None:
         """Say on the segmentation node what it holds, so that a saved scene tells it, too."""

@@ -272,8 +272,7 @@ class ResultSection:
         if path:
             self._judge()
             with slicer.util.tryWithErrorDisplay(_("The labels could not be written."), waitCursor=True):
-                nodes = (slicer.mrmlScene.GetNodeByID(i) for i in (item.segmentation_id, item.volume_id))
-                scene.export_segmentation(*nodes, path)
+                item.save_labels(path)
 
     def save_model(self) -> None:
         """Keep the adapted model among the user's models, under a name that the user gives."""

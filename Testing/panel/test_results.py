@@ -277,6 +277,25 @@ def test_labels_are_saved_in_the_format_asked_for(result, tmp_path, answer, writ
     assert [path.name for path in folder.iterdir()] == [written]
 
 
+def test_saving_is_no_edit_and_hides_none(result, tmp_path):
+    """Slicer puts all layers of a segmentation into one as it writes them."""
+    from MAPSegModule import images, scene
+
+    item, corner = result.item, np.zeros((34, 38, 32), np.uint8)
+    corner[:3, :3, :3] = 1
+    node, volume = map(slicer.mrmlScene.GetNodeByID, (item.segmentation_id, item.volume_id))
+    other = scene.load_labels(images.cut_labels(corner), volume, {}, "other").GetSegmentation()
+    other.GetNthSegment(0).SetName("mine")
+    assert node.GetSegmentation().CopySegmentFromSegmentation(other, "Segment_1")
+    assert node.GetSegmentation().GetNumberOfLayers() == 2 and not item.edited
+    for edited in (False, True):
+        if edited:
+            edit(item)
+        dialogs.expect("save", str(tmp_path / f"{edited}.seg.nrrd"))
+        result.click("exportSegmentationButton")
+        assert node.GetSegmentation().GetNumberOfLayers() == 1 and item.edited is edited
+
+
 def test_a_file_of_the_completed_name_is_not_replaced_unasked(result, tmp_path):
     import qt
 

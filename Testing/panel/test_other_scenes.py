@@ -21,7 +21,7 @@ def test_a_scene_loaded_during_an_adaptation_stays_whole(screen, tmp_path):
     load_scene(path)
     labels = slicer.util.getNode("saved labels")
     assert ids == (slicer.util.getNode("saved").GetID(), labels.GetID())  # the danger
-    screen.finish(10)
+    screen.finish()
     screen.pause(0.2)
     assert labels.GetScene() is not None and labels.GetSegmentation().GetNumberOfSegments() == 2
     assert not alive(pid)

@@ -121,10 +121,14 @@ def test_a_volume_that_plays_a_sequence_is_looked_at_when_it_rests(screen):
     volume, table, told = add_ball(), screen.ui.volumeTable, []
     screen.wait(lambda: table.rowCount == 1 and table.item(0, 1).text(), 5)
     screen.panel.volumes.changed.connect(lambda: told.append(screen.state("ball")))
+    settled = screen.panel.volumes._settled
+    settled.setInterval(600_000)
     for _ in range(10):
         slicer.util.arrayFromVolumeModified(volume)
-        screen.pause(0.03)
-    assert len(told) < 5  # none, but on a busy machine
+        screen.pause(0.01)
+    assert told == [] and settled.active
+    settled.setInterval(0)
+    slicer.util.arrayFromVolumeModified(volume)
     screen.wait(lambda: told and told[-1], 5)
     assert len(screen.panel.volumes._flights) == 1
 

@@ -1,6 +1,7 @@
 """A scene of real MRML, and the tiny trained model of the end-to-end tests."""
 
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,14 @@ def scene():
 def home(tmp_path, monkeypatch):
     """The user's models are none of the machine's."""
     monkeypatch.setenv("MAPSEG_HOME", str(tmp_path / "home"))
+
+
+def eventually(wanted, seconds=60):
+    """Wait for what comes by itself."""
+    limit = time.monotonic() + seconds
+    while not wanted():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
 
 
 def matrix_of(rows) -> "vtk.vtkMatrix4x4":

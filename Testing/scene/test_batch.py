@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nibabel as nib
@@ -20,6 +19,8 @@ from MAPSegModule.selftest import make_ball
 
 from MAPSegLib.volumes import Volume, check_same_grid, read_image, read_labels, write_volume
 from Testing.host import batch as host
+
+from .conftest import eventually
 
 ROOT = Path(__file__).parents[2]
 
@@ -311,7 +312,6 @@ def test_an_interrupted_batch_leaves_no_process_and_nothing_half_written(inputs,
         assert process.wait(30) == 4
     finally:
         process.kill()
-    time.sleep(0.2)
-    assert not any(Path(f"/proc/{child}").exists() for child in children)
+    eventually(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
     left = [name for name in names(tmp_path / "out") if not name.startswith("cases/")]
     assert not any(name.startswith((".mapseg-work", ".partial")) for name in left)

@@ -176,14 +176,28 @@ def test_a_device_that_was_chosen_and_is_not_there_is_told(scene, monkeypatch, d
     assert dependencies.describe_device(device).startswith(said)
 
 
-def test_a_gpu_that_fails_its_trial_is_not_used(scene, monkeypatch):
-    broken = dependencies._TRY_DEVICES.replace("torch.cuda.is_available()", "True")
-    broken = broken.replace("torch.cuda.get_device_name()", "'Some GPU'")
-    monkeypatch.setattr(dependencies, "_TRY_DEVICES", broken)
-    dependencies.try_devices.cache_clear()
-    told = dependencies.describe_device("auto")
-    assert told.startswith("CPU, ") and ("cuda" in told.lower() or "nvidia" in told.lower())
-    monkeypatch.setattr(dependencies, "_TRY_DEVICES", "raise SystemExit(1)")
-    dependencies.try_devices.cache_clear()
-    assert "does not start" in dependencies.describe_device("auto")
-    dependencies.try_devices.cache_clear()
+A_TORCH = """
+import types
+__version__, get_num_threads = "2.9.0", lambda: 8
+cuda = types.SimpleNamespace(is_available=lambda: True, get_device_name=lambda: "Some GPU")
+
+def Conv3d(*sizes):
+    raise RuntimeError("no kernel image is available\\nand more")
+
+nn = types.SimpleNamespace(Conv3d=Conv3d)
+"""
+
+
+@pytest.mark.parametrize(
+    ("torch", "told"),
+    [
+        (A_TORCH, "CPU, 8 threads: no kernel image is available."),
+        (A_TORCH + "def Conv3d(*s): raise SystemExit(1)\nnn.Conv3d = Conv3d", "PyTorch does not start here;"),
+        ("raise ImportError('DLL load failed')", "PyTorch does not start here;"),
+    ],
+)
+def test_a_gpu_that_fails_its_trial_is_not_used(scene, tmp_path, torch, told):
+    """With a PyTorch that sees a GPU, whatever the machine has."""
+    (tmp_path / "torch.py").write_text(torch)
+    environment = {**dependencies.worker_environment(), "PYTHONPATH": str(tmp_path)}
+    assert dependencies.describe_device("auto", environment).startswith(told)

@@ -67,7 +67,7 @@ def test_files_that_cannot_segment_are_not_offered(model):
     (folder / "text.safetensors").write_text("no model")
     shutil.copyfile(model, folder / "good.safetensors")
     assert [one.name for one in models.list_entries() if not one.embedded] == ["good"]
-    for name, told in (("encoder", "cannot segment"), ("damaged", "damaged"), ("newer", "format 99")):
+    for name, told in (("encoder", "pretrained encoder"), ("damaged", "damaged"), ("newer", "format 99")):
         with pytest.raises(InputError, match=told):
             models.find_entry(folder / f"{name}.safetensors")
         with pytest.raises(InputError, match=told):

@@ -18,7 +18,7 @@ from MAPSegModule import scene as mrml
 from MAPSegModule.models import InputError, list_entries
 from MAPSegModule.parameters import Parameters
 
-from .conftest import FAST, add_ball, add_volume, oblique, voxels_of
+from .conftest import FAST, add_ball, add_volume, eventually, oblique, voxels_of
 
 
 @pytest.fixture
@@ -157,17 +157,15 @@ def test_stopping_keeps_the_best(start):
     assert run.exit_code == 0 and run.items[0].state == "done" and run.step < 10_000
 
 
-def test_cancelling_takes_two_seconds_and_leaves_no_process(start):
+def test_cancelling_comes_back_at_once_and_leaves_no_process(start):
     run = start([add_ball()], adapt=True, minutes=5, options={"steps": 10_000})
     until(run, lambda: run.step >= 1 and run.stage == "adapt")
     group = run._queue.worker._process.pid
     assert in_group(group)
-    began = time.monotonic()
     run.cancel()
-    assert time.monotonic() - began < 0.1
+    assert run.running and run._queue.worker.running  # poll() sees the end
     run.wait()
-    assert time.monotonic() - began < 2
-    assert not in_group(group)
+    eventually(lambda: not in_group(group))
     assert run.exit_code == 4 and run.items[0].state == "cancelled" and not run.segmentations
 
 
@@ -175,10 +173,10 @@ def test_cancelling_while_the_worker_starts(start):
     run = start([add_ball()])
     until(run, lambda: run._queue is not None)
     group = run._queue.worker._process.pid
-    began = time.monotonic()
     run.cancel()
     run.wait()
-    assert time.monotonic() - began < 2 and not in_group(group) and run.exit_code == 4
+    assert run.exit_code == 4
+    eventually(lambda: not in_group(group))
 
 
 def test_the_self_test_ends_where_no_worker_starts(scene, monkeypatch):
@@ -215,15 +213,12 @@ def test_a_worker_that_hangs_is_killed(tmp_path, monkeypatch, scene):
     worker, events = start_other(tmp_path, monkeypatch, code), []
     while not events:
         events = worker.poll()
-    began = time.monotonic()
+    processes = [events[0]["pid"], events[0]["child"]]
     worker.cancel()
-    while worker.running:
-        worker.poll()
-        time.sleep(0.02)
-    assert time.monotonic() - began < 2 and worker.exit_code == 4
-    assert worker.error["message"] == "Cancelled."
-    time.sleep(0.1)
-    assert not alive(events[0]["pid"]) and not alive(events[0]["child"])
+    assert all(map(alive, processes))
+    eventually(lambda: not (worker.poll() or worker.running))
+    assert worker.exit_code == 4 and worker.error["message"] == "Cancelled."
+    eventually(lambda: not any(map(alive, processes)))
 
 
 @pytest.mark.parametrize(
@@ -268,7 +263,8 @@ def test_closing_the_scene_cancels(start, scene):
     group = run._queue.worker._process.pid
     scene.Clear(False)
     run.wait()
-    assert run.exit_code == 4 and run.items[0].state == "cancelled" and not in_group(group)
+    assert run.exit_code == 4 and run.items[0].state == "cancelled"
+    eventually(lambda: not in_group(group))
 
 
 def previewed(start, **options):
@@ -465,6 +461,6 @@ def test_cleaning_ends_the_worker_and_deletes_the_files(start):
     run = start([add_ball()], adapt=True, minutes=5, options={"steps": 10_000})
     until(run, lambda: run.stage == "adapt")
     group, folder = run._queue.worker._process.pid, Path(run.items[0].file).parent
-    began = time.monotonic()
     run.clean()
-    assert time.monotonic() - began < 2.2 and not in_group(group) and not folder.exists()
+    assert run.exit_code == 4 and not folder.exists()
+    eventually(lambda: not in_group(group))

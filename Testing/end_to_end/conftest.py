@@ -10,9 +10,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-data = model = trained = None
-"""Names that the conftests of scene and panel import; the fixtures are in ``Testing/conftest.py``."""
-
 
 class Worker:
     """``python -m MAPSegLib.worker`` on a job, its events read as they come."""

@@ -13,7 +13,6 @@ import pytest
 pytest.importorskip("PySide6", reason="needs PySide6-Essentials: pip install '.[test]'")
 pytest.importorskip("slicer", reason="needs slicer-core: pip install '.[test]'")
 
-from Testing.end_to_end.conftest import data, model, trained  # noqa: F401  (fixtures)
 from Testing.host import desktop as host_desktop
 from Testing.host import loadable, pythonqt
 from Testing.host import scene as host_scene
@@ -209,7 +208,7 @@ def workers() -> list[int]:
 
 
 def add_ball(name="ball", seed=5, radius=7.0):
-    """A scan like those that the tiny model was trained on, as a volume in the scene."""
+    """A bright ball in the middle of a dim one, as a volume in the scene: much like what the tiny model knows."""
     import slicer
 
     shape = (34, 38, 32)
@@ -222,7 +221,7 @@ def add_ball(name="ball", seed=5, radius=7.0):
 
 
 @pytest.fixture
-def home(desktop, model, tmp_path, monkeypatch):  # noqa: F811
+def home(desktop, model, tmp_path, monkeypatch):
     """A user whose only own model is the tiny one, chosen in the settings."""
     import qt
 

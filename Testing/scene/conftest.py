@@ -15,7 +15,6 @@ for folder in (ROOT, ROOT / "Testing", ROOT / "MAPSeg"):
 
 import slicer  # noqa: E402
 import vtk  # noqa: E402
-from end_to_end.conftest import data, model, trained  # noqa: E402, F401  (fixtures)
 
 from Testing.host import scene as host  # noqa: E402
 
@@ -76,7 +75,7 @@ def add_volume(array, affine=None, name="scan"):
 
 
 def add_ball(name="scan", radius=7.0, affine=None, seed=0, shape=(32, 38, 34)):
-    """What the tiny model was trained on, as a node: a bright ball in a dim one."""
+    """A bright ball in the middle of a dim one, as a node: much like what the tiny model was trained on."""
     axes = np.indices(shape) - np.reshape([n / 2 for n in shape], (3, 1, 1, 1))
     distance = np.sqrt((axes**2).sum(0))
     classes = (distance < 13).astype(np.uint8) + (distance < radius)

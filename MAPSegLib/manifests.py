@@ -28,6 +28,8 @@ from .volumes import find_scans, scan_stem
 _DERIVED = ("space", "res", "den", "desc", "label", "atlas", "seg")
 """BIDS entities that a label map has beyond those of its image."""
 _LABELS = ("dseg", "seg", "mask", "label")
+LABEL_ENDINGS = ("_seg", "_dseg", "_mask", "_label", "_labels")
+"""Of names of label maps."""
 
 
 class Case(Options):
@@ -212,8 +214,8 @@ def _entities(path: Path) -> frozenset[str]:
 
 def _pair(images: list[Path], labels: list[Path]) -> list[Case]:
     """Match by name: ``case_img.nii.gz`` or ``case_0000.nii.gz`` belongs to ``case…``."""
-    by_stem = by_name(labels, _stem)
-    cases = [Case(image=image, label=by_stem.get(_stem(image))) for image in images]
+    known = by_name(labels, case_name)
+    cases = [Case(image=image, label=known.get(case_name(image))) for image in images]
     _refuse_twice([case.label for case in cases if case.label], "Two images are named like")
     return cases
 
@@ -234,8 +236,9 @@ def _refuse_twice(files: list[Path], what: str) -> None:
         raise InputError(f"{what} {twice[0]}{' more than once' if what.endswith('lists') else ''}.")
 
 
-def _stem(path: Path) -> str:
+def case_name(path: Path) -> str:
+    """A file's name without what tells images and label maps of one case apart."""
     stem = scan_stem(path)
-    for suffix in ("_img", "_image", "_label", "_labels", "_seg", "_0000"):
-        stem = stem.removesuffix(suffix)
+    for ending in (*LABEL_ENDINGS, "_img", "_image", "_0000"):
+        stem = stem.removesuffix(ending)
     return stem

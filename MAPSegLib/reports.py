@@ -25,7 +25,7 @@ def replacing(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """
     if path.exists() and not overwrite:
         raise InputError(f"{path} already exists.", "Choose another name, or allow overwriting.")
-    temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
+    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name}")  # its endings decide the format
     try:
         yield temporary
         os.replace(temporary, path)

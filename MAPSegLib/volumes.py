@@ -7,8 +7,6 @@ format. Everything that cannot be segmented is refused here, once, with a senten
 from __future__ import annotations
 
 import contextlib
-import os
-import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from MAPSegLib.errors import InputError
-from MAPSegLib.formats import READABLE, WRITABLE, geometry_notes, load, reason, save, scan_suffix
+from MAPSegLib.formats import READABLE, WRITABLE, geometry_notes, load, save, scan_suffix
+from MAPSegLib.reports import replacing
 
 _SPACING_LIMITS = (0.05, 50.0)
 _INT32 = np.iinfo(np.int32)
@@ -233,20 +232,9 @@ def write_volume(path: str | Path, array: np.ndarray, like: Volume, overwrite: b
         )
     if tuple(array.shape) != like.shape:
         raise ValueError(f"array of shape {tuple(array.shape)} on a grid of {like.shape}")
-    if path.exists() and not overwrite:
-        raise InputError(f"{path} already exists.", "Choose another name, or allow overwriting.")
-    temporary = path.with_name(f".{scan_stem(path)}-{uuid.uuid4().hex[:8]}{suffix}")
-    try:
+    with replacing(path, overwrite) as temporary:
         temporary.touch()  # tells an unwritable folder from a failing writer
         save(temporary, _storable(array), like.affine, like.header)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be written: {reason(error)}.", "Choose another output folder."
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
     return path
 
 

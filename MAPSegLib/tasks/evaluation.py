@@ -10,7 +10,7 @@ from typing import Any
 from ..config import check_path
 from ..errors import InputError, MAPSegError
 from ..jobs import EvaluateJob, Report
-from ..manifests import by_name
+from ..manifests import LABEL_ENDINGS, by_name, case_name
 from ..models import load_card, resolve
 from ..reports import plain, write_csv, write_json
 from ..volumes import find_scans, read_labels, scan_stem
@@ -20,8 +20,6 @@ _SIDE_RESULTS = ("_uncertainty", "_seg_source", "_seg_adapted")
 """Maps that a segmentation job leaves beside its label maps."""
 _BESIDE_ONE = ("_source", "_adapted")
 """The same, beside a label map whose name the user chose."""
-_LABEL_ENDINGS = ("_seg", "_label", "_labels")
-_ENDINGS = (*_LABEL_ENDINGS, "_img", "_image", "_0000")
 
 
 def evaluate(job: EvaluateJob, report: Report) -> dict[str, Any]:
@@ -80,7 +78,7 @@ def pair_cases(prediction: Path, reference: Path) -> tuple[list[tuple[Path, Path
     """
     if prediction.is_file() and reference.is_file():
         return [(prediction, reference)], []
-    references = by_name(_without_images(find_scans(reference)), _case)
+    references = by_name(_without_images(find_scans(reference)), case_name)
     own = {scan_stem(path) for path in references.values()}
     there = find_scans(prediction)
     stems = {scan_stem(path) for path in there}
@@ -91,28 +89,23 @@ def pair_cases(prediction: Path, reference: Path) -> tuple[list[tuple[Path, Path
         or not scan_stem(path).endswith(_SIDE_RESULTS)
         and not any(scan_stem(path) == f"{stem}{side}" for stem in stems for side in _BESIDE_ONE)
     ]
-    by_name(found, _case)
-    lonely = [path.name for path in found if _case(path) not in references]
+    by_name(found, case_name)
+    lonely = [path.name for path in found if case_name(path) not in references]
     if lonely or not found:
         raise InputError(
             f"No reference in {reference} for {', '.join(lonely[:5]) or prediction}.",
             "Name label map and reference alike: case01_seg.nii.gz, case01_label.nii.gz.",
         )
-    pairs = [(path, references.pop(_case(path))) for path in found]
+    pairs = [(path, references.pop(case_name(path))) for path in found]
     return pairs, list(references.values())
 
 
 def _without_images(files: Sequence[Path]) -> list[Path]:
     """The label maps of a folder that holds the images beside them."""
-    labelled = {_case(path) for path in files if scan_stem(path).endswith(_LABEL_ENDINGS)}
-    return [path for path in files if _case(path) not in labelled or scan_stem(path).endswith(_LABEL_ENDINGS)]
-
-
-def _case(path: Path) -> str:
-    stem = scan_stem(path)
-    for ending in _ENDINGS:
-        stem = stem.removesuffix(ending)
-    return stem
+    labelled = {case_name(path) for path in files if scan_stem(path).endswith(LABEL_ENDINGS)}
+    return [
+        path for path in files if case_name(path) not in labelled or scan_stem(path).endswith(LABEL_ENDINGS)
+    ]
 
 
 def _structures(references: Sequence[Path], job: EvaluateJob) -> dict[int, str]:

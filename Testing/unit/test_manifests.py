@@ -35,6 +35,7 @@ def folders(tmp_path, images, labels):
         (["a_img.nii.gz", "b_img.nii.gz"], ["a_label.nii.gz", "b_label.nii.gz"]),
         (["a_0000.nii.gz", "b_0000.nii.gz"], ["a.nii.gz", "b.nii.gz", "c.nii.gz"]),
         (["a_image.nrrd", "b_image.mha"], ["a_seg.nii.gz", "b_seg.nrrd"]),
+        (["a.nii.gz", "b.nii.gz"], ["a_mask.nii.gz", "b_dseg.nii.gz"]),
     ],
 )
 def test_images_find_their_labels_by_name(tmp_path, images, labels):

@@ -29,6 +29,10 @@ from .uda.report import spread
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "Resources" / "Models"
 TRAINED_ON = "20 anatomical label maps of adults, published with SynthSeg (Apache-2.0)"
+DESCRIPTIONS = {
+    "brain-t1": "31 structures of the adult brain on T1-weighted MR, whole heads or brain-extracted",
+    "brain-mr": "31 structures of the adult brain on MR of any contrast, whole heads or brain-extracted",
+}
 REFERENCES = {"oasis_t1": "manual, Neuromorphometrics protocol", "demo": "FreeSurfer"}
 DEMO = {"fs_norm_T1": "fs_aparc_a2009s_aseg", "vxm_adult_T1_brain": "vxm_adult_aseg"}
 
@@ -58,7 +62,7 @@ def swapped(prediction: np.ndarray, reference: np.ndarray, pairs: list[tuple[int
 
 
 def release(model: str, means: dict[str, list[float]]) -> Path:
-    """Keep a model as the embedded one, with its scores.
+    """Keep a model as the embedded one of its name, with its description, its licence and its scores.
 
     Args:
         means: per test set, the mean Dice (%) of the seven structures of every scan.
@@ -76,7 +80,8 @@ def release(model: str, means: dict[str, list[float]]) -> Path:
     scores["command"] = "python -m Benchmarks.brain"
     provenance = card.provenance | {"data": TRAINED_ON}
     half = {name: tensor.half() for name, tensor in network.state_dict().items()}
-    card = card.model_copy(update={"scores": scores, "provenance": provenance})
+    said = {"description": DESCRIPTIONS[card.name], "license": "Apache-2.0"}
+    card = card.model_copy(update={"scores": scores, "provenance": provenance} | said)
     return save_model(EMBEDDED / f"{card.name}.safetensors", half, card, overwrite=True)
 
 

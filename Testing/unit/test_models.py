@@ -12,6 +12,7 @@ import torch
 from MAPSegLib.checkpoints import import_checkpoint
 from MAPSegLib.config import ARCHITECTURES, Label, Preprocessing
 from MAPSegLib.errors import InputError, MAPSegError
+from MAPSegLib.model_files import embedded_folders
 from MAPSegLib.models import (
     ModelCard,
     list_models,
@@ -391,3 +392,10 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path, bad):
     with pytest.raises(MAPSegError, match="weights are not finite") as failure:
         save_model(tmp_path / "m.safetensors", model.state_dict(), card)
     assert "lower learning rate" in failure.value.advice and not list(tmp_path.iterdir())
+
+
+def test_embedded_models_say_what_they_are_and_what_they_scored():
+    cards = {name: card for name, path, card in list_models() if path.parent in embedded_folders()}
+    assert cards.keys() == {"brain", "brain-mr", "brain-t1"}
+    for card in cards.values():
+        assert card.license == "Apache-2.0" and card.description.startswith("31 structures") and card.scores

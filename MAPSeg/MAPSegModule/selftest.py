@@ -18,14 +18,16 @@ from .run import Run
 from .scene import export_segmentation
 
 _SHAPE = (32, 38, 34)
+_CORE = (-3, 3, 5)
+"""Voxels from the middle to that of the ball's core: a label map that is mirrored shows it elsewhere."""
 _FAST = {"device": "cpu", "threads": 1, "precision": "fp32"}
 
 
 def make_ball(radius: float = 7.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """A bright ball in a dim one with the noise of a scan, and its labels: (k, j, i)."""
+    """A bright core to one side of a dim ball, with the noise of a scan, and their labels: (k, j, i)."""
     axes = np.indices(_SHAPE) - np.reshape([n / 2 for n in _SHAPE], (3, 1, 1, 1))
-    distance = np.sqrt((axes**2).sum(0))
-    labels = (distance < 13).astype(np.uint8) + (distance < radius)
+    labels = ((axes**2).sum(0) < 14**2).astype(np.uint8)
+    labels[((axes - np.reshape(_CORE, (3, 1, 1, 1))) ** 2).sum(0) < radius**2] = 2
     noise = np.random.default_rng(seed).normal(0, 8, _SHAPE)
     return np.where(labels > 0, np.array([0, 100, 200])[labels] + noise, 0).astype(np.float32), labels
 
@@ -48,7 +50,7 @@ def train_tiny(folder: Path) -> str:
     """Train a tiny model with the worker; returns its file."""
     for name in ("images", "labels"):
         (folder / name).mkdir()
-    directions = tuple(np.eye(3).ravel())
+    directions = (-1, 0, 0, 0, -1, 0, 0, 0, 1)  # to the right and to the front, as the volume to be segmented
     for index, radius in enumerate((6, 7, 8)):
         for name, array in zip(("images", "labels"), make_ball(radius, index), strict=True):
             images.Snapshot(array, (2, 2, 2), (0, 0, 0), directions).write(
@@ -97,7 +99,7 @@ def check_path(test, logic) -> None:
             overlap = (
                 2 * np.count_nonzero(found & (labels == value)) / (found.sum() + (labels == value).sum())
             )
-            test.assertGreater(overlap, 0.8, f"structure {value}")
+            test.assertGreater(overlap, 0.6, f"structure {value}")  # mirrored, the core has at most half
         test.assertEqual(len(run.results[0]["structures"]), 2)
         export_segmentation(node, volume, folder / "out.nii.gz")
         written = images.read_array(folder / "out.nii.gz")

@@ -208,16 +208,13 @@ def workers() -> list[int]:
 
 
 def add_ball(name="ball", seed=5, radius=7.0):
-    """A bright ball in the middle of a dim one, as a volume in the scene: much like what the tiny model knows."""
+    """What the tiny model was trained on, as a volume in the scene."""
     import slicer
+    from MAPSegModule.selftest import make_ball
 
-    shape = (34, 38, 32)
-    axes = np.indices(shape) - np.reshape([n / 2 for n in shape], (3, 1, 1, 1))
-    distance = np.sqrt((axes**2).sum(0))
-    classes = (distance < 13).astype(np.uint8) + (distance < radius)
-    noise = np.random.default_rng(seed).normal(0, 8, shape)
-    image = np.where(classes > 0, np.array([0, 100, 200])[classes] + noise, 0).astype(np.float32)
-    return slicer.util.addVolumeFromArray(image, np.diag([2.0, 2.0, 2.0, 1.0]), name=name)
+    return slicer.util.addVolumeFromArray(
+        make_ball(radius, seed)[0], np.diag([2.0, 2.0, 2.0, 1.0]), name=name
+    )
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from .conftest import add_ball
 
 def blocks(shift=0):
     """A label map of two blocks on the grid of ``add_ball``."""
-    labels = np.zeros((34, 38, 32), np.uint8)
+    labels = np.zeros((32, 38, 34), np.uint8)
     labels[8 + shift : 16 + shift, 8:16, 8:16], labels[18:24, 8:16, 8:16] = 1, 2
     return labels
 
@@ -29,7 +29,7 @@ def make_result(folder, name="ball", chosen="adapted"):
     item.voxel_state = scene.voxel_state(volume)
     item.result = {**sides, **sides[chosen], "chosen": chosen, "gate": ""}
     item.segmentation_id = scene.load_labels(sides["source"]["output"], volume, {}).GetID()
-    item.uncertainty_id = scene.load_uncertainty(np.zeros((34, 38, 32), np.float32), volume).GetID()
+    item.uncertainty_id = scene.load_uncertainty(np.zeros((32, 38, 34), np.float32), volume).GetID()
     item.show(chosen)
     assert slicer.mrmlScene.GetNodeByID(item.segmentation_id).GetSegmentation().GetNumberOfSegments() == 2
     return item, SimpleNamespace(items=[item], running=False, has_model=True, clean=lambda: None)

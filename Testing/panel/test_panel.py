@@ -59,7 +59,7 @@ def test_an_uncertainty_map_is_no_volume_in_the_scene(screen):
     from MAPSegModule import scene
 
     volume = add_ball()
-    scene.load_uncertainty(np.zeros((34, 38, 32), np.float32), volume)
+    scene.load_uncertainty(np.zeros((32, 38, 34), np.float32), volume)
     slicer.mrmlScene.RemoveNode(volume)
     screen.panel.enter()
     assert "no volume in the scene" in screen.ui.volumeHintLabel.text

@@ -41,7 +41,7 @@ def test_edits_are_not_lost_unasked(result):
     result.click("adaptedButton")
     assert item.shown == "adapted"
     mine = node.GetSegmentation().AddEmptySegment("Segment_7", "mine")
-    corner = np.zeros((34, 38, 32), np.uint8)
+    corner = np.zeros((32, 38, 34), np.uint8)
     corner[:3, :3, :3] = 1
     slicer.util.updateSegmentBinaryLabelmapFromArray(corner, node, mine, volume)
     edited = voxels(item, 1)
@@ -236,7 +236,7 @@ def test_what_was_left_to_arrange_does_not_pass_to_another_scene(result):
     result.panel.results.show_previews(again, again.items[0])
     hidden = result.item.segmentation_id
     slicer.mrmlScene.Clear(False)
-    uncertainty = scene.load_uncertainty(np.zeros((34, 38, 32), np.float32), add_ball("next"))
+    uncertainty = scene.load_uncertainty(np.zeros((32, 38, 34), np.float32), add_ball("next"))
     [view] = add_slices("Red")
     view.SetForegroundVolumeID(uncertainty.GetID())
     stranger = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "stranger")
@@ -281,7 +281,7 @@ def test_saving_is_no_edit_and_hides_none(result, tmp_path):
     """Slicer puts all layers of a segmentation into one as it writes them."""
     from MAPSegModule import images, scene
 
-    item, corner = result.item, np.zeros((34, 38, 32), np.uint8)
+    item, corner = result.item, np.zeros((32, 38, 34), np.uint8)
     corner[:3, :3, :3] = 1
     node, volume = map(slicer.mrmlScene.GetNodeByID, (item.segmentation_id, item.volume_id))
     other = scene.load_labels(images.cut_labels(corner), volume, {}, "other").GetSegmentation()

@@ -109,7 +109,7 @@ def test_an_edited_preview_stays_in_sight(screen):
     adapt(screen)
     screen.wait(lambda: slicer.util.getNodesByClass("vtkMRMLSegmentationNode"))
     (edited,) = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
-    corner = np.zeros((34, 38, 32), np.uint8)
+    corner = np.zeros((32, 38, 34), np.uint8)
     corner[:3, :3, :3] = 1
     slicer.util.updateSegmentBinaryLabelmapFromArray(corner, edited, "Segment_1", volume)
     screen.wait(lambda: screen.ui.stopButton.visible)

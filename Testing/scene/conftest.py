@@ -74,13 +74,11 @@ def add_volume(array, affine=None, name="scan"):
     return node
 
 
-def add_ball(name="scan", radius=7.0, affine=None, seed=0, shape=(32, 38, 34)):
-    """A bright ball in the middle of a dim one, as a node: much like what the tiny model was trained on."""
-    axes = np.indices(shape) - np.reshape([n / 2 for n in shape], (3, 1, 1, 1))
-    distance = np.sqrt((axes**2).sum(0))
-    classes = (distance < 13).astype(np.uint8) + (distance < radius)
-    noise = np.random.default_rng(seed).normal(0, 8, shape)
-    image = np.where(classes > 0, np.array([0, 100, 200])[classes] + noise, 0).astype(np.float32)
+def add_ball(name="scan", radius=7.0, affine=None, seed=0):
+    """What the tiny model was trained on, as a node."""
+    from MAPSegModule.selftest import make_ball
+
+    image, _ = make_ball(radius, seed)
     return add_volume(image, np.diag([2.0, 2.0, 2.0, 1.0]) if affine is None else affine, name)
 
 

@@ -59,10 +59,9 @@ def join() -> None:
     backend = "gloo"
     if torch.cuda.is_available():
         backend = "cpu:gloo,cuda:nccl"
+        # before anything tries CUDA, which opens a context on the current GPU
         if (mine := int(os.environ["LOCAL_RANK"])) < torch.cuda.device_count():
-            torch.cuda.set_device(
-                mine
-            )  # before anything tries CUDA, which opens a context on the current GPU
+            torch.cuda.set_device(mine)
     shared, number, count = next(rendezvous("env://"))
     store = dist.PrefixStore(_agree(shared, number, count), shared)
     group = dist.PrefixStore("group", store)

@@ -36,9 +36,8 @@ class UnlabelledScans:
         image = self.prepared(self.files[int(torch.randint(len(self.files), (), generator=generator))])
         if self.preprocessing.modality == "ct":  # Hounsfield units need no guess at what is white
             return image
-        white = uniform(
-            2 * self.preprocessing.percentile / 100 - 1, 1.0, generator
-        )  # as published: 99 to 100 %
+        lowest = 2 * self.preprocessing.percentile / 100 - 1  # of 99.5 %: 99, as published
+        white = uniform(lowest, 1.0, generator)
         return (image / aug.percentile(image[image > 0], white)).clamp(max=1)
 
     def _prepare(self, file: Path) -> Tensor:

@@ -195,38 +195,6 @@ def _apart(found: float, limit: float, words: str, digits: int) -> str:
     return f"{found:.{digits}f}, {words} {limit:.{digits}f}"
 
 
-def assess_scan(
-    model: Segmenter,
-    card,
-    scan: Scan,
-    options: InferenceOptions,
-    classes: Tensor | None = None,
-) -> tuple[Assessment, Tensor]:
-    """:func:`assess_image` of a prepared scan."""
-    return assess_image(model, card, scan.image, scan.grid.working_spacing, options, classes)
-
-
-def assess_image(
-    model: Segmenter,
-    card,
-    image: Tensor,
-    spacing: Sequence[float],
-    options: InferenceOptions,
-    classes: Tensor | None = None,
-) -> tuple[Assessment, Tensor]:
-    """Judge a model on an image (X, Y, Z) of the working grid, whose first axis runs left to right.
-
-    Args:
-        spacing: of the image, mm.
-        classes: the result to judge, class indices; a quick one when absent.
-
-    Returns:
-        the assessment, and the class indices it was made on.
-    """
-    looks = look_twice(model, card.labels, image, spacing, options)
-    return assess(card, looks, spacing, classes), looks.plain if classes is None else classes
-
-
 class Looks(NamedTuple):
     """What a model makes of a scan and of the transformed scan: class indices (X, Y, Z), as quick looks find them."""
 
@@ -266,6 +234,38 @@ def assess(card, looks: Looks, spacing: Sequence[float], classes: Tensor | None 
     if not (classes > 0).any():
         return Assessment(False, "Not to be trusted: no structure was found.", measures)
     return judge(measures, card.priors)
+
+
+def assess_scan(
+    model: Segmenter,
+    card,
+    scan: Scan,
+    options: InferenceOptions,
+    classes: Tensor | None = None,
+) -> tuple[Assessment, Tensor]:
+    """:func:`assess_image` of a prepared scan."""
+    return assess_image(model, card, scan.image, scan.grid.working_spacing, options, classes)
+
+
+def assess_image(
+    model: Segmenter,
+    card,
+    image: Tensor,
+    spacing: Sequence[float],
+    options: InferenceOptions,
+    classes: Tensor | None = None,
+) -> tuple[Assessment, Tensor]:
+    """Judge a model on an image (X, Y, Z) of the working grid, whose first axis runs left to right.
+
+    Args:
+        spacing: of the image, mm.
+        classes: the result to judge, class indices; a quick one when absent.
+
+    Returns:
+        the assessment, and the class indices it was made on.
+    """
+    looks = look_twice(model, card.labels, image, spacing, options)
+    return assess(card, looks, spacing, classes), looks.plain if classes is None else classes
 
 
 def trust_limits(measures: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -20,6 +20,9 @@ from Testing.host import scene as host  # noqa: E402
 
 host.offer_module_base_classes()
 
+from MAPSegModule import run as runs  # noqa: E402
+from MAPSegModule.parameters import Parameters  # noqa: E402
+
 FAST = {"threads": 1, "precision": "fp32"}
 """Options of a worker in these tests."""
 
@@ -94,3 +97,28 @@ def voxels_of(segmentation, volume) -> np.ndarray:
         assert not found[mask].any()
         found[mask] = int(str(value))
     return found
+
+
+@pytest.fixture
+def start(scene, model):
+    """Starts runs, and ends those that a test leaves."""
+    started = []
+
+    def begin(nodes, **choices):
+        options = FAST | ({"search": False} if choices.get("adapt") else {}) | choices.pop("options", {})
+        parameters = Parameters(**{"model": str(model), "device": "cpu", "options": options} | choices)
+        started.append(runs.Run(nodes, parameters))
+        started[-1].start()
+        return started[-1]
+
+    yield begin
+    for one in started:
+        one.clean()
+
+
+def until(run, wanted, seconds=60):
+    limit = time.monotonic() + seconds
+    while not wanted():
+        assert run.poll() or wanted(), (run.error, [item.message for item in run.items])
+        assert time.monotonic() < limit, run.stage
+        time.sleep(0.01)

@@ -4,7 +4,6 @@ import gc
 import os
 import signal
 import threading
-import time
 import unittest
 from pathlib import Path
 
@@ -12,46 +11,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import slicer
-from MAPSegModule import images, job, selftest
+from MAPSegModule import images, selftest
 from MAPSegModule import run as runs
 from MAPSegModule import scene as mrml
 from MAPSegModule.models import InputError, list_entries
 from MAPSegModule.parameters import Parameters
 
-from .conftest import FAST, add_ball, add_volume, eventually, oblique, voxels_of
-
-
-@pytest.fixture
-def start(scene, model):
-    """Starts runs, and ends those that a test leaves."""
-    started = []
-
-    def begin(nodes, **choices):
-        options = FAST | ({"search": False} if choices.get("adapt") else {}) | choices.pop("options", {})
-        parameters = Parameters(**{"model": str(model), "device": "cpu", "options": options} | choices)
-        started.append(runs.Run(nodes, parameters))
-        started[-1].start()
-        return started[-1]
-
-    yield begin
-    for one in started:
-        one.clean()
-
-
-def until(run, wanted, seconds=60):
-    limit = time.monotonic() + seconds
-    while not wanted():
-        assert run.poll() or wanted(), (run.error, [item.message for item in run.items])
-        assert time.monotonic() < limit, run.stage
-        time.sleep(0.01)
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return "Z" not in Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0]
+from .conftest import FAST, add_ball, add_volume, eventually, oblique, until, voxels_of
 
 
 def in_group(group: int) -> list[int]:
@@ -126,27 +92,6 @@ def test_every_run_names_its_segmentation_and_map_anew(start, model):
     assert len(set(names)) == 5 and all(name.startswith("a ") for name in names)
 
 
-def told_by(node) -> dict[str, str | None]:
-    names = ("Model", "Preview", "Result", "Trusted", "Reason")
-    return {name: node.GetAttribute(f"MAPSeg.{name}") for name in names}
-
-
-def test_segmentations_say_what_they_hold(start, model):
-    run, _, preview = previewed(start)
-    nothing = dict.fromkeys(("Result", "Trusted", "Reason"))
-    assert told_by(preview) == {"Model": model.stem, "Preview": "yes", **nothing}
-    run.stop()
-    run.wait()
-    item = run.items[0]
-    chosen = item.shown
-    for which in ("source" if chosen == "adapted" else "adapted", chosen):
-        item.show(which)
-        side = item.result[which]
-        trusted = {True: "yes", False: "no"}[side["trusted"]]
-        told = {"Result": which, "Trusted": trusted, "Reason": side["reason"]}
-        assert told_by(preview) == {"Model": model.stem, "Preview": None, **told}
-
-
 def test_stopping_keeps_the_best(start):
     run = start(
         [add_ball()], adapt=True, minutes=5, options={"steps": 10_000, "check_every": 2, "patience": 10**6}
@@ -189,57 +134,6 @@ def test_the_self_test_ends_where_no_worker_starts(scene, monkeypatch):
         selftest.check_cancel(unittest.TestCase())
 
 
-def start_other(folder, monkeypatch, code) -> job.Worker:
-    """A worker that runs other code than the backend's."""
-    package = folder / "MAPSegLib"
-    package.mkdir()
-    (package / "__init__.py").touch()
-    (package / "worker.py").write_text(code)
-    monkeypatch.setattr(job, "backend_folder", lambda: folder)
-    worker = job.Worker()
-    worker.start({}, folder)
-    return worker
-
-
-def test_a_worker_that_hangs_is_killed(tmp_path, monkeypatch, scene):
-    """With a child of its own, deaf to everything but SIGKILL."""
-    code = (
-        "import json, os, signal, subprocess, sys, time\n"
-        "for one in (signal.SIGTERM, signal.SIGINT): signal.signal(one, signal.SIG_IGN)\n"
-        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
-        "print(json.dumps({'event': 'started', 'pid': os.getpid(), 'child': child.pid}), flush=True)\n"
-        "time.sleep(600)\n"
-    )
-    worker, events = start_other(tmp_path, monkeypatch, code), []
-    while not events:
-        events = worker.poll()
-    processes = [events[0]["pid"], events[0]["child"]]
-    worker.cancel()
-    assert all(map(alive, processes))
-    eventually(lambda: not (worker.poll() or worker.running))
-    assert worker.exit_code == 4 and worker.error["message"] == "Cancelled."
-    eventually(lambda: not any(map(alive, processes)))
-
-
-@pytest.mark.parametrize(
-    ("last", "told"),
-    [
-        (
-            "error: [/opt/Slicer/bin/python-real] exit abnormally - Report the problem.",
-            "The worker was ended by the system, probably because memory ran out. Segmenting scan 3",
-        ),
-        ("ValueError: what", "The worker failed unexpectedly. ValueError: what"),
-    ],
-)
-def test_a_worker_that_is_killed_behind_its_launcher_is_told_so(tmp_path, monkeypatch, scene, last, told):
-    """The installed application's Python is a launcher, which ends with 1 whatever ended its child."""
-    code = f"import sys\nprint('Segmenting scan 3', {last!r}, sep='\\n', file=sys.stderr)\nsys.exit(1)\n"
-    worker = start_other(tmp_path, monkeypatch, code)
-    while worker.running:
-        worker.poll()
-    assert worker.error == {"kind": "error", "message": told, "advice": ""}
-
-
 def test_a_worker_that_dies_takes_only_the_scan_it_was_at(start):
     run = start([add_ball("first"), add_ball("second", seed=3)])
     until(run, lambda: run.items[0].state == "running")
@@ -265,26 +159,6 @@ def test_closing_the_scene_cancels(start, scene):
     run.wait()
     assert run.exit_code == 4 and run.items[0].state == "cancelled"
     eventually(lambda: not in_group(group))
-
-
-def previewed(start, **options):
-    """A long adaptation of one volume that has shown a preview, the volume and the preview."""
-    volume = add_ball()
-    options = {"steps": 10_000, "check_every": 2, "patience": 10**6} | options
-    run = start([volume], adapt=True, minutes=5, preview_seconds=0.001, options=options)
-    until(run, lambda: run.items[0].shown == "preview")
-    return run, volume, slicer.mrmlScene.GetNodeByID(run.items[0].segmentation_id)
-
-
-def test_what_ends_without_a_result_leaves_nothing(start):
-    """Neither a preview in the scene nor the scan on the disk, without anybody's call of clean()."""
-    for end in (lambda run: run.cancel(), lambda run: os.kill(run._queue.worker.pid, signal.SIGKILL)):
-        run, _, preview = previewed(start)
-        folder = Path(run.items[0].file).parent
-        end(run)
-        run.wait()
-        assert run.items[0].state in ("cancelled", "failed")
-        assert preview.GetScene() is None and not folder.exists()
 
 
 def test_scans_leave_the_disk_with_the_worker_and_results_with_their_run(scene, model):
@@ -321,84 +195,6 @@ def test_a_run_that_ends_over_its_exports_waits_for_them(start, monkeypatch):
     go_on.set()
     run.wait()
     assert run.exit_code == 4 and not Path(run.items[0].file).parent.exists()
-
-
-def test_what_users_put_into_a_preview_stays(start):
-    corner = np.zeros((32, 38, 34), np.uint8)
-    corner[:3, :3, :3] = 1
-    run, volume, preview = previewed(start)
-    own = mrml.load_labels(images.cut_labels(corner), volume, {}, "own")
-    segmentation = preview.GetSegmentation()
-    assert segmentation.CopySegmentFromSegmentation(own.GetSegmentation(), "Segment_1")
-    [mine] = mrml.users_segments(preview)
-    run.cancel()
-    run.wait()
-    assert preview.GetScene() is not None and segmentation.GetSegmentIDs() == (mine,)
-    assert np.array_equal(slicer.util.arrayFromSegmentBinaryLabelmap(preview, mine, volume) > 0, corner > 0)
-    assert not [name for name in preview.GetAttributeNames() if name.startswith("MAPSeg.")]
-
-
-def test_a_preview_that_users_painted_in_stays(start):
-    """All of it: what they painted may be in the model's own segments."""
-    corner = np.zeros((32, 38, 34), np.uint8)
-    corner[:3, :3, :3] = 1
-    run, volume, preview = previewed(start)
-    mine = preview.GetSegmentation().AddEmptySegment("", "mine")
-    slicer.util.updateSegmentBinaryLabelmapFromArray(corner, preview, mine, volume)
-    before = preview.GetSegmentation().GetSegmentIDs()
-    run.cancel()
-    run.wait()
-    assert preview.GetScene() is not None and preview.GetSegmentation().GetSegmentIDs() == before
-    assert np.array_equal(slicer.util.arrayFromSegmentBinaryLabelmap(preview, mine, volume) > 0, corner > 0)
-    assert preview.GetAttribute("MAPSeg.Preview") == "yes"
-
-
-def paint(node, volume) -> np.ndarray:
-    """Change a structure by a corner, as the Segment Editor does; returns its voxels."""
-    painted = slicer.util.arrayFromSegmentBinaryLabelmap(node, "Segment_1", volume) > 0
-    painted[:3, :3, :3] = True
-    slicer.util.updateSegmentBinaryLabelmapFromArray(painted.astype(np.uint8), node, "Segment_1", volume)
-    return painted
-
-
-@pytest.mark.parametrize("end", ["stop", "cancel"])
-def test_a_preview_that_users_edited_is_left_to_them(start, end):
-    """What comes next gets a segmentation of its own, and only that one is taken back."""
-    run, volume, preview = previewed(start)
-    [item] = run.items
-    painted = paint(preview, volume)
-    until(run, lambda: item.segmentation_id != preview.GetID())
-    following = slicer.mrmlScene.GetNodeByID(item.segmentation_id)
-    assert following.GetName() != preview.GetName() and not item.edited
-    getattr(run, end)()
-    run.wait()
-    left = slicer.util.arrayFromSegmentBinaryLabelmap(preview, "Segment_1", volume) > 0
-    assert preview.GetScene() is not None and np.array_equal(left, painted)
-    assert preview.GetAttribute("MAPSeg.Preview") == "yes"
-    if end == "cancel":
-        assert following.GetScene() is None and not run.segmentations
-    else:
-        [labels] = run.segmentations
-        assert np.array_equal(voxels_of(labels, volume), images.read_array(item.files[item.shown]))
-
-
-def test_a_closed_scenes_ids_are_forgotten_at_once(start, scene):
-    run, _, _ = previewed(start)
-    scene.Clear(False)
-    stranger = scene.AddNewNodeByClass("vtkMRMLSegmentationNode")
-    run.wait()
-    assert run.cancelled and run.exit_code == 4 and stranger.GetScene() is scene
-    [item] = run.items
-    assert (item.volume_id, item.segmentation_id, item.uncertainty_id) == ("", "", "")
-
-
-def test_results_follow_a_volume_that_gets_a_transform_meanwhile(start, scene):
-    run, volume, preview = previewed(start)
-    transform = scene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
-    volume.SetAndObserveTransformNodeID(transform.GetID())
-    run.stop()
-    run.wait()
-    assert run.segmentations == [preview] and preview.GetTransformNodeID() == transform.GetID()
 
 
 def test_a_volume_whose_grid_moves_meanwhile_is_told_so(start):

@@ -1,0 +1,132 @@
+"""What is in the scene while a run goes on, and whose it is by the end: the run's, or the users'."""
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import slicer
+from MAPSegModule import images
+from MAPSegModule import scene as mrml
+
+from .conftest import add_ball, until, voxels_of
+
+
+def previewed(start, **options):
+    """A long adaptation of one volume that has shown a preview, the volume and the preview."""
+    volume = add_ball()
+    options = {"steps": 10_000, "check_every": 2, "patience": 10**6} | options
+    run = start([volume], adapt=True, minutes=5, preview_seconds=0.001, options=options)
+    until(run, lambda: run.items[0].shown == "preview")
+    return run, volume, slicer.mrmlScene.GetNodeByID(run.items[0].segmentation_id)
+
+
+def told_by(node) -> dict[str, str | None]:
+    names = ("Model", "Preview", "Result", "Trusted", "Reason")
+    return {name: node.GetAttribute(f"MAPSeg.{name}") for name in names}
+
+
+def test_segmentations_say_what_they_hold(start, model):
+    run, _, preview = previewed(start)
+    nothing = dict.fromkeys(("Result", "Trusted", "Reason"))
+    assert told_by(preview) == {"Model": model.stem, "Preview": "yes", **nothing}
+    run.stop()
+    run.wait()
+    item = run.items[0]
+    chosen = item.shown
+    for which in ("source" if chosen == "adapted" else "adapted", chosen):
+        item.show(which)
+        side = item.result[which]
+        trusted = {True: "yes", False: "no"}[side["trusted"]]
+        told = {"Result": which, "Trusted": trusted, "Reason": side["reason"]}
+        assert told_by(preview) == {"Model": model.stem, "Preview": None, **told}
+
+
+def test_what_ends_without_a_result_leaves_nothing(start):
+    """Neither a preview in the scene nor the scan on the disk, without anybody's call of clean()."""
+    for end in (lambda run: run.cancel(), lambda run: os.kill(run._queue.worker.pid, signal.SIGKILL)):
+        run, _, preview = previewed(start)
+        folder = Path(run.items[0].file).parent
+        end(run)
+        run.wait()
+        assert run.items[0].state in ("cancelled", "failed")
+        assert preview.GetScene() is None and not folder.exists()
+
+
+def test_what_users_put_into_a_preview_stays(start):
+    corner = np.zeros((32, 38, 34), np.uint8)
+    corner[:3, :3, :3] = 1
+    run, volume, preview = previewed(start)
+    own = mrml.load_labels(images.cut_labels(corner), volume, {}, "own")
+    segmentation = preview.GetSegmentation()
+    assert segmentation.CopySegmentFromSegmentation(own.GetSegmentation(), "Segment_1")
+    [mine] = mrml.users_segments(preview)
+    run.cancel()
+    run.wait()
+    assert preview.GetScene() is not None and segmentation.GetSegmentIDs() == (mine,)
+    assert np.array_equal(slicer.util.arrayFromSegmentBinaryLabelmap(preview, mine, volume) > 0, corner > 0)
+    assert not [name for name in preview.GetAttributeNames() if name.startswith("MAPSeg.")]
+
+
+def test_a_preview_that_users_painted_in_stays(start):
+    """All of it: what they painted may be in the model's own segments."""
+    corner = np.zeros((32, 38, 34), np.uint8)
+    corner[:3, :3, :3] = 1
+    run, volume, preview = previewed(start)
+    mine = preview.GetSegmentation().AddEmptySegment("", "mine")
+    slicer.util.updateSegmentBinaryLabelmapFromArray(corner, preview, mine, volume)
+    before = preview.GetSegmentation().GetSegmentIDs()
+    run.cancel()
+    run.wait()
+    assert preview.GetScene() is not None and preview.GetSegmentation().GetSegmentIDs() == before
+    assert np.array_equal(slicer.util.arrayFromSegmentBinaryLabelmap(preview, mine, volume) > 0, corner > 0)
+    assert preview.GetAttribute("MAPSeg.Preview") == "yes"
+
+
+def paint(node, volume) -> np.ndarray:
+    """Change a structure by a corner, as the Segment Editor does; returns its voxels."""
+    painted = slicer.util.arrayFromSegmentBinaryLabelmap(node, "Segment_1", volume) > 0
+    painted[:3, :3, :3] = True
+    slicer.util.updateSegmentBinaryLabelmapFromArray(painted.astype(np.uint8), node, "Segment_1", volume)
+    return painted
+
+
+@pytest.mark.parametrize("end", ["stop", "cancel"])
+def test_a_preview_that_users_edited_is_left_to_them(start, end):
+    """What comes next gets a segmentation of its own, and only that one is taken back."""
+    run, volume, preview = previewed(start)
+    [item] = run.items
+    painted = paint(preview, volume)
+    until(run, lambda: item.segmentation_id != preview.GetID())
+    following = slicer.mrmlScene.GetNodeByID(item.segmentation_id)
+    assert following.GetName() != preview.GetName() and not item.edited
+    getattr(run, end)()
+    run.wait()
+    left = slicer.util.arrayFromSegmentBinaryLabelmap(preview, "Segment_1", volume) > 0
+    assert preview.GetScene() is not None and np.array_equal(left, painted)
+    assert preview.GetAttribute("MAPSeg.Preview") == "yes"
+    if end == "cancel":
+        assert following.GetScene() is None and not run.segmentations
+    else:
+        [labels] = run.segmentations
+        assert np.array_equal(voxels_of(labels, volume), images.read_array(item.files[item.shown]))
+
+
+def test_a_closed_scenes_ids_are_forgotten_at_once(start, scene):
+    run, _, _ = previewed(start)
+    scene.Clear(False)
+    stranger = scene.AddNewNodeByClass("vtkMRMLSegmentationNode")
+    run.wait()
+    assert run.cancelled and run.exit_code == 4 and stranger.GetScene() is scene
+    [item] = run.items
+    assert (item.volume_id, item.segmentation_id, item.uncertainty_id) == ("", "", "")
+
+
+def test_results_follow_a_volume_that_gets_a_transform_meanwhile(start, scene):
+    run, volume, preview = previewed(start)
+    transform = scene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
+    volume.SetAndObserveTransformNodeID(transform.GetID())
+    run.stop()
+    run.wait()
+    assert run.segmentations == [preview] and preview.GetTransformNodeID() == transform.GetID()

@@ -1,0 +1,68 @@
+"""The worker process by itself: one that hangs, and one that is killed behind a launcher."""
+
+import os
+from pathlib import Path
+
+import pytest
+from MAPSegModule import job
+
+from .conftest import eventually
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return "Z" not in Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0]
+
+
+def start_other(folder, monkeypatch, code) -> job.Worker:
+    """A worker that runs other code than the backend's."""
+    package = folder / "MAPSegLib"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "worker.py").write_text(code)
+    monkeypatch.setattr(job, "backend_folder", lambda: folder)
+    worker = job.Worker()
+    worker.start({}, folder)
+    return worker
+
+
+def test_a_worker_that_hangs_is_killed(tmp_path, monkeypatch, scene):
+    """With a child of its own, deaf to everything but SIGKILL."""
+    code = (
+        "import json, os, signal, subprocess, sys, time\n"
+        "for one in (signal.SIGTERM, signal.SIGINT): signal.signal(one, signal.SIG_IGN)\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "print(json.dumps({'event': 'started', 'pid': os.getpid(), 'child': child.pid}), flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    worker, events = start_other(tmp_path, monkeypatch, code), []
+    while not events:
+        events = worker.poll()
+    processes = [events[0]["pid"], events[0]["child"]]
+    worker.cancel()
+    assert all(map(alive, processes))
+    eventually(lambda: not (worker.poll() or worker.running))
+    assert worker.exit_code == 4 and worker.error["message"] == "Cancelled."
+    eventually(lambda: not any(map(alive, processes)))
+
+
+@pytest.mark.parametrize(
+    ("last", "told"),
+    [
+        (
+            "error: [/opt/Slicer/bin/python-real] exit abnormally - Report the problem.",
+            "The worker was ended by the system, probably because memory ran out. Segmenting scan 3",
+        ),
+        ("ValueError: what", "The worker failed unexpectedly. ValueError: what"),
+    ],
+)
+def test_a_worker_that_is_killed_behind_its_launcher_is_told_so(tmp_path, monkeypatch, scene, last, told):
+    """The installed application's Python is a launcher, which ends with 1 whatever ended its child."""
+    code = f"import sys\nprint('Segmenting scan 3', {last!r}, sep='\\n', file=sys.stderr)\nsys.exit(1)\n"
+    worker = start_other(tmp_path, monkeypatch, code)
+    while worker.running:
+        worker.poll()
+    assert worker.error == {"kind": "error", "message": told, "advice": ""}

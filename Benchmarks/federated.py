@@ -32,7 +32,7 @@ from MAPSegLib.federated.coordinator import Coordinator
 from MAPSegLib.federated.plan import read_plan
 from MAPSegLib.federated.scans import SiteData
 from MAPSegLib.federated.site import Site
-from MAPSegLib.reports import plain, read_json, write_json
+from MAPSegLib.reports import CHECKPOINT, plain, read_json, write_json
 from MAPSegLib.tasks.scans import ADAPTED_MODEL
 from MAPSegLib.volumes import find_scans
 
@@ -127,7 +127,7 @@ def alone(bench: Bench) -> list[tuple[Path, dict]]:
             "output": folder,
         }
         job |= {"save_model": True, "options": adaptation_options(bench.size, "test-time", bench.seed)}
-        run_worker(folder, job, folder / "adaptation" / "checkpoint.pt")
+        run_worker(folder, job, folder / "adaptation" / CHECKPOINT)
         models.append((folder / ADAPTED_MODEL, {}))
     return models
 

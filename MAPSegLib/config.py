@@ -93,17 +93,26 @@ class Label(Options):
     terminology: str | None = Field(None, description="SNOMED CT code, scheme^code^meaning")
 
 
-class InferenceOptions(Options):
-    """How a scan is segmented."""
+class Compute(Options):
+    """What a job computes on."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
+    threads: Threads | None = Field(None, description="CPU threads; all cores when absent")
+
+    def for_inference(self) -> InferenceOptions:
+        """Segmentation on the same."""
+        return InferenceOptions(**self.model_dump(include=set(Compute.model_fields)))
+
+
+class InferenceOptions(Compute):
+    """How a scan is segmented."""
+
     overlap: float = Field(0.5, ge=0, le=0.9, description="share of a window that its neighbour repeats")
     mirror: bool = Field(
         True, description="average with the mirrored scan's result, where anatomy has two sides"
     )
     batch: int = Field(4, ge=1, le=64, description="windows at once")
-    threads: Threads | None = Field(None, description="CPU threads; all cores when absent")
 
 
 Accumulate = Annotated[
@@ -111,7 +120,7 @@ Accumulate = Annotated[
 ]
 
 
-class TrainingOptions(Options):
+class TrainingOptions(Compute):
     """Supervised training on the source (section 3.4's warm-up; losses of sections 3.2 and 3.3)."""
 
     steps: int = Field(5000, ge=1)
@@ -144,12 +153,9 @@ class TrainingOptions(Options):
     )
     checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints")
     seed: int = Field(0, ge=0, lt=2**63)
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    threads: Threads | None = None
 
 
-class PretrainingStep(Options):
+class PretrainingStep(Compute):
     """What a step of masked multi-scale autoencoding reads (section 3.1)."""
 
     scans: int = Field(
@@ -163,9 +169,6 @@ class PretrainingStep(Options):
     learning_rate: float = Field(2e-4, gt=0, lt=1)
     weight_decay: float = Field(0.05, ge=0)
     seed: int = Field(0, ge=0, lt=2**63)
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    threads: Threads | None = None
 
 
 class PretrainingOptions(PretrainingStep):
@@ -178,7 +181,7 @@ class PretrainingOptions(PretrainingStep):
     checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints")
 
 
-class StepOptions(Options):
+class StepOptions(Compute):
     """What a step of any adaptation reads: its views, its loss, its optimiser and its teacher."""
 
     patches: int = Field(1, ge=1, le=32, description="local patches a micro-batch, of each domain")
@@ -194,9 +197,6 @@ class StepOptions(Options):
     )
     confidence: float = Field(0.9, gt=0, lt=1, description="tau of eta, the quality of a pseudo-label")
     seed: int = Field(0, ge=0, lt=2**63)
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    threads: Threads | None = None
 
 
 class AdaptationBase(StepOptions):

@@ -123,6 +123,11 @@ class AdaptJob(Options):
         return isinstance(self.options, CentralisedOptions)
 
 
+def _check_contrast(job: TrainJob | PretrainJob) -> None:
+    if job.contrast != "t1" and not job.from_labels:
+        raise ValueError("contrast is that of images synthesised by from_labels")
+
+
 class TrainJob(Options):
     """Train a source model, on images with labels or on images synthesised from label maps."""
 
@@ -157,8 +162,7 @@ class TrainJob(Options):
             raise ValueError("give either images and labels, or from_labels")
         if self.init and (self.preset or self.preprocessing):
             raise ValueError("init brings its own preset and preprocessing")
-        if self.contrast != "t1" and not self.from_labels:
-            raise ValueError("contrast is that of images synthesised by from_labels")
+        _check_contrast(self)
         if self.options.patience and not self.holdout:
             raise ValueError("patience needs cases to validate on (holdout)")
         return self
@@ -190,8 +194,7 @@ class PretrainJob(Options):
     def _check(self) -> PretrainJob:
         if not self.domains and self.from_labels is None:
             raise ValueError("give folders of scans, or from_labels")
-        if self.contrast != "t1" and not self.from_labels:
-            raise ValueError("contrast is that of images synthesised by from_labels")
+        _check_contrast(self)
         return self
 
 

@@ -15,6 +15,9 @@ from typing import Any
 
 from .errors import InputError
 
+CHECKPOINT, RECORD = "checkpoint.pt", "metrics.jsonl"
+"""What a training keeps in its folder: all that it needs to go on, until it ends, and a line for every step."""
+
 
 @contextlib.contextmanager
 def replacing(path: Path, overwrite: bool = False) -> Iterator[Path]:

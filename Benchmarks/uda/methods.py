@@ -25,7 +25,7 @@ from MAPSegLib.errors import InputError, MAPSegError
 from MAPSegLib.models import ModelCard, resolve, save_model
 from MAPSegLib.networks.segmenter import Segmenter
 from MAPSegLib.quality import Assessment, better, needed_gain
-from MAPSegLib.reports import plain, read_json, write_json
+from MAPSegLib.reports import CHECKPOINT, plain, read_json, write_json
 from MAPSegLib.tasks.scans import ADAPTED_MODEL
 
 from .grid import Bench
@@ -76,7 +76,7 @@ def _adapting(bench: Bench, method: str) -> dict[str, Any]:
     }
     if method not in TEST_TIME:
         job |= bench.source
-    costs.append(run_worker(folder, job, folder / "adaptation" / "checkpoint.pt"))
+    costs.append(run_worker(folder, job, folder / "adaptation" / CHECKPOINT))
     before = score(bench, start, folder / "test-start")
     after = score(bench, folder / ADAPTED_MODEL, folder / "test-adapted")
     report = read_json(folder / "report.json", "a report")
@@ -119,7 +119,7 @@ def train_model(bench: Bench, name: str, part: str, strong: bool = False) -> tup
         if drawn
         else {"images": place / "images", "labels": place / "labels"}
     )
-    return folder / "model.safetensors", run_worker(folder, job, folder / "checkpoint.pt")
+    return folder / "model.safetensors", run_worker(folder, job, folder / CHECKPOINT)
 
 
 def fresh_model(bench: Bench) -> Path:

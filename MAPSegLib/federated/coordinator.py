@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import __version__
+from ..config import Compute
 from ..errors import InputError
 from ..models import SUFFIX, load_model, resolve, save_model
 from ..reports import plain, replacing, write_json
@@ -129,7 +130,7 @@ class Coordinator:
                     | ({"name": m.credit} if m.credit else {})
                     for m in plan.sites
                 ],
-                "options": plan.options.model_dump(mode="json", exclude={"device", "precision", "threads"}),
+                "options": plan.options.model_dump(mode="json", exclude=set(Compute.model_fields)),
                 "version": __version__,
             },
         }

@@ -123,6 +123,9 @@ class Plan(Options):
             raise ValueError(f"min_sites is {self.min_sites}, but there are {len(names)} sites")
         if (self.model is None) == (self.task == "adapt"):
             raise ValueError("an adaptation needs a model to start from, and a pretraining takes none")
+        for name in ("preset", "preprocessing"):
+            if self.task == "adapt" and getattr(self, name) != Plan.model_fields[name].default:
+                raise ValueError(f"{name} is a pretraining's; an adaptation has that of its model")
         if self.task == "adapt" and {site.role for site in self.sites} != {"source", "target"}:
             raise ValueError("an adaptation needs a site with the role source and one with the role target")
         return self

@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import InferenceOptions, Options
+from ..config import Compute, Options
 from ..errors import InputError
 from ..manifests import list_pairs, list_scans
 
 
 class SiteData(Options):
-    """Where a site's scans are, and how it trains."""
+    """Where a site's scans are, and what it trains on."""
 
     images: Path
     labels: Path | None = None
-    options: InferenceOptions = InferenceOptions()
+    options: Compute = Compute()
 
     def beside(self, folder: Path) -> SiteData:
         """The same, with relative paths taken from ``folder``."""

@@ -72,7 +72,7 @@ class Site:
     def __init__(self, federation: Federation, name: str, data: SiteData, folder: Path, report: Report):
         self.federation, self.member = federation, federation.plan.member(name)
         self.material = self._material(data, report)
-        self.own = data.options.model_dump(include={"device", "precision", "threads"}, exclude_unset=True)
+        self.own = data.options.model_dump(exclude_unset=True)
         self.checkpoint = folder / f"federation-{federation.digest}.pt"
         self.loop = self._last_loop()
 

@@ -13,7 +13,7 @@ from ..config import ARCHITECTURES, check_path
 from ..jobs import PretrainJob, Report
 from ..manifests import list_scans
 from ..models import SUFFIX, ModelCard, save_model
-from ..reports import replacing
+from ..reports import CHECKPOINT, RECORD, replacing
 from ..volumes import find_scans
 from . import resume
 from .outputs import output_folder, refuse_embedded, refuse_existing
@@ -38,7 +38,7 @@ def pretrain(job: PretrainJob, report: Report) -> dict[str, Any]:
     final = folder / f"{job.name}{SUFFIX}"
     refuse_embedded(final)
     pictures = folder / PICTURES
-    unfinished = (folder / resume.CHECKPOINT).exists()
+    unfinished = (folder / CHECKPOINT).exists()
     refuse_existing([final, *(() if unfinished else _pictures(pictures))], job.overwrite)
     scans = {path: list_scans(path) for path in map(check_path, job.domains)}
     maps = find_scans(check_path(job.from_labels)) if job.from_labels else []
@@ -71,12 +71,12 @@ def pretrain(job: PretrainJob, report: Report) -> dict[str, Any]:
                 model = Autoencoder(ARCHITECTURES[job.preset])
                 run(model, domains, job.options, folder, report, picture if drawn else None)
             except BaseException:
-                if distributed.rank() == 0 and not (folder / resume.CHECKPOINT).exists():
+                if distributed.rank() == 0 and not (folder / CHECKPOINT).exists():
                     _remove_pictures(pictures)
                 raise
             weights = {f"encoder.{name}": tensor for name, tensor in model.encoder.state_dict().items()}
             distributed.on_first(lambda: save_model(final, weights, _card(job, scans, maps), job.overwrite))
-    made = [final, folder / resume.RECORD, *_pictures(pictures)]
+    made = [final, folder / RECORD, *_pictures(pictures)]
     return {"files": [str(path) for path in made], "model": str(final), "failed": []}
 
 

@@ -13,9 +13,9 @@ from typing import IO, Any
 from .. import __version__, distributed
 from ..config import Options
 from ..errors import InputError
-from ..reports import plain, read_json, write_json
+from ..reports import CHECKPOINT, RECORD, plain, read_json, write_json
 
-CHECKPOINT, RECORD, OWNER, LOCK = "checkpoint.pt", "metrics.jsonl", "checkpoint.json", ".mapseg.lock"
+OWNER, LOCK = "checkpoint.json", ".mapseg.lock"
 _FREE = (
     "overwrite",
     "output",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__, distributed
-from ..config import InferenceOptions, check_path
+from ..config import check_path
 from ..errors import Cancelled, InputError, MAPSegError, MemoryExhausted
 from ..jobs import AdaptJob, Report, SegmentJob
 from ..manifests import list_pairs
@@ -282,7 +282,7 @@ def _chosen(
     candidates: Sequence[Candidate], volumes: dict[Path, Volume], job: AdaptJob, report: Report
 ) -> Candidate:
     """The model to adapt, the same in every process."""
-    options = InferenceOptions(**job.options.model_dump(include={"device", "precision", "threads"}))
+    options = job.options.for_inference()
 
     def work() -> tuple[int, str]:
         best, why = choose_for_all(candidates, list(volumes.values()), options)

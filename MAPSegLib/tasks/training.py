@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__, distributed
-from ..config import ARCHITECTURES, InferenceOptions, Label, Preprocessing, TrainingOptions, check_path
+from ..config import ARCHITECTURES, Label, Preprocessing, TrainingOptions, check_path
 from ..errors import InputError
 from ..jobs import Report, TrainJob
 from ..manifests import list_pairs
 from ..models import SUFFIX, ModelCard, load_card, load_encoder, load_model, resolve, save_model
+from ..reports import RECORD
 from ..volumes import find_scans, read_labels
 from . import resume
 from .label_table import infer_labels, read_label_table
@@ -70,7 +71,7 @@ def train(job: TrainJob, report: Report) -> dict[str, Any]:
                 save_model(final, model.state_dict(), known, job.overwrite)
 
             distributed.on_first(finish)
-    return {"files": [str(final), str(folder / resume.RECORD)], "model": str(final), "failed": []}
+    return {"files": [str(final), str(folder / RECORD)], "model": str(final), "failed": []}
 
 
 def _start(job: TrainJob, card: ModelCard) -> Segmenter:
@@ -111,7 +112,7 @@ def with_trust(
     from ..quality import assess_image, intensity_profile, trust_limits
     from ..shapes import extent_priors
 
-    inference = InferenceOptions(device=options.device, precision=options.precision, threads=options.threads)
+    inference = options.for_inference()
     generator = torch.Generator().manual_seed(options.seed + 2)
     draws = [source.draw_undeformed(generator) for _ in range(TRUST_DRAWS)]
     priors: dict[str, Any] = {"extents": extent_priors(card.labels, source.label_maps())}

@@ -26,6 +26,7 @@ from ..inference import Segmentation, segment_scan
 from ..networks.segmenter import Segmenter
 from ..preprocessing import Scan, prepare, restore
 from ..quality import Assessment, assess_scan, better, needed_gain
+from ..reports import CHECKPOINT, RECORD
 from ..volumes import Volume
 from .contrast import search_curve
 from .loop import Clock, Loop, Record
@@ -105,9 +106,9 @@ def adapt(
         SourceFree(options) if source is None else Centralised(options, source, card.preprocessing.spacing)
     )
     loop = Loop(terms.student(model), options, ema_decay(options, terms.warmup), rates=terms.rates)
-    checkpoint = folder / "checkpoint.pt"
+    checkpoint = folder / CHECKPOINT
     loop.resume(checkpoint)
-    record = Record(folder / "metrics.jsonl", loop.step)
+    record = Record(folder / RECORD, loop.step)
     run = _Run(loop, model, card, scans, terms, options, record, checkpoint)
     run.go(report, preview)
     best = loop.ema

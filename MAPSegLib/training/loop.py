@@ -16,7 +16,6 @@ import torch
 from torch import Generator, Tensor, nn
 
 from .. import distributed
-from ..config import InferenceOptions
 from ..devices import is_out_of_memory, pick_device, precision_context, prepare_process
 from ..errors import InputError, MAPSegError, MemoryExhausted
 from ..reports import plain, unwritable, write_text
@@ -70,9 +69,7 @@ class Loop:
     ):
         prepare_process(options.threads)
         self.device = pick_device(options.device)
-        self.inference = InferenceOptions(
-            device=options.device, precision=options.precision, threads=options.threads
-        )
+        self.inference = options.for_inference()
         self.model = model.to(self.device)
         self.replica = distributed.Replica(self.model)
         self.ema = self.model

@@ -16,6 +16,7 @@ from ..losses import masked_error
 from ..masking import cube_mask
 from ..networks.autoencoder import Autoencoder
 from ..pictures import Reconstruction
+from ..reports import CHECKPOINT, RECORD
 from .loop import Clock, Loop, Record, Reused, warmup_cosine
 
 SHOWN = 4
@@ -46,9 +47,9 @@ def pretrain(
     loop = Loop(
         model, options, ema_decay=None, rate=warmup_cosine(options.warmup, options.steps), betas=(0.9, 0.95)
     )
-    checkpoint = folder / "checkpoint.pt"
+    checkpoint = folder / CHECKPOINT
     loop.resume(checkpoint)
-    record, clock = Record(folder / "metrics.jsonl", loop.step), Clock(loop.step, loop.extra)
+    record, clock = Record(folder / RECORD, loop.step), Clock(loop.step, loop.extra)
     wanted = picture is not None and options.picture_every > 0 and distributed.rank() == 0
     samples = _samples(model, domains, options.seed) if wanted else []
     scans = Reused(lambda generator: [domains.draw(generator) for _ in range(options.scans)], options.reuse)

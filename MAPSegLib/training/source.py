@@ -14,6 +14,7 @@ from ..datasets import PatchBatch, Source, cut_patches
 from ..losses import cosine_loss, segmentation_loss
 from ..networks.segmenter import Segmenter
 from ..quality import validation_dice
+from ..reports import CHECKPOINT, RECORD
 from .loop import Clock, Loop, Record, Reused, warmup_cosine
 from .views import show
 
@@ -68,9 +69,9 @@ def train(
         young=True,
         muon_rate=options.muon_rate,
     )
-    checkpoint = folder / "checkpoint.pt"
+    checkpoint = folder / CHECKPOINT
     loop.resume(checkpoint)
-    record, clock = Record(folder / "metrics.jsonl", loop.step), Clock(loop.step, loop.extra)
+    record, clock = Record(folder / RECORD, loop.step), Clock(loop.step, loop.extra)
     drawn = Reused(source.draw, options.reuse)
 
     def terms() -> dict[str, Tensor]:

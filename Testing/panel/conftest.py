@@ -187,14 +187,6 @@ class Screen:
         return pid()
 
 
-def alive(pid) -> bool:
-    """Whether a process runs; one that has ended and was not waited for does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 def workers() -> list[int]:
     """Processes of this one's children that run the worker."""
     listed = subprocess.run(["ps", "-eo", "pid,ppid,stat,args"], capture_output=True, encoding="utf-8").stdout

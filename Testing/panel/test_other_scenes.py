@@ -3,7 +3,9 @@
 import pytest
 import slicer
 
-from .conftest import add_ball, alive
+from Testing.processes import alive
+
+from .conftest import add_ball
 from .scenes import load_scene, save_scene
 from .test_runs import adapt
 

@@ -9,8 +9,9 @@ import pytest
 
 from Testing.host import loadable
 from Testing.host.pythonqt import dialogs
+from Testing.processes import alive
 
-from .conftest import MODULE, Heartbeat, add_ball, alive, measured, workers
+from .conftest import MODULE, Heartbeat, add_ball, measured, workers
 
 
 def test_a_click_segments(screen):

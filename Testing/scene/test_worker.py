@@ -1,20 +1,11 @@
 """The worker process by itself: one that hangs, and one that is killed behind a launcher."""
 
-import os
-from pathlib import Path
-
 import pytest
 from MAPSegModule import job
 
+from Testing.processes import alive
+
 from .conftest import eventually
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return "Z" not in Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0]
 
 
 def start_other(folder, monkeypatch, code) -> job.Worker:

@@ -27,6 +27,8 @@ def change_of(coordinator: Coordinator, value: float) -> dict[str, np.ndarray]:
         ({"min_sites": 4}, "min_sites is 4, but there are 3 sites"),
         ({"name": "state"}, "a model called state"),
         ({"model": None}, "an adaptation needs a model"),
+        ({"preset": "tiny"}, "preset is a pretraining's"),
+        ({"preprocessing": {"modality": "ct"}}, "preprocessing is a pretraining's"),
         ({"sites": SITES[:1]}, "needs a site with the role source and one with the role target"),
         ({"options": {"preset": "best"}}, "preset: Input should be"),
         ({"rounds": 0}, "rounds"),

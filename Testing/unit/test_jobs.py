@@ -16,7 +16,7 @@ from MAPSegLib.config import AdaptationOptions, CentralisedOptions, Label, check
 from MAPSegLib.errors import InputError
 from MAPSegLib.jobs import AdaptJob, SegmentJob, TrainJob, build_job, parse_job
 from MAPSegLib.model_files import user_folder
-from MAPSegLib.reports import write_csv, write_json
+from MAPSegLib.reports import CHECKPOINT, RECORD, write_csv, write_json
 from MAPSegLib.tasks import resume
 from MAPSegLib.tasks.evaluation import pair_cases
 from MAPSegLib.tasks.label_table import infer_labels, read_label_table
@@ -147,7 +147,7 @@ def interrupted(folder, job, files):
     """A run that ends with a checkpoint and no result."""
     with pytest.raises(ZeroDivisionError), resume.claim(folder, job, files) as resumed:
         yield resumed
-        (folder / resume.CHECKPOINT).touch()
+        (folder / CHECKPOINT).touch()
         raise ZeroDivisionError
 
 
@@ -194,14 +194,14 @@ def test_a_folder_serves_one_run_at_a_time_and_keeps_the_record_of_another(tmp_p
             resume.claim(folder, adaptation(tmp_path), []),
         ):
             pass
-        (folder / resume.RECORD).touch()
-    assert [path.name for path in folder.iterdir()] == [resume.RECORD]
+        (folder / RECORD).touch()
+    assert [path.name for path in folder.iterdir()] == [RECORD]
     with (
         pytest.raises(InputError, match="the record .* of another run"),
         resume.claim(folder, adaptation(tmp_path), []),
     ):
         pass
-    assert [path.name for path in folder.iterdir()] == [resume.RECORD]
+    assert [path.name for path in folder.iterdir()] == [RECORD]
     with resume.claim(folder, adaptation(tmp_path).model_copy(update={"overwrite": True}), []):
         pass
 
@@ -218,8 +218,8 @@ def test_where_files_cannot_be_locked_a_run_goes_on_with_a_warning(tmp_path, mon
 
 def test_a_run_that_fails_before_its_first_checkpoint_leaves_nothing(tmp_path):
     with pytest.raises(ZeroDivisionError), resume.claim(tmp_path, adaptation(tmp_path), []):
-        (tmp_path / resume.RECORD).touch()
-        (tmp_path / f"{resume.CHECKPOINT}.part").touch()
+        (tmp_path / RECORD).touch()
+        (tmp_path / f"{CHECKPOINT}.part").touch()
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
 

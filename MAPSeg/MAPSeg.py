@@ -17,6 +17,8 @@ from slicer.ScriptedLoadableModule import (
     ScriptedLoadableModuleWidget,
 )
 
+_MANUAL = "https://github.com/MAPSeg/MAPSeg/blob/main/Docs/slicer.md"
+
 
 class MAPSeg(ScriptedLoadableModule):
     """Name, category and texts of the module."""
@@ -27,10 +29,11 @@ class MAPSeg(ScriptedLoadableModule):
         parent.categories = [translate("qSlicerAbstractCoreModule", "Segmentation")]
         parent.dependencies = []
         parent.contributors = ["The MAPSeg contributors"]
-        parent.helpText = _(
+        about = _(
             "Segments 3D medical scans, and adapts the model to scans of a scanner or contrast that it was not trained "
             "for, without labels. Everything runs on this computer. Research software: not for clinical use."
         )
+        parent.helpText = f'{about}<p><a href="{_MANUAL}">{_("How to use it")}</a></p>'
         parent.acknowledgementText = _(
             "An independent implementation of MAPSeg (Zhang et al., CVPR 2024, arXiv 2303.09373)."
         )

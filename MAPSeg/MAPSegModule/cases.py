@@ -66,6 +66,10 @@ def find_cases(inputs: Sequence[str | Path], output: str | Path) -> list[Case]:
         path = Path(given).expanduser().absolute()
         if not path.exists():
             raise InputError(f"{path} does not exist.", "Check the path.")
+        if path.resolve() == output.resolve():
+            raise InputError(
+                f"Input and output are the same folder, {path}.", "Give the results a folder of their own."
+            )
         if path.is_file():
             add(_stem(path), path, _parts(path))
             continue

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import slicer
+from slicer.i18n import tr as _
 
 from . import scene
 from .models import InputError
@@ -81,13 +82,18 @@ class Item:
         Edits of the result shown are lost: see ``edited``.
 
         Raises:
-            InputError: there is no such result, or volume or segmentation left the scene.
+            InputError: there is no such result, volume or segmentation left the scene, or the volume has another grid.
         """
         volume, segmentation = map(slicer.mrmlScene.GetNodeByID, (self.volume_id, self.segmentation_id))
         if which not in self.files or volume is None or segmentation is None:
-            raise InputError(f"There is no {which} result of {self.name} to show.")
+            told = _("There is no {which} result of {name} to show.")
+            raise InputError(told.format(which=which, name=self.name))
         if which != self.shown:
-            scene.replace_labels(segmentation, self.files[which], volume, self.card, surfaces=True)
+            try:
+                scene.replace_labels(segmentation, self.files[which], volume, self.card, surfaces=True)
+            except ValueError as error:
+                told = _("{name} was moved or resampled since: only the result shown fits it as it was.")
+                raise InputError(told.format(name=self.present_name)) from error
             self.shown, self.label_state = which, scene.label_state(segmentation)
             self.describe()
 
@@ -115,6 +121,9 @@ class Item:
             reason = self.report.get("reason", "")
             told = {"Preview": None, "Result": self.shown, "Trusted": trusted, "Reason": reason}
         scene.set_attributes(segmentation, {"Model": self.model, **told})
+        # Attributes are for scripts; this is what the Data module shows.
+        doubt = _("Do not rely on it.") if told["Trusted"] == "no" else ""
+        segmentation.SetDescription(" ".join(filter(None, (f"MAPSeg {self.model}.", doubt, told["Reason"]))))
 
     def withdraw(self) -> None:
         """Take back a preview that no result will follow: not what users put into it, and not one that they edited."""

@@ -16,16 +16,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from slicer.i18n import tr as _
+
 from . import backend_folder
 
 TERMINATE_AFTER, KILL_AFTER = 0.8, 1.3
 """Seconds that a cancelled worker gets to end by itself, and until its process tree is killed."""
-_REASONS = {
-    1: "The worker failed unexpectedly.",
-    2: "The worker refused its input.",
-    3: "Memory ran out.",
-    4: "Cancelled.",
-}
 _LAUNCHER = "exit abnormally - Report the problem"
 """What the launcher of Slicer's Python writes when its child was ended; it ends with exit code 1 itself."""
 
@@ -125,24 +121,37 @@ class Worker:
         if self._last_error:
             return {key: str(self._last_error.get(key) or "") for key in ("kind", "message", "advice")}
         if self._cancelled_at is not None:
-            return {"kind": "cancelled", "message": "Cancelled.", "advice": ""}
+            return {"kind": "cancelled", "message": _("Cancelled."), "advice": ""}
         told = (line for line in reversed(self._log) if line.strip() and _LAUNCHER not in line)
         last = next(told, "")
-        return {"kind": "error", "message": f"{self._reason()} {last.strip()}".strip(), "advice": ""}
+        reason, memory = self._reason()
+        return {
+            "kind": "memory" if memory else "error",
+            "message": f"{reason} {last.strip()}".strip(),
+            "advice": _("Close other programs, or crop the volume.") if memory else "",
+        }
 
     @property
     def log(self) -> str:
         """The end of what the worker wrote to its log."""
         return "\n".join(self._log)
 
-    def _reason(self) -> str:
+    def _reason(self) -> tuple[str, bool]:
+        """Why it ended, and whether that was for want of memory."""
         code = self.exit_code
         behind_launcher = code == 1 and any(_LAUNCHER in line for line in self._log)
         if code in (-9, 137) or behind_launcher:
-            return "The worker was ended by the system, probably because memory ran out."
+            return _("The worker was ended by the system, probably because memory ran out."), True
         if code is not None and code < 0:
-            return f"The worker was ended by signal {-code}."
-        return _REASONS.get(code, f"The worker ended with exit code {code}.")
+            return _("The worker was ended by signal {number}.").format(number=-code), False
+        reasons = {
+            1: _("The worker failed unexpectedly."),
+            2: _("The worker refused its input."),
+            3: _("Memory ran out."),
+            4: _("Cancelled."),
+        }
+        unknown = _("The worker ended with exit code {code}.").format(code=code)
+        return reasons.get(code, unknown), code == 3
 
     def _read_events(self, stream) -> None:
         for line in stream:

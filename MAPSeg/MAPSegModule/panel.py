@@ -14,13 +14,15 @@ from . import run as runs
 from .job import worker_environment
 from .model_section import ModelSection
 from .models import InputError
-from .parameters import Parameters, offers_centralised
+from .parameters import Parameters
 from .plots import Curves
 from .result_section import ResultSection
 from .volume_section import VolumeSection
 
 POLL_MS = 50
 """How often events of the worker are taken in; one of these takes less than that."""
+LONG = 60.0
+"""Seconds of adapting that are not thrown away without asking."""
 DOUBLE_CLICK = 0.5
 """Seconds after a start in which its button, which then cancels, takes no press: that of a double click."""
 
@@ -56,8 +58,6 @@ class Panel:
             (_("Graphics card (Apple)"), "mps"),
         ):
             ui.deviceComboBox.addItem(text, device)
-        for widget in (ui.sourceFolderLabel, ui.sourceFolderEdit, ui.sourceFolderButton):
-            widget.setVisible(offers_centralised())
         self._offer_wheels()
         self.models = ModelSection(ui, self._ensure)
         self.volumes = VolumeSection(ui)
@@ -121,7 +121,7 @@ class Panel:
             minutes=ui.minutesSpinBox.value,
             device=ui.deviceComboBox.itemData(ui.deviceComboBox.currentIndex),
             uncertainty=ui.uncertaintyCheckBox.checked,
-            source_folder=ui.sourceFolderEdit.text.strip() if offers_centralised() else "",
+            source_folder=ui.sourceFolderEdit.text.strip(),
             preview_seconds=10.0 if ui.previewCheckBox.checked else 0.0,
         )
 
@@ -208,8 +208,18 @@ class Panel:
     def _pressed(self, adapt: bool) -> None:
         if not self.running:
             self.start(adapt)
-        elif time.monotonic() - self._started > DOUBLE_CLICK:
+        elif time.monotonic() - self._started > DOUBLE_CLICK and self._may_discard():
             self.cancel()
+
+    def _may_discard(self) -> bool:
+        """Ask, where an adaptation has gone on for a while; it may end while the question stands."""
+        run = self.run
+        if run.stage != "adapt" or time.monotonic() - self._started < LONG:
+            return True
+        question = _(
+            "Discard what the adaptation has reached? ‘Stop and keep the best’ would go on to the results."
+        )
+        return slicer.util.confirmOkCancelDisplay(question) and self.running and self.run is run
 
     def start(self, adapt: bool) -> None:
         """Segment the checked volumes, after adapting to them or not."""
@@ -301,7 +311,11 @@ class Panel:
             reasons = " ".join(f"{item.name}: {item.message}" for item in failed[:3])
             self._say(texts.WARNING, "!", f"{kept} {reasons}")
         else:
-            self._say(texts.GOOD, "✓", _("Done in {time}.").format(time=took))
+            doubtful = [item.present_name for item in done if item.result.get("trusted") is False]
+            told = _("Done in {time}.").format(time=took)
+            if doubtful:
+                told += " " + _("Do not rely on the result of {names}.").format(names=", ".join(doubtful))
+            self._say(*((texts.WARNING, "!") if doubtful else (texts.GOOD, "✓")), told)
         self.results.refresh()
         self._update()
 
@@ -311,6 +325,8 @@ class Panel:
     def _scene_closed(self, caller, event) -> None:
         self.results.prune()
         self.curves.clear()
+        if not self.running:
+            self._told = ""
 
     def _say(self, color: str, mark: str, text: str) -> None:
         self._told = texts.marked(color, mark, text.strip())
@@ -343,7 +359,9 @@ class Panel:
         ui.progressFrame.setVisible(running)
         for section in (ui.modelSection, ui.optionsSection):
             section.enabled = not (running or self._installing)
-        ui.statusLabel.text = self._told or (texts.marked(texts.QUIET, "–", problem) if problem else "")
+        # Why nothing can be started belongs below what the last start came to.
+        now = texts.marked(texts.QUIET, "–", problem) if problem else ""
+        ui.statusLabel.text = "<br>".join(filter(None, (self._told, now)))
         ui.statusLabel.setVisible(bool(ui.statusLabel.text))
 
 

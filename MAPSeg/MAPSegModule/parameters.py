@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from . import backend_folder
 from .models import InputError, find_entry
 
 _SHORT = {"warmup": 0, "ema_decay": 0.98, "check_every": 10}
@@ -43,11 +40,8 @@ class Parameters:
             return f"There is no device {self.device}; choose one of {', '.join(DEVICES)}."
         if self.adapt and not 0 < self.minutes <= 600:
             return "The time for adapting must lie between 0 and 600 minutes."
-        if self.adapt and self.source_folder:
-            if not offers_centralised():
-                return "This version of MAPSeg cannot adapt with source scans."
-            if not Path(self.source_folder).expanduser().exists():
-                return f"The source scans {self.source_folder} do not exist."
+        if self.adapt and self.source_folder and not Path(self.source_folder).expanduser().exists():
+            return f"The source scans {self.source_folder} do not exist."
         return ""
 
     def to_job(self, files: Sequence[str | Path], folder: str | Path) -> dict[str, Any]:
@@ -70,15 +64,3 @@ class Parameters:
                 job["source"] = str(Path(self.source_folder).expanduser().absolute())
                 job["options"] = _SHORT | job["options"]
         return job
-
-
-@cache
-def offers_centralised() -> bool:
-    """Whether the backend's adaptation job takes labelled source scans (its field ``source``)."""
-    tree = ast.parse((backend_folder() / "MAPSegLib" / "jobs.py").read_text(encoding="utf-8"))
-    return any(
-        isinstance(field, ast.AnnAssign) and getattr(field.target, "id", "") == "source"
-        for node in tree.body
-        if isinstance(node, ast.ClassDef) and node.name == "AdaptJob"
-        for field in node.body
-    )

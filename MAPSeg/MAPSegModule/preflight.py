@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import slicer
+import vtk
 from slicer.i18n import tr as _
 
 from MAPSegLib.levels import foreground_bounds, mr_levels
@@ -20,6 +21,8 @@ The lowest quantile is left out: it tells brain-extracted heads from whole ones.
 sources lie at 0.6 to 1.4, MNI152, an average of many heads, at 1.9, and so it does in the demo's contrast; for `brain`
 at 0.4 to 1.1, 1.4 and 2.0. A T2 brain, FLAIR and an abdomen, at 0.9 to 1.4, do not stand out: this is a first hint.
 """
+_TURNED = 0.7
+"""Cosine of the angle by which a transform turns a scan over."""
 _SAMPLE = 300_000
 _CORES = max(1, min(8, os.cpu_count() or 1))
 
@@ -37,6 +40,8 @@ class Preflight:
 
     Intensities that do not stand out prove no familiarity. What a result is worth is judged after the run.
     """
+    advice: str
+    """What to do about that, or about a transform that turns the scan over; one sentence, or empty."""
     memory_gb: float
     seconds: float
     problem: str
@@ -49,7 +54,7 @@ def preflight(volumeNode, entry: ModelEntry) -> Preflight:
     """Look at a volume node. Takes some milliseconds: intensities are sampled, not read whole."""
     problem = _unusable(volumeNode)
     if problem:
-        return Preflight((0, 0, 0), (0, 0, 0), "", False, 0.0, 0.0, problem, problem)
+        return Preflight((0, 0, 0), (0, 0, 0), "", False, "", 0.0, 0.0, problem, problem)
     spacing = tuple(map(float, volumeNode.GetSpacing()))
     shape = volumeNode.GetImageData().GetDimensions()
     size = tuple(n * s for n, s in zip(shape, spacing, strict=True))
@@ -59,7 +64,7 @@ def preflight(volumeNode, entry: ModelEntry) -> Preflight:
     elif sample.min() == sample.max():
         problem = _("All of its voxels are alike.")
     if problem:
-        return Preflight(spacing, size, "", False, 0.0, 0.0, problem, problem)
+        return Preflight(spacing, size, "", False, "", 0.0, 0.0, problem, problem)
     modality = _modality(volumeNode, sample)
     wanted = entry.card["preprocessing"]
     foreign, working = _compare(sample, [s * step for s in spacing], modality, entry.card)
@@ -70,6 +75,7 @@ def preflight(volumeNode, entry: ModelEntry) -> Preflight:
         size,
         modality,
         foreign,
+        _advice(volumeNode, modality, wanted["modality"], foreign),
         round(memory, 1),
         round(seconds),
         "",
@@ -135,6 +141,30 @@ def _compare(sample: np.ndarray, spacing: list[float], modality: str, card: dict
     covariance += 1e-3 * np.trace(covariance) * np.eye(len(off))  # of few scans it may be flat somewhere
     distance = np.sqrt(off @ np.linalg.solve(covariance, off) / len(off))
     return bool(distance > FOREIGN), working
+
+
+def _advice(node, modality: str, wanted: str, foreign: bool) -> str:
+    if _turned_over(node):
+        return _(
+            "It lies under a transform that mirrors or turns it, and is segmented as it lies without. "
+            "If the transform sets it right, harden it first: left and right depend on it."
+        )
+    if modality != wanted:
+        return _("This model is for {modality}: choose another one.").format(modality=wanted.upper())
+    return _("Adapting to it is advised.") if foreign else ""
+
+
+def _turned_over(node) -> bool:
+    """Whether transforms above the volume mirror it, or turn it by more than a registration would."""
+    transform = node.GetParentTransformNode()
+    if transform is None or not transform.IsTransformToWorldLinear():
+        return False
+    matrix = vtk.vtkMatrix4x4()
+    transform.GetMatrixTransformToWorld(matrix)
+    linear = slicer.util.arrayFromVTKMatrix(matrix)[:3, :3]
+    turned = np.linalg.svd(linear)
+    cosine = (np.trace(turned[0] @ turned[2]) - 1) / 2
+    return bool(np.linalg.det(linear) < 0 or cosine < _TURNED)
 
 
 def _summary(spacing, size, modality, foreign, wanted, memory, seconds) -> str:

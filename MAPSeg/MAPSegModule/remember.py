@@ -1,4 +1,7 @@
-"""Choices that last from one session to the next, in the application's settings."""
+"""Choices that last from one session to the next, in the application's settings.
+
+Source scans are none of them: hidden in a closed section, they would take part in the adaptation of another model.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,6 @@ def recall(ui) -> str:
     ui.minutesSpinBox.value = value("Minutes", ui.minutesSpinBox.value, _number(ui.minutesSpinBox.value))
     ui.uncertaintyCheckBox.checked = value("Uncertainty", False, slicer.util.toBool)
     ui.previewCheckBox.checked = value("Preview", True, slicer.util.toBool)
-    ui.sourceFolderEdit.text = value("SourceFolder", "", str)
     ui.wheelFolderEdit.text = value("WheelFolder", "", str)
     ui.deviceComboBox.setCurrentIndex(max(0, ui.deviceComboBox.findData(value("Device", "auto", str))))
     ui.optionsSection.collapsed = value("OptionsCollapsed", True, slicer.util.toBool)
@@ -31,7 +33,6 @@ def remember(ui, model: str) -> None:
         ("Minutes", ui.minutesSpinBox.value),
         ("Uncertainty", ui.uncertaintyCheckBox.checked),
         ("Preview", ui.previewCheckBox.checked),
-        ("SourceFolder", ui.sourceFolderEdit.text),
         ("WheelFolder", ui.wheelFolderEdit.text),
         ("Device", ui.deviceComboBox.itemData(ui.deviceComboBox.currentIndex)),
         ("OptionsCollapsed", ui.optionsSection.collapsed),

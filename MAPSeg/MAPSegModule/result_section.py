@@ -33,6 +33,7 @@ class ResultSection:
         self.ui = ui
         self.model_saved = Signal()
         self._results: dict[str, tuple[runs.Item, runs.Run]] = {}
+        """By segmentation node: a volume may have several, of several models."""
         self._runs: list[runs.Run] = []
         self._in_slices: runs.Item | None = None
         """The volume that was brought into the slices last; users may have put others there since."""
@@ -74,17 +75,15 @@ class ResultSection:
     def add(self, item: runs.Item, run: runs.Run) -> None:
         """Take in the result of a volume; the first one of a run is shown at once."""
         first = not any(other is run for _each, other in self._results.values())
-        if item.volume_id in self._results:
-            self._to_hide.add(self._results[item.volume_id][0])  # stays in the scene
-        self._results[item.volume_id] = (item, run)
+        self._results[item.segmentation_id] = (item, run)
         self._let_go()
-        self._fill(item.volume_id if first or self.item is None else self.item.volume_id)
+        self._fill(item.segmentation_id if first or self.item is None else self.item.segmentation_id)
 
     def enter(self) -> None:
         """Look again at what users may have done in other modules, and arrange what came meanwhile."""
         self._entered = True
         for index, (item, _run) in enumerate(self._results.values()):
-            self.ui.resultComboBox.setItemText(index, item.present_name)
+            self.ui.resultComboBox.setItemText(index, _title(item))
         self._judge()
         self._arrange()
 
@@ -106,12 +105,12 @@ class ResultSection:
         if self._overlaid is not None and node(self._overlaid.uncertainty_id) is None:
             self._overlaid = None
         kept = {
-            volume_id: (item, run)
-            for volume_id, (item, run) in self._results.items()
-            if node(volume_id) is not None and node(item.segmentation_id) is not None
+            segmentation_id: (item, run)
+            for segmentation_id, (item, run) in self._results.items()
+            if node(item.volume_id) is not None and node(segmentation_id) is not None
         }
         if len(kept) != len(self._results):
-            shown = self.item.volume_id if self.item else ""
+            shown = self.item.segmentation_id if self.item else ""
             self._results = kept
             self._let_go()
             self._fill(shown)
@@ -134,13 +133,14 @@ class ResultSection:
         """Show one volume of a run in the slices, and only its labels."""
         self._show_nodes(item, run.items)
 
-    def _fill(self, volume_id: str) -> None:
+    def _fill(self, segmentation_id: str) -> None:
         box = self.ui.resultComboBox
         box.blockSignals(True)
         box.clear()
         for each, (item, _run) in self._results.items():
-            box.addItem(item.present_name, each)
-        box.setCurrentIndex(max(0, list(self._results).index(volume_id) if volume_id in self._results else 0))
+            box.addItem(_title(item), each)
+        known = list(self._results)
+        box.setCurrentIndex(known.index(segmentation_id) if segmentation_id in known else 0)
         box.blockSignals(False)
         self.ui.resultSection.enabled = bool(self._results)
         self.ui.resultSection.collapsed = not self._results
@@ -268,8 +268,12 @@ class ResultSection:
         item = self.item
         if item is None:
             return
-        path = self._ask_path(_("Save the labels"), re.sub(r"[^\w+-]+", "_", item.present_name), _LABEL_FILES)
-        if path:
+        name = re.sub(r"[^\w+-]+", "_", item.present_name) + "_seg"  # not the scan's own
+        path = self._ask_path(_("Save the labels"), name, _LABEL_FILES)
+        if path and Path(path) == _file_of(item.volume_id):
+            told = _("{path} is the scan itself. Choose another name for the labels.")
+            slicer.util.errorDisplay(told.format(path=path))
+        elif path:
             self._judge()
             with slicer.util.tryWithErrorDisplay(_("The labels could not be written."), waitCursor=True):
                 item.save_labels(path)
@@ -279,6 +283,13 @@ class ResultSection:
         if self._pair is None:
             return
         item, run = self._pair
+        if not any(each.result.get("chosen") == "adapted" for each in run.items):
+            question = _(
+                "The adapted result was kept for no volume: the model may be no better than {model}, which it "
+                "started from. Save it all the same?"
+            )
+            if not slicer.util.confirmOkCancelDisplay(question.format(model=item.model)):
+                return
         suggested = re.sub(r"[^\w.+-]+", "-", f"{item.model}-{item.present_name}").strip("-")
         name = qt.QInputDialog.getText(
             self.ui.resultSection,
@@ -320,6 +331,20 @@ class ResultSection:
 
 def _header(structure: str) -> list[str]:
     return ["", structure, _("Volume, ml"), _("Confidence")]
+
+
+def _title(item: runs.Item) -> str:
+    """What the list of results says."""
+    adapted = _("{model}, adapted").format(model=item.model) if "chosen" in item.result else item.model
+    return f"{item.present_name}  ·  {adapted}"
+
+
+def _file_of(volume_id: str) -> Path | None:
+    """Where a volume was loaded from."""
+    node = slicer.mrmlScene.GetNodeByID(volume_id)
+    storage = node.GetStorageNode() if node is not None else None
+    name = storage.GetFullNameFromFileName() if storage is not None else ""
+    return Path(name) if name else None
 
 
 def _may_replace(item: runs.Item) -> bool:

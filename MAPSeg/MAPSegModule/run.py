@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import slicer
+from slicer.i18n import tr as _
 
 from . import images, scene
 from .item import CANCELLED, DONE, FAILED, RUNNING, WAITING, Item
@@ -88,14 +89,15 @@ class Run:
         Raises:
             InputError: nothing can be run as asked.
         """
-        problem = self.parameters.problem() or ("" if self.items else "There is no volume to segment.")
+        problem = self.parameters.problem() or ("" if self.items else _("There is no volume to segment."))
         if problem:
             raise InputError(problem)
         entry = find_entry(self.parameters.model)
         try:
             self._folder = Path(tempfile.mkdtemp(prefix="MAPSeg-", dir=slicer.app.temporaryPath))
         except OSError as error:
-            raise InputError(f"{slicer.app.temporaryPath} cannot be written: {error.strerror}.") from error
+            told = _("{folder} cannot be written: {reason}.")
+            raise InputError(told.format(folder=slicer.app.temporaryPath, reason=error.strerror)) from error
         self._delete = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._thread = ThreadPoolExecutor(1, "MAPSeg")
         closing = slicer.vtkMRMLScene.StartCloseEvent
@@ -103,15 +105,15 @@ class Run:
         self.stage = "export"
         for index, item in enumerate(self.items):
             item.model, item.card = entry.name, entry.card
-            # Named as the volume: the worker's messages speak of the file.
-            name = re.sub(r"[^\w.-]+", "_", item.name).strip("._") or "volume"
+            # Named as the volume: the worker's messages speak of the file. On Windows, readers take plain letters only.
+            name = re.sub(r"[^\w.-]+", "_", item.name, flags=re.ASCII).strip("._") or "volume"
             name = f"{name}_{index + 1}" if len(self.items) > 1 else name
             item.file = str(self._folder / f"{name}.nrrd")
             volume = slicer.mrmlScene.GetNodeByID(item.volume_id)
             try:
                 snapshot = images.Snapshot.of(volume)
             except (ValueError, AttributeError) as error:
-                text = str(error) if isinstance(error, ValueError) else "It left the scene."
+                text = str(error) if isinstance(error, ValueError) else _("It left the scene.")
                 self._set(item, FAILED, text)
             else:
                 item.voxel_state = scene.voxel_state(volume)
@@ -181,7 +183,7 @@ class Run:
             InputError: there is none, the name is taken, or the disk refuses.
         """
         if not self._model_file or not Path(self._model_file).is_file():
-            raise InputError("There is no adapted model to keep.")
+            raise InputError(_("There is no adapted model to keep."))
         return add_model(self._model_file, name)
 
     @property
@@ -215,7 +217,8 @@ class Run:
         files = []
         for item, future in self._exports:
             if error := future.exception():
-                self._set(item, FAILED, f"The volume cannot be written to {self._folder}: {error}")
+                told = _("The volume cannot be written to {folder}: {reason}")
+                self._set(item, FAILED, told.format(folder=self._folder, reason=error))
             else:
                 files.append(item.file)
         if not files:
@@ -228,7 +231,7 @@ class Run:
             for item in self.items:
                 if item.state == WAITING:
                     self._set(item, FAILED, str(error))
-            self._end(1, f"The worker cannot be started: {error}")
+            self._end(1, _("The worker cannot be started: {reason}").format(reason=error))
             return
         self.stage = "start"
 
@@ -269,11 +272,12 @@ class Run:
         (item, what), future = ready, self._loads.pop(ready)
         if future.exception() is not None:
             if what == "result":  # a preview may have gone by now
-                self._set(item, FAILED, f"The result cannot be read: {future.exception()}")
+                told = _("The result cannot be read: {reason}")
+                self._set(item, FAILED, told.format(reason=future.exception()))
             return
         volume = slicer.mrmlScene.GetNodeByID(item.volume_id)
         if volume is None:
-            self._set(item, FAILED, "The volume left the scene.")
+            self._set(item, FAILED, _("The volume left the scene."))
             return
         labels, uncertainty = future.result()
         try:
@@ -281,7 +285,8 @@ class Run:
             if uncertainty is not None:
                 item.uncertainty_id = scene.load_uncertainty(uncertainty, volume).GetID()
         except ValueError:  # exported from this very node, the map lay on its grid
-            self._set(item, FAILED, f"{item.name} was moved or resampled during the run.")
+            told = _("{name} was moved or resampled during the run.")
+            self._set(item, FAILED, told.format(name=item.name))
             return
         if what == "preview":
             item.shown = "preview"
@@ -292,7 +297,7 @@ class Run:
             if item.volume_changed:
                 _distrust(
                     item.result,
-                    "The volume changed during the run, and the labels are of what it was before.",
+                    _("The volume changed during the run, and the labels are of what it was before."),
                 )
                 item.voxel_state = scene.voxel_state(volume)
             item.describe()

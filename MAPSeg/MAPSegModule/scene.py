@@ -15,12 +15,14 @@ import slicer
 import vtk
 from vtk.util.numpy_support import numpy_to_vtk
 
-from .images import Labels, Snapshot, affine_of, is_sheared, read_array, read_labels
+from .images import Labels, affine_of, is_sheared, read_array, read_labels
 
 VALUE_TAG = "MAPSeg.LabelValue"
 """Segment tag with the model's label value, which survives editing, unlike the segment's own."""
 UNCERTAINTY = "MAPSeg.Uncertainty"
 """Attribute of uncertainty maps, with their volume's ID: they are no volumes to segment."""
+_COVERED = "MAPSeg.Covered"
+"""Attribute of slice views, with the foreground volume's ID and opacity that an uncertainty map covers."""
 _ATTRIBUTES = "MAPSeg."
 """What names of nodes' attributes begin with."""
 _CATEGORY = (
@@ -28,15 +30,6 @@ _CATEGORY = (
 )
 _REGION = "Anatomic codes - DICOM master list~^^~^^"
 _SIDES = {"left": "SCT^7771000^Left", "right": "SCT^24028007^Right"}
-
-
-def export_volume(node, path: str | Path) -> Path:
-    """Write a scalar volume as it lies on its own grid; parent transforms are left out, as results get the same.
-
-    Raises:
-        ValueError: the node holds no voxels, or several values per voxel.
-    """
-    return Snapshot.of(node).write(path)
 
 
 def load_labels(labels: Labels | str | Path, volumeNode, card: dict[str, Any], name: str = ""):
@@ -171,20 +164,26 @@ def load_uncertainty(uncertainty, volumeNode, name: str = ""):
 
 
 def show_overlay(volumeNode, uncertaintyNode, opacity: float = 0.5) -> None:
-    """Show an uncertainty map over its volume in all slice views.
+    """Show an uncertainty map over its volume in all slice views; what it covers there comes back after it.
 
     None for the map takes uncertainty maps out of the foreground, and leaves what else users put there.
     """
     for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
+        over = slicer.mrmlScene.GetNodeByID(composite.GetForegroundVolumeID() or "")
+        overlaid = over is not None and bool(over.GetAttribute(UNCERTAINTY))
         if uncertaintyNode is not None:
+            if not overlaid:
+                covered = f"{composite.GetForegroundVolumeID() or ''} {composite.GetForegroundOpacity()}"
+                composite.SetAttribute(_COVERED, covered)
             composite.SetBackgroundVolumeID(volumeNode.GetID())
             composite.SetForegroundVolumeID(uncertaintyNode.GetID())
             composite.SetForegroundOpacity(opacity)
-            continue
-        over = slicer.mrmlScene.GetNodeByID(composite.GetForegroundVolumeID() or "")
-        if over is not None and over.GetAttribute(UNCERTAINTY):
-            composite.SetForegroundVolumeID(None)
-            composite.SetForegroundOpacity(0.0)
+        elif overlaid:
+            before, _space, share = (composite.GetAttribute(_COVERED) or " 0").partition(" ")
+            there = before and slicer.mrmlScene.GetNodeByID(before) is not None
+            composite.SetForegroundVolumeID(before if there else None)
+            composite.SetForegroundOpacity(float(share) if there else 0.0)
+            composite.SetAttribute(_COVERED, None)
 
 
 def export_segmentation(segmentationNode, volumeNode, path: str | Path) -> Path:

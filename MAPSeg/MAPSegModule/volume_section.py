@@ -32,7 +32,11 @@ class VolumeSection(slicer.util.VTKObservationMixin):
         self.changed = Signal()
         self._entry: ModelEntry | None = None
         self._checked: set[str] = set()
+        self._offered = ""
+        """The volume that was checked because there was no other, until its box is touched or it is segmented."""
         self._seen: set[str] = set()
+        self._watched: dict[str, int] = {}
+        """Observers of volumes. The mixin would keep the nodes, voxels and all, when they have left the scene."""
         # Both with the voxels that they are of.
         self._flights: dict[tuple[str, str], tuple[tuple, Preflight]] = {}
         self._states: dict[str, tuple[tuple, tuple[str, str, str]]] = {}
@@ -54,8 +58,9 @@ class VolumeSection(slicer.util.VTKObservationMixin):
         self._settled = self._idle(SETTLED_MS, self.refresh)
         self._next = self._idle(0, self._look_at_one)
         scene = slicer.mrmlScene
-        for event in (scene.NodeAddedEvent, scene.NodeRemovedEvent, scene.EndImportEvent):
+        for event in (scene.NodeAddedEvent, scene.EndImportEvent):
             self.addObserver(scene, event, self._scene_changed)
+        self.addObserver(scene, scene.NodeRemovedEvent, self._node_removed)
         self.addObserver(scene, scene.EndCloseEvent, self._scene_closed)
 
     def _idle(self, milliseconds: int, function) -> qt.QTimer:
@@ -69,6 +74,9 @@ class VolumeSection(slicer.util.VTKObservationMixin):
         """Let go of the scene."""
         for timer in (self._later, self._settled, self._next):
             timer.stop()
+        for node in self.nodes():
+            if node.GetID() in self._watched:
+                node.RemoveObserver(self._watched[node.GetID()])
         self.removeObservers()
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
@@ -76,9 +84,16 @@ class VolumeSection(slicer.util.VTKObservationMixin):
         if node is None or node.IsA("vtkMRMLVolumeNode"):
             self._later.start()
 
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def _node_removed(self, caller, event, node=None) -> None:
+        if node is not None:
+            self._watched.pop(node.GetID(), None)
+        self._scene_changed(caller, event, node)
+
     def _scene_closed(self, caller, event) -> None:
         """Forget all volumes at once: those of a scene that is loaded next may get the same IDs before it is idle."""
-        for known in (self._checked, self._seen, self._flights, self._states, self._rows):
+        self._offered = ""
+        for known in (self._watched, self._checked, self._seen, self._flights, self._states, self._rows):
             known.clear()
         self._later.start()
 
@@ -104,10 +119,6 @@ class VolumeSection(slicer.util.VTKObservationMixin):
         flights = {node.GetID(): self._flight(node) for node in self.checked_nodes()}
         return {node_id: flight.problem for node_id, flight in flights.items() if flight and flight.problem}
 
-    def any_foreign(self) -> bool:
-        """Whether a checked volume is foreign to the model's source."""
-        return any(flight and flight.foreign for flight in map(self._flight, self.checked_nodes()))
-
     def set_model(self, entry: ModelEntry | None, running: bool = False) -> None:
         """Judge the volumes by another model; unless a run goes on, what an earlier one said of them is over."""
         if not running and (entry and entry.path) != (self._entry and self._entry.path):
@@ -120,15 +131,21 @@ class VolumeSection(slicer.util.VTKObservationMixin):
         nodes = self.nodes()
         there = {node.GetID() for node in nodes}
         fresh = [node_id for node_id in there if node_id not in self._seen]
-        if len(there) == 1 and fresh:
-            self._checked.update(fresh)  # with one volume there is nothing to choose
+        if len(there) == 1 and fresh:  # there is nothing to choose
+            self._offered = fresh[0]
+            self._checked.add(self._offered)
+        elif len(there) > 1 and self._offered:  # it came first, of several: there is something to choose
+            self._checked.discard(self._offered)
+            self._offered = ""
         self._seen = there
         self._checked &= there
         self._states = {node_id: state for node_id, state in self._states.items() if node_id in there}
         self._flights = {key: flight for key, flight in self._flights.items() if key[0] in there}
         for node in nodes:
-            if not self.hasObserver(node, vtk.vtkCommand.ModifiedEvent, self._node_modified):
-                self.addObserver(node, vtk.vtkCommand.ModifiedEvent, self._node_modified)
+            if node.GetID() not in self._watched:
+                self._watched[node.GetID()] = node.AddObserver(
+                    vtk.vtkCommand.ModifiedEvent, self._node_modified
+                )
         table = self.ui.volumeTable
         table.blockSignals(True)
         table.setRowCount(len(nodes))
@@ -154,6 +171,7 @@ class VolumeSection(slicer.util.VTKObservationMixin):
 
     def set_state(self, item: runs.Item, explain: bool = True) -> None:
         """Show how far a volume of a run is; ``explain`` also says below the list why it failed, once selected."""
+        self._offered = ""
         marks = {
             runs.WAITING: ("…", "", _("waiting")),
             runs.RUNNING: ("●", texts.BUSY, _("running")),
@@ -224,7 +242,7 @@ class VolumeSection(slicer.util.VTKObservationMixin):
             if flight.problem:
                 text, color, tip = "✗ " + _("unusable"), texts.BAD, flight.problem
             elif flight.foreign:
-                text, color, tip = "! " + _("foreign"), texts.WARNING, _("Adapting is advised.")
+                text, color, tip = "! " + _("foreign"), texts.WARNING, flight.advice
             else:
                 text = _("ready")
         text, color, tip = self._state(node) or (text, color, tip)
@@ -246,12 +264,11 @@ class VolumeSection(slicer.util.VTKObservationMixin):
         elif told and told[2]:
             text = f"{escape(node.GetName())}: {escape(told[2])}"
         elif flight.problem:
-            text = texts.marked(texts.BAD, "✗", flight.problem)
+            text = texts.marked(texts.BAD, "✗", f"{node.GetName()}: {flight.problem}")
         else:
-            text = escape(flight.summary)
-            if flight.foreign:
-                advice = _("Adapting to it is advised.")
-                text += "<br>" + texts.marked(texts.WARNING, "!", advice)
+            text = f"{escape(node.GetName())}: {escape(flight.summary)}"
+            if flight.advice:
+                text += "<br>" + texts.marked(texts.WARNING, "!", flight.advice)
         self.ui.volumeHintLabel.text = text
         self.ui.volumeHintLabel.setVisible(bool(text))
 
@@ -260,6 +277,7 @@ class VolumeSection(slicer.util.VTKObservationMixin):
             return
         on = self.ui.volumeTable.item(row, _NAME).checkState() == qt.Qt.Checked
         (self._checked.add if on else self._checked.discard)(self._rows[row])
+        self._offered = ""
         self._states.pop(self._rows[row], None)  # what an earlier run said of it is over
         self.changed.emit()
 

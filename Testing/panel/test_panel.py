@@ -1,6 +1,7 @@
 """The form itself: what is offered when, what is remembered, models, tables, keyboard, translation and themes."""
 
 import csv
+import gc
 import shutil
 import sys
 from xml.etree import ElementTree
@@ -65,16 +66,36 @@ def test_an_uncertainty_map_is_no_volume_in_the_scene(screen):
     assert "no volume in the scene" in screen.ui.volumeHintLabel.text
 
 
-def test_the_only_volume_is_checked_and_further_ones_are_not(screen):
+@pytest.mark.parametrize("touched", [False, True])
+def test_the_only_volume_is_checked_until_there_are_several(screen, touched):
+    """Of series that are loaded one after the other, the first one is a localizer as likely as not."""
     add_ball("one")
     screen.wait(lambda: screen.ui.segmentButton.enabled, 5)
+    if touched:
+        screen.check("one", False)
+        screen.check("one")
     add_ball("two")
     screen.wait(lambda: screen.ui.volumeTable.rowCount == 2, 5)
-    assert [node.GetName() for node in screen.panel.volumes.checked_nodes()] == ["one"]
+    assert [node.GetName() for node in screen.panel.volumes.checked_nodes()] == (["one"] if touched else [])
     screen.check("one", False)
     assert not screen.ui.segmentButton.enabled and "at least one" in screen.ui.segmentButton.toolTip
     screen.check("two")
     assert screen.ui.segmentButton.enabled
+
+
+@pytest.mark.parametrize("way", ["RemoveNode", "Clear"])
+def test_volumes_that_are_gone_take_no_memory(screen, way):
+    import slicer
+    import vtk
+
+    volume, kept = add_ball("gone"), vtk.vtkWeakReference()
+    kept.Set(volume)
+    screen.wait(lambda: screen.ui.segmentButton.enabled, 5)
+    slicer.mrmlScene.RemoveNode(volume) if way == "RemoveNode" else slicer.mrmlScene.Clear(False)
+    del volume
+    screen.wait(lambda: screen.ui.volumeTable.rowCount == 0, 5)
+    gc.collect()
+    assert kept.Get() is None
 
 
 def test_only_scans_are_listed_and_names_follow(screen):
@@ -240,10 +261,12 @@ def test_choices_last(screen):
     screen.ui.previewCheckBox.checked = False
     screen.ui.deviceComboBox.setCurrentIndex(screen.ui.deviceComboBox.findData("cpu"))
     screen.ui.optionsSection.collapsed = False
+    screen.ui.sourceFolderEdit.text = "/source"
     screen.panel.models.refresh("brain-t1")
     screen.close()
     screen.open()
     parameters = screen.panel.parameters(adapt=True)
+    assert parameters.source_folder == ""  # out of sight, and of this session's model
     assert (parameters.minutes, parameters.device, parameters.uncertainty) == (7.5, "cpu", True)
     assert parameters.preview_seconds == 0 and not screen.ui.optionsSection.collapsed
     assert screen.panel.models.entry.name == "brain-t1"
@@ -260,16 +283,11 @@ def test_a_broken_settings_file_does_no_harm(screen):
     assert parameters.minutes == 3 and parameters.device == "auto" and screen.panel.models.entry
 
 
-def test_source_scans_are_offered_when_the_backend_takes_them(screen):
-    from MAPSegModule.parameters import offers_centralised
-
+def test_source_scans_are_chosen(screen):
     screen.ui.optionsSection.collapsed = False
-    shown = [screen.ui.sourceFolderEdit._real.isVisible(), screen.ui.sourceFolderButton._real.isVisible()]
-    assert shown == [offers_centralised()] * 2
-    if offers_centralised():
-        dialogs.expect("getExistingDirectory", "/source")
-        screen.click("sourceFolderButton")
-        assert screen.panel.parameters(adapt=True).source_folder == "/source"
+    dialogs.expect("getExistingDirectory", "/source")
+    screen.click("sourceFolderButton")
+    assert screen.panel.parameters(adapt=True).source_folder == "/source"
 
 
 @pytest.fixture
@@ -304,7 +322,7 @@ def test_results_are_copied_exported_and_shown_in_3d(finished, tmp_path):
 
     dialogs.expect("save", str(tmp_path / "labels.nii.gz"))
     finished.click("exportSegmentationButton")
-    assert dialogs.asked[-1][1][1] == str(tmp_path / "scan_1")  # the folder lasts
+    assert dialogs.asked[-1][1][1] == str(tmp_path / "scan_1_seg")  # the folder lasts
     saved = np.asarray(nibabel.load(tmp_path / "labels.nii.gz").dataobj)
     counts = [np.count_nonzero(saved == value) * 8 / 1000 for value in (1, 2)]
     assert counts == pytest.approx([float(row[1]) for row in finished.rows()], rel=0.05)

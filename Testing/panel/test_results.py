@@ -64,13 +64,56 @@ def test_results_are_called_as_their_volumes_are_by_now(result, tmp_path):
     result.item.result["adapted"]["structures"] = [{"structure": "structure 1", "volume_ml": 4.1}]
     slicer.mrmlScene.GetNodeByID(result.item.volume_id).SetName("patient 1")
     result.panel.enter()
-    assert result.ui.resultComboBox.currentText == "patient 1"
+    assert result.ui.resultComboBox.currentText == "patient 1  ·  tiny, adapted"
     result.click("copyTableButton")
     assert slicer.app.clipboard().text().startswith("Volume\tpatient 1\n")
     assert [row["volume"] for row in exported(result, tmp_path / "table.csv")] == ["patient 1"]
     dialogs.expect("save", str(tmp_path / "labels"))
     result.click("exportSegmentationButton")
-    assert dialogs.asked[-1][1][1].endswith("patient_1")
+    assert dialogs.asked[-1][1][1].endswith("patient_1_seg")
+
+
+def test_another_result_of_a_volume_takes_nothing_away(result):
+    """To compare is why users segment again; the adapted model of the first run took minutes."""
+    from MAPSegModule import run, scene
+
+    first, cleaned = result.item, []
+    result.run.clean = lambda: cleaned.append(result.run)
+    volume = slicer.mrmlScene.GetNodeByID(first.volume_id)
+    second = run.Item(volume.GetID(), "ball", run.DONE, model="other", voxel_state=first.voxel_state)
+    second.result = first.result["source"]
+    labels = scene.load_labels(second.result["output"], volume, {})
+    second.segmentation_id, second.label_state = labels.GetID(), scene.label_state(labels)
+    second.shown = "source"
+    other = SimpleNamespace(items=[second], running=False, has_model=False, clean=lambda: None)
+    result.panel.results.add(second, other)
+    box = result.ui.resultComboBox
+    assert [box.itemText(i) for i in range(box.count)] == ["ball  ·  tiny, adapted", "ball  ·  other"]
+    assert result.panel.results.item is second and seen() == ["ball MAPSeg_1"]
+    box.setCurrentIndex(0)
+    assert result.panel.results.item is first and seen() == ["ball MAPSeg"]
+    assert result.ui.saveModelButton.enabled and not cleaned
+    slicer.mrmlScene.RemoveNode(slicer.mrmlScene.GetNodeByID(first.segmentation_id))
+    assert cleaned == [result.run] and result.panel.results.item is second
+
+
+def test_a_model_that_helped_no_volume_is_saved_after_a_question(screen, tmp_path):
+    import qt
+
+    item, run = make_result(tmp_path, chosen="source")
+    screen.panel.results.add(item, run)
+    dialogs.expect("message", qt.QMessageBox.Cancel)
+    screen.click("saveModelButton")
+    assert "kept for no volume" in dialogs.asked[-1][1][0]
+
+
+def test_a_doubtful_result_is_told_where_the_end_is(screen):
+    from MAPSegModule import run
+
+    items = [run.Item("", name, run.DONE, result={"trusted": name == "good"}) for name in ("good", "bad")]
+    screen.panel._finished(SimpleNamespace(items=items, exit_code=0, error=""))
+    told = screen.ui.statusLabel.text
+    assert "Done in" in told and "Do not rely on the result of bad." in told and "✓" not in told
 
 
 def test_the_buttons_say_what_is_shown_when_switching_fails(result, problems):
@@ -294,6 +337,20 @@ def test_saving_is_no_edit_and_hides_none(result, tmp_path):
         dialogs.expect("save", str(tmp_path / f"{edited}.seg.nrrd"))
         result.click("exportSegmentationButton")
         assert node.GetSegmentation().GetNumberOfLayers() == 1 and item.edited is edited
+
+
+def test_labels_do_not_replace_their_scan(result, tmp_path):
+    import qt
+
+    scan = tmp_path / "ball.nii.gz"
+    scan.write_text("precious")
+    volume = slicer.mrmlScene.GetNodeByID(result.item.volume_id)
+    volume.AddDefaultStorageNode()
+    volume.GetStorageNode().SetFileName(str(scan))
+    dialogs.expect("save", str(scan))
+    dialogs.expect("message", qt.QMessageBox.Ok)
+    result.click("exportSegmentationButton")
+    assert scan.read_text() == "precious"
 
 
 def test_a_file_of_the_completed_name_is_not_replaced_unasked(result, tmp_path):

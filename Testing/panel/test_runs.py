@@ -49,6 +49,7 @@ def adapt(screen, seconds=60.0):
 
 
 def test_adapting_shows_previews_and_curves_and_keeps_the_best(screen, home):
+    import qt
     import slicer
 
     add_ball()
@@ -97,6 +98,8 @@ def test_adapting_shows_previews_and_curves_and_keeps_the_best(screen, home):
     assert screen.ui.overlayCheckBox.checked
     assert [node.GetName() for node in screen.panel.volumes.nodes()] == ["ball"]  # the map is not one of them
 
+    if item.result["chosen"] == "source":
+        dialogs.expect("message", qt.QMessageBox.Ok)
     dialogs.expect("getText", "kept")
     screen.click("saveModelButton")
     assert (home / "kept.safetensors").exists() and screen.panel.models.entry.name == "kept"
@@ -128,13 +131,19 @@ def test_an_edited_preview_stays_in_sight(screen):
     assert not screen.rows() and edited.GetScene() is not None
 
 
-def test_cancelling_leaves_no_process(screen):
+def test_cancelling_leaves_no_process(screen, monkeypatch):
+    import qt
     import slicer
 
     add_ball()
     adapt(screen)
     pid = screen.worker_pid()
     screen.wait(lambda: screen.panel.run.stage == "adapt" and screen.panel.run.step > 2)
+    monkeypatch.setattr("MAPSegModule.panel.LONG", 0.0)
+    dialogs.expect("message", qt.QMessageBox.Cancel)
+    screen.click("adaptButton")
+    assert "Discard" in dialogs.asked[-1][1][0] and screen.ui.adaptButton.text == "Cancel"
+    dialogs.expect("message", qt.QMessageBox.Ok)
     started = time.monotonic()
     screen.click("adaptButton")
     assert screen.ui.adaptButton.text == "Cancelling…" and not screen.ui.adaptButton.enabled
@@ -311,6 +320,7 @@ def test_closing_the_scene_takes_results_away(screen):
     slicer.mrmlScene.Clear(False)
     screen.wait(lambda: not screen.ui.resultSection.enabled, 5)
     assert screen.rows() == []
+    assert "Done" not in screen.ui.statusLabel.text and "Load a volume" in screen.ui.statusLabel.text
 
 
 def test_reloading_ends_the_run_and_makes_the_panel_anew(screen):

@@ -271,6 +271,9 @@ def test_bad_input_is_told_with_its_exit_code(tmp_path, arguments, inputs, capfd
     assert host.run_script([*arguments, "--input", str(inputs / "bad.nii.gz")]) == 2
     assert "bad" in capfd.readouterr().err
     assert host.run_script(["--nonsense"]) == 2
+    same = str(inputs)
+    assert host.run_script(["--model", "brain-t1", "--input", same, "--output", same]) == 2
+    assert "Input and output are the same folder" in capfd.readouterr().err
 
 
 def test_options_have_to_be_an_object(tmp_path, arguments, inputs, capfd):

@@ -7,7 +7,7 @@ from MAPSegModule import preflight as preflights
 from MAPSegModule.models import ModelEntry, find_entry
 from MAPSegModule.preflight import preflight
 
-from .conftest import add_ball, add_volume, oblique
+from .conftest import add_ball, add_volume, matrix_of, oblique
 
 
 @pytest.fixture
@@ -71,6 +71,7 @@ def test_dicom_knows_the_modality_better(entry, scene, told):
     flight = preflight(add_dicom(scene, told), entry)
     assert flight.modality == told.lower() and flight.foreign is True
     assert f"looks like {told}, but the model expects MR" in flight.summary
+    assert flight.advice == "This model is for MR: choose another one."  # adapting is for contrasts
 
 
 def test_dicom_may_not_know_the_modality(entry, scene):
@@ -99,3 +100,26 @@ def test_intensities_unlike_the_sources_are_foreign(scene, entry):
     assert preflight(ball, with_mean([0.4, 0.8, 0.85, 0.9, 0.95])).foreign is True
     without = ModelEntry("x", entry.path, entry.card | {"priors": {}}, True)
     assert preflight(ball, without).foreign is False
+
+
+def turn(degrees):
+    angle = np.radians(degrees)
+    return [
+        [np.cos(angle), -np.sin(angle), 0, 5],
+        [np.sin(angle), np.cos(angle), 0, 0],
+        [0, 0, 1, 0],
+        [0, 0, 0, 1],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("matrix", "told"),
+    [(np.diag([-1, 1, 1, 1]), True), (turn(90), True), (turn(20), False), (1.1 * np.eye(4), False)],
+    ids=["mirrored", "turned", "registered", "scaled"],
+)
+def test_a_transform_that_turns_a_scan_over_is_told(entry, scene, matrix, told):
+    volume = add_ball()
+    above = scene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
+    above.SetMatrixTransformToParent(matrix_of(matrix))
+    volume.SetAndObserveTransformNodeID(above.GetID())
+    assert ("harden it first" in preflight(volume, entry).advice) == told

@@ -35,7 +35,7 @@ def in_group(group: int) -> list[int]:
 
 
 def test_two_volumes_of_which_one_is_bad(start, model):
-    good = add_ball("good one", affine=oblique())
+    good = add_ball("good ❤ Schädel", affine=oblique())
     bad = add_volume(np.full((8, 8, 8), 3.0, np.float32), name="bad")
     changed, finished = [], []
     run = start([bad, good], uncertainty=True)
@@ -44,11 +44,17 @@ def test_two_volumes_of_which_one_is_bad(start, model):
     run.wait()
     assert [item.state for item in run.items] == ["failed", "done"] and run.exit_code == 2
     assert "bad_1.nrrd" in run.items[0].message and finished == [run]
-    assert changed == [("bad", "running"), ("bad", "failed"), ("good one", "running"), ("good one", "done")]
+    assert changed == [
+        ("bad", "running"),
+        ("bad", "failed"),
+        (good.GetName(), "running"),
+        (good.GetName(), "done"),
+    ]
     [node], [result] = run.segmentations, run.results
     written = sitk.GetArrayFromImage(sitk.ReadImage(result["output"]))
     assert np.array_equal(voxels_of(node, good), written) and set(np.unique(written)) == {0, 1, 2}
-    assert node.GetName() == f"good one MAPSeg {model.stem}"
+    assert node.GetName() == f"{good.GetName()} MAPSeg {model.stem}"
+    assert result["output"].isascii()
     sure = slicer.mrmlScene.GetNodeByID(run.items[1].uncertainty_id)
     assert 0 <= slicer.util.arrayFromVolume(sure).min() < slicer.util.arrayFromVolume(sure).max() < 1
     assert sure.GetAttribute(mrml.UNCERTAINTY) == good.GetID()
@@ -75,6 +81,11 @@ def test_an_adaptation_previews_and_switches_between_its_results(start):
         assert np.array_equal(voxels_of(run.segmentations[0], nodes[0]), expected)
     with pytest.raises(InputError, match="no other result"):
         item.show("other")
+    assert run.segmentations[0].GetDescription().startswith("MAPSeg ")
+    assert item.report["reason"] in run.segmentations[0].GetDescription()
+    nodes[0].SetSpacing(3, 3, 3)
+    with pytest.raises(InputError, match="a was moved or resampled since"):
+        item.show("source")
     assert len(slicer.util.getNodesByClass("vtkMRMLSegmentationNode")) == 2
     kept = run.save_model("mine")
     assert [entry.name for entry in list_entries() if not entry.embedded] == ["mine"] and kept.path.is_file()

@@ -16,7 +16,7 @@ from MAPSegLib.volumes import read_labels
 from Testing.host import batch as files
 from Testing.host import render
 
-from .conftest import add_volume, matrix_of, oblique, voxels_of
+from .conftest import add_ball, add_volume, matrix_of, oblique, voxels_of
 
 CARD = {
     "labels": [
@@ -64,7 +64,7 @@ def test_labels_return_voxel_for_voxel(volume, labels, tmp_path, name):
 
 
 def test_exported_volumes_lie_where_the_node_does(volume, tmp_path):
-    path = mrml.export_volume(volume, tmp_path / "out.nrrd")
+    path = images.Snapshot.of(volume).write(tmp_path / "out.nrrd")
     image = sitk.ReadImage(str(path))
     assert np.array_equal(sitk.GetArrayFromImage(image), slicer.util.arrayFromVolume(volume))
     matrix = vtk.vtkMatrix4x4()
@@ -204,7 +204,7 @@ def test_left_handed_files_are_not_shown_mirrored(scene, labels, tmp_path):
     assert np.array_equal(slicer.util.arrayFromVolume(volume), labels[::-1])
     with pytest.raises(ValueError, match="not on the grid"):
         mrml.load_labels(tmp_path / "scan.nii.gz", volume, CARD)
-    node = mrml.load_labels(mrml.export_volume(volume, tmp_path / "out.nrrd"), volume, CARD)
+    node = mrml.load_labels(images.Snapshot.of(volume).write(tmp_path / "out.nrrd"), volume, CARD)
     assert np.array_equal(voxels_of(node, volume), labels[::-1])
 
 
@@ -363,6 +363,23 @@ def test_uncertainty_is_shown_where_it_is(scene):
         mrml.load_uncertainty(sure[1:], volume)
 
 
+@pytest.mark.parametrize("gone", [False, True])
+def test_what_the_overlay_covers_comes_back(scene, gone):
+    volume, other = add_ball("scan"), add_ball("PET")
+    node = mrml.load_uncertainty(np.zeros((32, 38, 34), np.float32), volume)
+    composite = scene.AddNewNodeByClass("vtkMRMLSliceCompositeNode")
+    composite.SetForegroundVolumeID(other.GetID())
+    composite.SetForegroundOpacity(0.4)
+    mrml.show_overlay(volume, node)
+    mrml.show_overlay(volume, node)  # twice: the map itself is not what it covers
+    assert composite.GetForegroundVolumeID() == node.GetID()
+    if gone:
+        scene.RemoveNode(other)
+    mrml.show_overlay(volume, None)
+    shown = composite.GetForegroundVolumeID(), composite.GetForegroundOpacity()
+    assert shown == ((None, 0.0) if gone else (other.GetID(), 0.4))
+
+
 def test_removing_the_overlay_leaves_what_users_put_there(scene):
     volume, second = add_volume(np.zeros((5, 5, 5))), add_volume(np.zeros((5, 5, 5)), name="second")
     views = [scene.AddNewNodeByClass("vtkMRMLSliceCompositeNode") for _ in range(2)]
@@ -385,7 +402,7 @@ def test_loading_a_large_result(scene, tmp_path, rng, record_property):
     volume = add_volume(np.zeros((256, 256, 256), np.int16), oblique((1, 1, 1)))
     path = tmp_path / "labels.nrrd"
     image = sitk.GetImageFromArray(labels)
-    image.CopyInformation(sitk.ReadImage(str(mrml.export_volume(volume, tmp_path / "volume.nrrd"))))
+    image.CopyInformation(sitk.ReadImage(str(images.Snapshot.of(volume).write(tmp_path / "volume.nrrd"))))
     sitk.WriteImage(image, str(path), useCompression=True)
     began = time.perf_counter()
     read = images.read_labels(path)

@@ -45,9 +45,20 @@ def test_a_worker_that_hangs_is_killed(tmp_path, monkeypatch, scene):
     [
         (
             "error: [/opt/Slicer/bin/python-real] exit abnormally - Report the problem.",
-            "The worker was ended by the system, probably because memory ran out. Segmenting scan 3",
+            {
+                "kind": "memory",
+                "message": "The worker was ended by the system, probably because memory ran out. Segmenting scan 3",
+                "advice": "Close other programs, or crop the volume.",
+            },
         ),
-        ("ValueError: what", "The worker failed unexpectedly. ValueError: what"),
+        (
+            "ValueError: what",
+            {
+                "kind": "error",
+                "message": "The worker failed unexpectedly. ValueError: what",
+                "advice": "",
+            },
+        ),
     ],
 )
 def test_a_worker_that_is_killed_behind_its_launcher_is_told_so(tmp_path, monkeypatch, scene, last, told):
@@ -56,4 +67,4 @@ def test_a_worker_that_is_killed_behind_its_launcher_is_told_so(tmp_path, monkey
     worker = start_other(tmp_path, monkeypatch, code)
     while worker.running:
         worker.poll()
-    assert worker.error == {"kind": "error", "message": told, "advice": ""}
+    assert worker.error == told

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from MAPSegLib.metrics import dice_scores, map_values
-from MAPSegLib.volumes import Volume, check_same_grid, read_image, read_labels
+from MAPSegLib.metrics import dice_scores
+from MAPSegLib.volumes import Volume, check_same_grid, map_values, read_image, read_labels
 
 SCANS = tuple(str(number) for number in range(1000, 1008))
 

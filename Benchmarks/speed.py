@@ -48,7 +48,7 @@ SPARSE = OPTIONS.model_copy(update={"overlap": 0.15})
 
 
 def _ours(options: InferenceOptions) -> Callable[[Segmenter, Tensor], Tensor]:
-    return lambda model, image: predict_classes(model, image, options)[0].long()
+    return lambda model, image: predict_classes(model, image, options).long()
 
 
 PROCEDURES: dict[str, Callable[[Segmenter, Tensor], Tensor]] = {

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from .networks.curve import apply_curve
+
 
 def uniform(low: float, high: float, generator: Generator) -> float:
     """One number between ``low`` and ``high``."""
@@ -139,9 +141,9 @@ def thick_slices(image: Tensor, axis: int, factor: float) -> Tensor:
     return F.interpolate(coarse, size=shape, mode="trilinear", align_corners=False)[0, 0]
 
 
-def bias_field(image: Tensor, strength: float, generator: Generator, points: int = 4) -> Tensor:
+def bias_field(image: Tensor, strength: float, generator: Generator) -> Tensor:
     """Multiply by a smooth positive field whose logarithm has deviation ``strength``."""
-    return image * torch.exp(strength * smooth_noise(tuple(image.shape), points, generator)[0])
+    return image * torch.exp(strength * smooth_noise(tuple(image.shape), 4, generator)[0])
 
 
 def gamma(image: Tensor, log_gamma: float) -> Tensor:
@@ -182,10 +184,7 @@ class Look:
         """(X, Y, Z) in [0, 1] in the other contrast; 0 stays 0, and nothing else becomes 0."""
         if self.curve is None:
             return image
-        place = image.clamp(0, 1) * (CURVE_KNOTS - 1)
-        below = place.long().clamp(max=CURVE_KNOTS - 2)
-        changed = torch.lerp(self.curve[below], self.curve[below + 1], place - below)
-        return (image > 0) * changed.clamp(min=DARKEST)
+        return (image > 0) * apply_curve(self.curve, image).clamp(min=DARKEST)
 
     def __call__(self, image: Tensor, generator: Generator) -> Tensor:
         """(X, Y, Z) in [0, 1] at full resolution. Outside, what is 0 may be blurred into; nothing inside becomes 0."""

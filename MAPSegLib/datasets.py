@@ -16,9 +16,9 @@ from . import augmentation as aug
 from .augmentation import uniform
 from .config import Contrast, Label, Preprocessing
 from .errors import InputError
-from .preprocessing import labels_to_working, prepare
+from .preprocessing import canonical, labels_to_working, prepare
 from .synthesis import Anatomy, brain_priors, known_codes, synthesise
-from .volumes import check_same_grid, read_image, read_labels
+from .volumes import check_same_grid, map_values, read_image, read_labels
 
 
 class Source(Protocol):
@@ -111,6 +111,10 @@ def crop(volume: Tensor, corner: Sequence[int], patch: int) -> Tensor:
     return F.pad(part, (0, missing[2], 0, missing[1], 0, missing[0]))
 
 
+EXTRACTED = 0.6
+"""Share of the images synthesised for training that show the brain alone."""
+
+
 class SyntheticSource:
     """Scans drawn from label maps (see :mod:`MAPSegLib.synthesis`)."""
 
@@ -120,11 +124,10 @@ class SyntheticSource:
         labels: Sequence[Label],
         preprocessing: Preprocessing,
         contrast: Contrast = "t1",
-        extracted: float = 0.6,
     ):
         class_of = {label.value: i for i, label in enumerate(labels, 1)}
         self.anatomies = [_anatomy(Path(f), class_of) for f in files]
-        self.spacing, self.contrast, self.extracted = preprocessing.spacing, contrast, extracted
+        self.spacing, self.contrast = preprocessing.spacing, contrast
 
     def draw(self, generator: Generator) -> tuple[Tensor, Tensor]:
         return self._draw(generator, deform=True)
@@ -140,12 +143,10 @@ class SyntheticSource:
 
     def _draw(self, generator: Generator, deform: bool) -> tuple[Tensor, Tensor]:
         anatomy = self.anatomies[int(torch.randint(len(self.anatomies), (), generator=generator))]
-        return synthesise(anatomy, self.spacing, generator, self.contrast, self.extracted, deform)
+        return synthesise(anatomy, self.spacing, generator, self.contrast, EXTRACTED, deform)
 
 
 def _anatomy(path: Path, class_of: dict[int, int]) -> Anatomy:
-    from .preprocessing import canonical
-
     array, spacing = canonical(read_labels(path))
     array = known_codes(array)
     found = set(np.unique(array).tolist())
@@ -235,14 +236,10 @@ class ScanSource:
             image, label = read_image(image_path), read_labels(label_path)
             check_same_grid(image, label)
             scan = prepare(image, preprocessing)
-            classes = np.zeros(label.array.shape, np.int64)
-            for value, index in lookup.items():
-                classes[label.array == value] = index
+            classes = map_values(label.array, lookup)
             if not classes.any():
                 raise InputError(f"{label_path}: holds none of the model's label values {sorted(lookup)}.")
-            working = labels_to_working(classes, scan.grid).to(
-                torch.int16
-            )  # int64 would take four times as much
+            working = labels_to_working(classes, scan.grid).to(torch.int16)
             self.scans.append((scan.image, working))
             self.spacings.append(scan.grid.working_spacing)
 

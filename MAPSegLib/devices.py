@@ -11,7 +11,11 @@ from functools import cache
 
 import torch
 
+from . import distributed
+from .errors import InputError
+
 _log = logging.getLogger(__name__)
+_threads_before: int | None = None
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -20,9 +24,6 @@ def pick_device(name: str = "auto") -> torch.device:
     Raises:
         InputError: a device was asked for that this machine lacks, or there are not enough.
     """
-    from . import distributed
-    from .errors import InputError
-
     has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(d for d in ("cuda", "mps", "cpu") if has[d] and _computes(d))
@@ -64,16 +65,20 @@ def precision_context(device: torch.device, precision: str = "auto") -> Abstract
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an allocation failed, on whatever device."""
-    text = str(error).lower()
-    return (
-        isinstance(error, torch.OutOfMemoryError | MemoryError) or "alloc" in text or "out of memory" in text
-    )
+    text = str(error).lower()  # of other errors it may hold a path, in which "alloc" says nothing
+    told = isinstance(error, RuntimeError) and ("alloc" in text or "out of memory" in text)
+    return told or isinstance(error, MemoryError)
 
 
 def prepare_process(threads: int | None = None) -> None:
-    """Set the CPU threads, and let glibc keep freed memory."""
+    """Set the CPU threads (None: as many as before others were asked for), and let glibc keep freed memory."""
+    global _threads_before
     if threads:
+        _threads_before = _threads_before or torch.get_num_threads()
         torch.set_num_threads(threads)
+    elif _threads_before:
+        torch.set_num_threads(_threads_before)
+        _threads_before = None
     _keep_memory()
 
 

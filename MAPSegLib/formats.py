@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from MAPSegLib.errors import InputError
+from MAPSegLib.reports import reason
 
 # Array (X, Y, Z) in its stored type, affine (4, 4) from voxels to RAS mm, and the library's header.
 Loaded = tuple[np.ndarray, np.ndarray, Any]
@@ -413,11 +414,3 @@ def _save_itk(path: Path, array: np.ndarray, affine: np.ndarray, geometry: Any) 
         _quietly(write_and_check)
     except RuntimeError as error:
         raise OSError(errno.EIO, "the file could not be completed; the disk may be full") from error
-
-
-def reason(error: OSError) -> str:
-    """Why the system refused, in words."""
-    told = {errno.ENOSPC: "no space left on the disk", errno.EACCES: "permission denied"}
-    told |= {errno.ENOENT: "it does not exist", errno.EROFS: "the disk is read-only"}
-    told |= {errno.ENAMETOOLONG: "the name is too long"}
-    return told.get(error.errno, (error.strerror or str(error)).lower())

@@ -24,9 +24,6 @@ from .networks.segmenter import Segmenter, mirrored_classes, sample_global
 from .preprocessing import Grid, Scan, interpolate_along, interpolation_weights, prepare, to_native
 from .volumes import Volume
 
-CONFIDENT = 0.9
-"""tau: the probability from which a voxel counts as sure (eta)."""
-
 PLANES = 8
 """Planes of a window that a CPU turns into probabilities at once."""
 
@@ -41,17 +38,15 @@ class Segmentation:
         labels: label values, unsigned integers, native shape.
         volumes_ml: per label value; 0 where the structure was not found.
         confidence: mean probability of the voxels of each structure found.
-        eta: share of each structure's voxels with a probability of at least 0.9.
         uncertainty: one minus the probability of the label given, float32, native shape; None unless asked for.
         notes: what the user should know (a fallback taken), a sentence each.
-        seconds: taken by preparation and prediction.
+        seconds: that the result took, with judging it.
         classes: class indices on the working grid, int16.
     """
 
     labels: np.ndarray
     volumes_ml: dict[int, float]
     confidence: dict[int, float]
-    eta: dict[int, float]
     uncertainty: np.ndarray | None = None
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
@@ -104,33 +99,22 @@ def segment_scan(
         result.notes += scan.volume.notes
         return result
 
-    return with_less_memory(run, options)
+    result, notes = run_with_notes(run, options)
+    result.notes += notes
+    return result
 
 
 def predict_classes(
     model: Segmenter, image: Tensor, options: InferenceOptions, progress: Progress | None = None
-) -> tuple[Tensor, Tensor]:
-    """Class indices (int16) and their probabilities, both (X, Y, Z) on the working grid of ``image``."""
+) -> Tensor:
+    """Class indices, int16 (X, Y, Z) on the working grid of ``image``."""
 
-    def run(device: torch.device, batch: int) -> tuple[Tensor, Tensor]:
+    def run(device: torch.device, batch: int) -> Tensor:
         slabs = class_probabilities(model.to(device), image, device, batch, options, progress)
-        largest = (slab.max(0) for _, slab in slabs)
         # at once to the CPU: the device has room for one row of windows
-        pieces = [(one.indices.to("cpu", torch.int16), one.values.cpu()) for one in largest]
-        classes, probabilities = zip(*pieces, strict=True)
-        return torch.cat(classes), torch.cat(probabilities)
+        return torch.cat([slab.max(0).indices.to("cpu", torch.int16) for _, slab in slabs])
 
-    result, _ = run_with_notes(run, options)
-    return result
-
-
-def with_less_memory(
-    run: Callable[[torch.device, int], Segmentation], options: InferenceOptions
-) -> Segmentation:
-    """Run with the options' device and batch; note every fallback on the result."""
-    result, notes = run_with_notes(run, options)
-    result.notes += notes
-    return result
+    return run_with_notes(run, options)[0]
 
 
 def run_with_notes(run: Callable, options: InferenceOptions):
@@ -301,7 +285,7 @@ def _label(
     values = values.astype(np.min_scalar_type(int(values.max())))
     boxed = np.zeros(grid.box_shape, values.dtype)
     doubt = np.zeros(grid.box_shape, np.float32) if uncertainty else None
-    count, mass, sure = np.zeros(len(values)), np.zeros(len(values)), np.zeros(len(values))
+    count, mass = np.zeros(len(values)), np.zeros(len(values))
     for row, probability in _rows_on_box(slabs, grid):
         best, index = (t.cpu().numpy() for t in probability.max(0))
         boxed[row] = values[index]
@@ -310,13 +294,11 @@ def _label(
         flat = index.ravel()
         count += np.bincount(flat, minlength=len(values))
         mass += np.bincount(flat, best.ravel(), minlength=len(values))
-        sure += np.bincount(flat[best.ravel() >= CONFIDENT], minlength=len(values))
     found = [i for i in range(1, len(values)) if count[i]]
     return Segmentation(
         labels=to_native(boxed, grid),
         volumes_ml={int(values[i]): float(count[i] * grid.native_voxel_ml) for i in range(1, len(values))},
         confidence={int(values[i]): float(mass[i] / count[i]) for i in found},
-        eta={int(values[i]): float(sure[i] / count[i]) for i in found},
         uncertainty=to_native(doubt, grid) if doubt is not None else None,
     )
 

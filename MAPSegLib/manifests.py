@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from .config import Options
 from .errors import InputError
@@ -78,7 +78,7 @@ def results_in(folder: Path) -> set[Path]:
     found: set[Path] = set()
     for path in folder.glob("*report.json"):
         with suppress(InputError, ValidationError):
-            report = TypeAdapter(_Report).validate_python(read_json(path, "a report"))
+            report = _Report.model_validate(read_json(path, "a report"))
             sides = [side for scan in report.scans for side in (scan, scan.source, scan.adapted) if side]
             names = [name for side in sides for name in (side.output, side.uncertainty) if name]
             found |= {folder / Path(name).name for name in names}
@@ -142,7 +142,7 @@ def _refuse_others(folder: Path, what: str) -> None:
 
 def _manifest(path: Path) -> list[Case]:
     try:
-        cases = TypeAdapter(_Manifest).validate_python(read_json(path, "a manifest")).cases
+        cases = _Manifest.model_validate(read_json(path, "a manifest")).cases
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))

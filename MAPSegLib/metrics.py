@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from MAPSegLib.config import Label
-from MAPSegLib.volumes import Volume, check_same_grid
+from MAPSegLib.volumes import Volume, check_same_grid, map_values
 
 
 def dice_scores(prediction: np.ndarray, reference: np.ndarray, values: Sequence[int]) -> dict[int, float]:
@@ -29,11 +29,12 @@ def hd95(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float]
     Args:
         spacing: voxel size in mm along the three axes.
     """
+    from scipy.ndimage import find_objects
     from scipy.spatial import cKDTree
 
     if not (prediction.any() and reference.any()):
         return math.nan
-    box = _bounding_box(prediction | reference)
+    box = find_objects((prediction | reference).astype(np.uint8))[0]
     surfaces = [_surface(mask[box]) * np.asarray(spacing, dtype=float) for mask in (prediction, reference)]
     trees = [cKDTree(points) for points in surfaces]
     directed = [trees[1 - i].query(surfaces[i])[0] for i in (0, 1)]
@@ -108,16 +109,6 @@ def summarise(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return summary
 
 
-def map_values(labels: np.ndarray, mapping: Mapping[int, int]) -> np.ndarray:
-    """Replace label values (from 0 up); those without an entry become 0. Same shape, int32."""
-    table = np.zeros(
-        max(mapping, default=0) + 2, dtype=np.int32
-    )  # the last entry stands for all larger values
-    for value, target in mapping.items():
-        table[value] = target
-    return table[np.clip(labels, 0, len(table) - 1)]
-
-
 def _counts(prediction: np.ndarray, reference: np.ndarray, values: Sequence[int]) -> tuple[np.ndarray, ...]:
     """Voxels of each value in both arrays, in the prediction, and in the reference: one pass for all."""
     index = {value: i for i, value in enumerate(values, start=1)}
@@ -136,11 +127,6 @@ def _surface(mask: np.ndarray) -> np.ndarray:
     from scipy.ndimage import binary_erosion
 
     return np.argwhere(mask & ~binary_erosion(mask))
-
-
-def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
-    filled = [np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
-    return tuple(slice(int(f[0]), int(f[-1]) + 1) for f in filled)
 
 
 def _mean(values: Sequence[float] | np.ndarray) -> float:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from .config import Architecture, Label, Options, Preprocessing, check_path
 from .errors import InputError, MAPSegError
@@ -122,7 +122,7 @@ def load_card(path: Path, encoder: bool = False, choice: bool = False) -> ModelC
     content = read_card(path)
     try:
         card = ModelCard.model_validate(content)
-    except (ValidationError, ValueError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise damaged_card(path) from error
     if card.kind == "encoder" and not encoder:
         raise InputError(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from MAPSegLib.errors import InputError
-from MAPSegLib.volumes import Volume
+from MAPSegLib.preprocessing import canonical
+from MAPSegLib.volumes import Volume, map_values
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,9 +85,11 @@ def overlay(panels: Sequence[Panel], table: Sequence[Label], path: str | Path) -
     first = panels[0].image
     if any(p.labels.shape != first.shape or p.image.shape != first.shape for p in panels):
         raise InputError("A picture needs scans and label maps of one grid.")
-    images = [_canonical(p.image.array, first.affine) for p in panels]
-    labels = [_canonical(p.labels, first.affine) for p in panels]
-    spacing = _canonical_spacing(first)
+    images, labels = (
+        [canonical(replace(first, array=array))[0] for array in arrays]
+        for arrays in ([p.image.array for p in panels], [p.labels for p in panels])
+    )
+    spacing = canonical(first)[1]
     box, cuts = _box(images[0], labels[0]), _cuts(labels[0], table)
     sizes = {
         name: [(box[a].stop - box[a].start) * spacing[a] for a in axes]
@@ -204,20 +207,6 @@ def reconstructions(rows: Sequence[Reconstruction], path: str | Path) -> Path:
 # --- anatomy ----------------------------------------------------------------------------------------------------
 
 
-def _canonical(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """The view with axes nearest to right, anterior and superior."""
-    from nibabel.orientations import apply_orientation, io_orientation
-
-    return apply_orientation(array, io_orientation(affine))
-
-
-def _canonical_spacing(volume: Volume) -> list[float]:
-    from nibabel.orientations import io_orientation
-
-    towards = io_orientation(volume.affine)[:, 0].astype(int)
-    return [volume.spacing[int(np.flatnonzero(towards == axis)[0])] for axis in range(3)]
-
-
 def _box(image: np.ndarray, labels: np.ndarray) -> list[slice]:
     """What is shown: the scan's own extent (without empty margins) and the structures, with a little air."""
     inside = (image > image.min() + 0.05 * (_window(image)[1] - image.min())) | (labels > 0)
@@ -236,9 +225,7 @@ def _cuts(labels: np.ndarray, table: Sequence[Label]) -> list[int]:
     """
     pooled = {label.value: min(label.value, label.mirror or label.value) for label in table}
     rank = {value: i for i, value in enumerate(sorted(set(pooled.values())), start=1)}
-    known = np.zeros(max(pooled, default=0) + 2, np.intp)  # the last entry stands for all larger values
-    known[list(pooled)] = [rank[value] for value in pooled.values()]
-    index = known[np.clip(labels, 0, len(known) - 1)]
+    index = map_values(labels, {value: rank[shared] for value, shared in pooled.items()})
     cuts = []
     for axis in range(3):
         planes = np.moveaxis(index, axis, 0)

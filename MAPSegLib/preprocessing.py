@@ -174,9 +174,9 @@ def to_native(boxed: torch.Tensor | np.ndarray, grid: Grid) -> np.ndarray:
 
 
 def labels_to_working(labels: np.ndarray, grid: Grid) -> torch.Tensor:
-    """Bring labels (whole numbers >= 0) from the native to the working grid, by majority; torch.long."""
+    """Bring labels (whole numbers >= 0) from the native to the working grid, by majority; int32."""
     boxed = torch.from_numpy(np.array(grid.boxed(labels), dtype=np.int32, order="C"))
-    return _resample_labels(boxed, grid.working_shape).long()
+    return _resample_labels(boxed, grid.working_shape)
 
 
 # --- orientation --------------------------------------------------------------------------------------------

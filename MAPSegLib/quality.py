@@ -36,7 +36,7 @@ LOWEST, HIGHEST = 0.3, 5.0
 UNSEEN = -1
 """Class index of voxels that a transformed scan does not hold: the corners of its box, when it was turned."""
 QUICK = {"overlap": 0.0, "mirror": False}
-"""Windows of a check: disjoint ones show agreement as well as overlapping ones, in a third of the time."""
+"""Windows of a check: as few as cover the scan show agreement as well as overlapping ones, in a third of the time."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def transformed_classes(
         spacing: of the working grid, mm.
     """
     way = transformation(labels, image.shape, spacing)
-    return way.back(predict_classes(model, way.there(image), options, progress)[0])
+    return way.back(predict_classes(model, way.there(image), options, progress))
 
 
 def measure(
@@ -222,7 +222,7 @@ def look_twice(
         return progress and (lambda done, total: progress(number * total + done, 2 * total))
 
     return Looks(
-        predict_classes(model, image, quick, part(0))[0],
+        predict_classes(model, image, quick, part(0)),
         transformed_classes(model, labels, image, quick, spacing, part(1)),
     )
 
@@ -305,9 +305,7 @@ def validation_dice(
 ) -> float:
     """Mean Dice over scans and structures; ``validation`` holds images and class indices (X, Y, Z)."""
     scores = [
-        class_dice(predict_classes(model, image, options.model_copy(update=QUICK))[0], target, model.classes)[
-            1:
-        ]
+        class_dice(predict_classes(model, image, options.model_copy(update=QUICK)), target, model.classes)[1:]
         for image, target in validation
     ]
     return float(torch.stack(scores).nanmean())

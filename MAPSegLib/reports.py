@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import io
 import json
 import math
@@ -39,17 +40,21 @@ def replacing(path: Path, overwrite: bool = False) -> Iterator[Path]:
             temporary.unlink()
 
 
+def reason(error: OSError) -> str:
+    """Why the system refused, in words."""
+    told = {errno.ENOSPC: "no space left on the disk", errno.EACCES: "permission denied"}
+    told |= {errno.ENOENT: "it does not exist", errno.EROFS: "the disk is read-only"}
+    told |= {errno.ENAMETOOLONG: "the name is too long"}
+    return told.get(error.errno, (error.strerror or str(error)).lower())
+
+
 def unwritable(path: Path, error: OSError) -> InputError:
     """The sentence for a file or folder that the system refuses to write."""
-    from .formats import reason
-
     return InputError(f"{path} cannot be written: {reason(error)}.", "Choose another output folder.")
 
 
 def unusable(error: OSError) -> InputError:
     """The sentence for a path that the system refuses, wherever it was used."""
-    from .formats import reason
-
     return InputError(f"{error.filename} cannot be used: {reason(error)}.", "Check the path.")
 
 

@@ -7,6 +7,7 @@ format. Everything that cannot be segmented is refused here, once, with a senten
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -153,8 +154,18 @@ def _texture(array: np.ndarray) -> tuple[float, float]:
     return len(values), equal / pairs if pairs else 1.0
 
 
+def map_values(labels: np.ndarray, mapping: Mapping[int, int]) -> np.ndarray:
+    """Replace label values (from 0 up); those without an entry become 0. Same shape, int32."""
+    table = np.zeros(
+        max(mapping, default=0) + 2, dtype=np.int32
+    )  # the last entry stands for all larger values
+    for value, target in mapping.items():
+        table[value] = target
+    return table[np.clip(labels, 0, len(table) - 1)]
+
+
 def check_same_grid(image: Volume, labels: Volume) -> None:
-    """Refuse labels that do not lie on the image's voxels (corners may differ by 0.001 mm).
+    """Refuse labels that do not lie on the image's voxels (corners may differ by 0.1 mm, or 5 % of a voxel).
 
     Raises:
         InputError: the shapes or the positions differ.

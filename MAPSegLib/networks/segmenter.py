@@ -69,10 +69,6 @@ class Segmenter(nn.Module):
             2 * a.width, a.head_width, a.up_channels, lateral_mix(labels), a.dilations, a.dropout, a.detail
         )
 
-    def with_architecture(self, architecture: Architecture) -> Segmenter:
-        """A new segmenter of the same labels, weights not copied."""
-        return Segmenter(architecture, self.labels)
-
     @contextmanager
     def uncurved(self) -> Iterator[None]:
         """Leave the intensity curve out: for scans that it was not learnt for, or that have been through it."""

@@ -81,6 +81,4 @@ def demo(job: DemoJob, report: Report) -> dict[str, Any]:
     """Run the demonstration. See :class:`~MAPSegLib.jobs.DemoJob`."""
     from ..demo import run_demo
 
-    return {"files": [], "failed": []} | (
-        run_demo(check_path(job.output), job.minutes, job.overwrite, report) or {}
-    )
+    return run_demo(check_path(job.output), job.minutes, job.overwrite, report) | {"failed": []}

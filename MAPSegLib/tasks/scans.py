@@ -184,14 +184,14 @@ def segment(job: SegmentJob, report: Report) -> dict[str, Any]:
 
             def progress(done: int, total: int, index: int = index, scan: Path = scan) -> None:
                 share = (index + done / total) / len(scans)
-                left = (time.monotonic() - started) * (1 - share) / share
+                left = (time.monotonic() - started) * (1 - share) / share if share else None
                 report(
                     "progress",
                     stage="segment",
                     scan=str(scan),
                     step=done,
                     steps=total,
-                    seconds_left=round(left, 1),
+                    seconds_left=None if left is None else round(left, 1),
                 )
 
             with findings.isolated(scan):

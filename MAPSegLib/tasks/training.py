@@ -57,7 +57,7 @@ def train(job: TrainJob, report: Report) -> dict[str, Any]:
         report("log", message=counts)
         files = [path for case in cases for path in case if path]
         files += [resolve(job.init)] if job.init else []
-        files += [Path(job.label_table)] if job.label_table and Path(job.label_table).is_file() else []
+        files += [check_path(job.label_table)] if job.label_table not in (None, "brain") else []
         with resume.claim(folder, job, files) as resumed:
             if resumed:
                 report("log", message="Continuing a training that was interrupted.")
@@ -130,7 +130,7 @@ def _material(
     """What to learn from, and images with class indices to validate on."""
     import torch
 
-    from ..datasets import ScanSource, SyntheticSource
+    from ..datasets import EXTRACTED, ScanSource, SyntheticSource
     from ..synthesis import synthesise
 
     if not job.from_labels:
@@ -144,7 +144,7 @@ def _material(
         SyntheticSource(told(maps, report), card.labels, card.preprocessing, job.contrast) for maps in parts
     )
     generator = torch.Generator().manual_seed(job.options.seed + 1)
-    draws = [synthesise(a, others.spacing, generator, job.contrast) for a in others.anatomies]
+    draws = [synthesise(a, others.spacing, generator, job.contrast, EXTRACTED) for a in others.anatomies]
     return source, draws
 
 

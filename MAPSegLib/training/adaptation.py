@@ -181,12 +181,12 @@ class _Run:
                 loop.save(self.checkpoint)
 
     def _find_contrast(self, preview: Preview | None) -> None:
-        """Start from the curve that the search found on the first scan, if all scans are understood better with it."""
+        """Start from the curve found on the first scan, if the scans together are understood better with it."""
         loop, scan = self.loop, self.scans[0]
         if not self.terms.searches:
             return
         asked = (loop.ema, self.card, scan.image, loop.generator, loop.inference.precision)
-        curve = distributed.on_first(lambda: search_curve(*asked)[0])
+        curve = distributed.on_first(lambda: search_curve(*asked))
         before = [network.curve.values.detach().clone() for network in (loop.model, loop.ema)]
         known, guess = loop.extra["best_score"], loop.extra["guess"]
         self._set_curves([curve, curve])

@@ -25,7 +25,7 @@ PARENTS = 3
 
 def search_curve(
     model: Segmenter, card, image: Tensor, generator: Generator, precision: str = "auto"
-) -> tuple[Tensor, list[dict]]:
+) -> Tensor:
     """The best curve found by a small evolution from the identity and its inverse.
 
     Args:
@@ -33,7 +33,7 @@ def search_curve(
         image: prepared scan (X, Y, Z) in [0, 1].
 
     Returns:
-        knot values (knots + 1,), and the score of every candidate tried, in order.
+        knot values (knots + 1,).
     """
     knots = model.architecture.curve_knots
     line = torch.linspace(0, 1, knots + 1)
@@ -41,15 +41,12 @@ def search_curve(
     candidates = [line, 1 - line] + [
         _bend(base, 0.35, generator) for base in (line, 1 - line) for _ in range(5)
     ]
-    tried: list[dict] = []
-    for round_ in range(ROUNDS):
-        for curve, score in zip(candidates, _scores(model, card, image, candidates, precision), strict=True):
-            pool.append((score, curve))
-            tried.append({"round": round_, "score": score})
+    for number in range(1, ROUNDS + 1):
+        pool += zip(_scores(model, card, image, candidates, precision), candidates, strict=True)
         pool = sorted(pool, key=lambda pair: -pair[0])[:PARENTS]
-        size = 0.35 * 0.6 ** (round_ + 1)
+        size = 0.35 * 0.6**number
         candidates = [_bend(pool[i % len(pool)][1], size, generator) for i in range(CHILDREN)]
-    return pool[0][1], tried
+    return pool[0][1]
 
 
 def _bend(curve: Tensor, size: float, generator: Generator) -> Tensor:

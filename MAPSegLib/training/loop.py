@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from .. import distributed
 from ..devices import is_out_of_memory, pick_device, precision_context, prepare_process
@@ -147,8 +148,8 @@ class Loop:
         decay = self.ema_decay(self.step) if callable(self.ema_decay) else self.ema_decay
         if self.young:
             decay = min(decay, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - decay)
+        average = get_ema_multi_avg_fn(decay)
+        average(list(self.ema.parameters()), list(self.model.parameters()), None)
 
     def save(self, path: Path) -> None:
         """Write a checkpoint beside ``path`` and rename it, so that a killed process leaves the last whole one."""
@@ -214,14 +215,14 @@ class Reused(Generic[T]):
         return self.held[loop.part][1]
 
 
-def warmup_cosine(warmup: int, steps: int, floor: float = 0.02) -> Callable[[int], float]:
-    """Linear warm-up, then a half cosine down to ``floor`` at the last step."""
+def warmup_cosine(warmup: int, steps: int) -> Callable[[int], float]:
+    """Linear warm-up, then a half cosine down to a fiftieth at the last step."""
 
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / warmup
         done = min(1.0, (step - warmup) / max(1, steps - warmup))
-        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
+        return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done))
 
     return factor
 

@@ -64,6 +64,8 @@ class Optimizer:
             matrix.grad = None if parameter.grad is None else parameter.grad.flatten(1)
         for part in self._parts:
             part.step()
+        for matrix in self._matrices:
+            matrix.grad = None  # a view: it would keep the gradient for another step
 
     def state_dict(self) -> dict:
         return {"parts": [part.state_dict() for part in self._parts]}

@@ -71,7 +71,7 @@ def with_curve(model: Segmenter, knots: int) -> Segmenter:
         copied.curve.requires_grad_(bool(knots))
         return copied
     architecture = model.architecture.model_copy(update={"curve_knots": knots})
-    new = model.with_architecture(architecture)
+    new = Segmenter(architecture, model.labels)
     missing, unexpected = new.load_state_dict(model.state_dict(), strict=False)
     assert not unexpected and missing == ["curve.values"]
     return new

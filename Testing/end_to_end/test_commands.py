@@ -99,6 +99,17 @@ def test_progress_counts_judging_as_well(model, data, tmp_path, monkeypatch):
     assert 0 < looked[0]["step"] < steps[-1] and told[-1]["seconds_left"] == 0
 
 
+def test_the_time_left_is_unknown_before_a_hundredth_is_done(model, tmp_path):
+    """Of many windows, the first ones are none."""
+    voxels = np.random.default_rng(0).integers(1, 100, (70, 70, 70)).astype(np.float32)
+    nib.save(nib.Nifti1Image(voxels, np.diag([2.0, 2.0, 2.0, 1.0])), tmp_path / "large.nii.gz")
+    events, options = [], {"device": "cpu", "threads": 1, "batch": 1}
+    report = api.segment(model, tmp_path / "large.nii.gz", tmp_path / "out", report=events.append, **options)
+    assert not report["failed"]
+    steps = [event for event in events if event.get("stage") == "segment"]
+    assert steps[0]["step"] == 0 and steps[0]["seconds_left"] is None and steps[-1]["seconds_left"] == 0
+
+
 @pytest.mark.parametrize(("told", "case"), [("scan", "case0"), ("segment", "case1")])
 def test_a_segmentation_that_is_cancelled_keeps_what_is_complete(told, case, model, data, tmp_path):
     """As the first scan's result is told, and while the second is segmented."""

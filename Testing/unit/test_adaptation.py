@@ -361,7 +361,7 @@ def test_progress_and_record_tell_losses_and_eta(tmp_path):
 
 def test_the_search_starts_from_the_curve_it_found_when_that_is_better(tmp_path, monkeypatch, scripted):
     falling = torch.linspace(1, 0, 5)
-    monkeypatch.setattr(adaptation, "search_curve", lambda *_: (falling, []))
+    monkeypatch.setattr(adaptation, "search_curve", lambda *_: falling)
     for scores, gains in (((0.2, 0.6), True), ((0.6, 0.2), False)):
         scripted(*scores)
         folder = tmp_path / str(gains)
@@ -380,13 +380,21 @@ def test_curves_are_judged_under_the_transformation_that_results_are_judged_unde
         way = quality.transformation(labels, shape, spacing)
         return Transformation(lambda image: image, lambda seen: seen) if identical else way
 
+    def judge(*asked):
+        found = judged(*asked)
+        scores.extend(found)
+        return found
+
+    scores, judged = [], contrast._scores
+    monkeypatch.setattr(contrast, "_scores", judge)
     monkeypatch.setattr(contrast, "transformation", transformation)
     model = tiny_model(labels, curve_knots=4)
     none_expected = {"extents": {"999": [[0.0, 1.0]] * 3}}
     card = card_of(model, spacing=(1.0, 2.0, 0.5), priors=none_expected)
     for identical in (True, False):
         generator = torch.Generator().manual_seed(1)
-        curve, tried = contrast.search_curve(model, card, image, generator, "fp32")
+        scores.clear()
+        curve = contrast.search_curve(model, card, image, generator, "fp32")
         assert asked[-1] == (card.labels, (16, 12, 16), pytest.approx([1.5, 2.0, 1.25]))
-        assert curve.shape == (5,) and len(tried) == 48
-        assert all(entry["score"] == 1.0 for entry in tried) == identical
+        assert curve.shape == (5,) and len(scores) == 48
+        assert all(score == 1.0 for score in scores) == identical

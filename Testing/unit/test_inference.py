@@ -16,7 +16,7 @@ from volume_cases import affines, make_affine
 from MAPSegLib import devices, inference
 from MAPSegLib.config import InferenceOptions, Label, Preprocessing
 from MAPSegLib.datasets import crop, resize_whole
-from MAPSegLib.devices import has_fast_bf16, pick_device
+from MAPSegLib.devices import has_fast_bf16, is_out_of_memory, pick_device, prepare_process
 from MAPSegLib.errors import MemoryExhausted
 from MAPSegLib.inference import (
     class_probabilities,
@@ -75,6 +75,11 @@ def whole(slabs):
     return torch.cat([slab.clone() for _, slab in slabs], 1)
 
 
+def likelihood(model, image, options=FP32):
+    """Probability of the likeliest class."""
+    return whole(class_probabilities(model, image, torch.device("cpu"), options.batch, options)).max(0).values
+
+
 def test_a_mirrored_scan_gets_the_mirrored_result():
     model = tiny_model(PAIRED, seed=4)
     image = scan_of((30, 23, 21)).image
@@ -86,7 +91,7 @@ def test_a_mirrored_scan_gets_the_mirrored_result():
     alone = FP32.model_copy(update={"mirror": False})
     one = whole(class_probabilities(model, image, torch.device("cpu"), 3, alone))
     torch.testing.assert_close(one.double(), plain, atol=1e-4, rtol=1e-3)
-    labels, seen = (predict_classes(model, x, FP32)[0].long() for x in (image, image.flip(0)))
+    labels, seen = (predict_classes(model, x, FP32).long() for x in (image, image.flip(0)))
     assert (twin[seen].flip(0) == labels).float().mean() > 0.999  # but for ties
 
 
@@ -127,10 +132,10 @@ def test_windows_without_foreground_are_left_out():
     model, image = Thresholds(), torch.zeros(64, 16, 16)
     image[:16] = 0.7
     seen = []
-    classes, probability = predict_classes(model, image, FP32, lambda done, total: seen.append((done, total)))
+    classes = predict_classes(model, image, FP32, lambda done, total: seen.append((done, total)))
     assert seen[-1] == (2, 2)  # of seven
     assert (classes[:16] == 2).all() and not classes[16:].any()
-    assert (probability > 0.99).all()
+    assert (likelihood(model, image) > 0.99).all()
 
 
 # --- the same result as the naive way -----------------------------------------------------------------------------
@@ -142,7 +147,7 @@ def test_slabs_give_what_the_whole_volume_at_once_would(shape, overlap):
     model = Thresholds(pull=0.3, sharpness=30.0)
     scan = scan_of(shape)
     options = FP32.model_copy(update={"overlap": overlap, "batch": 3})
-    classes, probability = predict_classes(model, scan.image, options)
+    classes, probability = predict_classes(model, scan.image, options), likelihood(model, scan.image, options)
     expected = naive_probabilities(model, scan.image, overlap)
     assert classes.shape == scan.image.shape
     torch.testing.assert_close(probability.double(), expected.max(0).values, atol=2e-5, rtol=0)
@@ -152,17 +157,17 @@ def test_slabs_give_what_the_whole_volume_at_once_would(shape, overlap):
 
 def test_corners_of_the_scan_are_as_sure_as_its_middle():
     model, image = Thresholds(), torch.full((12, 40, 20), 0.7)
-    classes, probability = predict_classes(model, image, FP32)
-    assert (classes == 2).all() and (probability > 0.99).all()
+    assert (predict_classes(model, image, FP32) == 2).all() and (likelihood(model, image) > 0.99).all()
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5, 64])
 def test_the_batch_changes_nothing(batch):
     model, scan = tiny_model(), scan_of((24, 20, 28))
-    first = predict_classes(model, scan.image, FP32)
-    again = predict_classes(model, scan.image, FP32.model_copy(update={"batch": batch}))
-    torch.testing.assert_close(again[1], first[1], atol=1e-5, rtol=0)
-    assert (again[0] == first[0]).float().mean() > 0.999
+    other = FP32.model_copy(update={"batch": batch})
+    first, again = (likelihood(model, scan.image, options) for options in (FP32, other))
+    torch.testing.assert_close(again, first, atol=1e-5, rtol=0)
+    first, again = (predict_classes(model, scan.image, options) for options in (FP32, other))
+    assert (again == first).float().mean() > 0.999
 
 
 def test_the_whole_scan_is_encoded_once_and_windows_in_batches():
@@ -277,7 +282,7 @@ def test_left_structures_lie_on_the_left_whichever_way_the_file_runs(tmp_path, s
 # --- what is reported ---------------------------------------------------------------------------------------------
 
 
-def test_volumes_confidence_and_eta_are_those_of_the_label_map():
+def test_volumes_and_confidence_are_those_of_the_label_map():
     model, scan = Thresholds(pull=0.2, sharpness=20.0), scan_of(spacing=(1.0, 2.0, 1.5))
     result = segment_scan(model, SINGLE, scan, FP32, uncertainty=True)
     assert result.labels.dtype == np.uint16 and set(np.unique(result.labels)) <= set(VALUES)
@@ -287,14 +292,13 @@ def test_volumes_confidence_and_eta_are_those_of_the_label_map():
         assert mask.any()
         assert result.volumes_ml[label.value] == pytest.approx(mask.sum() * 3.0 / 1000)
         assert result.confidence[label.value] == pytest.approx(sure[mask].mean(), abs=1e-5)
-        assert result.eta[label.value] == pytest.approx((sure[mask] >= 0.9).mean(), abs=1e-3)
 
 
 def test_structures_that_were_not_found_have_no_volume_and_no_confidence():
     model = Thresholds(levels=(0.0, 0.4, 0.7, 50.0))
     result = segment_scan(model, SINGLE, scan_of(), FP32)
     assert result.volumes_ml[300] == 0.0
-    assert 300 not in result.confidence and 300 not in result.eta and result.uncertainty is None
+    assert 300 not in result.confidence and result.uncertainty is None
 
 
 def test_uncertainty_is_zero_outside_the_box_and_small_values_need_one_byte():
@@ -323,7 +327,7 @@ def test_a_volume_is_timed_and_segmented_as_its_scan_would_be():
 
 def test_classes_and_labels_agree_with_each_other():
     model, scan = tiny_model(SINGLE), scan_of()
-    classes, probability = predict_classes(model, scan.image, FP32)
+    classes, probability = predict_classes(model, scan.image, FP32), likelihood(model, scan.image)
     result = segment_scan(model, SINGLE, scan, FP32, uncertainty=True)
     assert np.array_equal(scan.grid.boxed(result.labels), VALUES[classes.numpy()])
     np.testing.assert_allclose(1 - scan.grid.boxed(result.uncertainty), probability.numpy(), atol=1e-6)
@@ -340,7 +344,7 @@ def test_bf16_changes_few_labels():
 
 def test_dropout_is_off():
     model, scan = tiny_model(SINGLE, dropout=0.9).train(), scan_of((18, 18, 18))
-    first, again = (predict_classes(model, scan.image, FP32)[1] for _ in range(2))
+    first, again = (likelihood(model, scan.image) for _ in range(2))
     assert torch.equal(first, again)
 
 
@@ -402,6 +406,21 @@ def test_the_cpu_takes_over_from_a_gpu(monkeypatch):
     result, notes = run_with_notes(run, FP32)
     assert result == "done" and tried == [("cuda", 4), ("cuda", 2), ("cuda", 1), ("cpu", 1)]
     assert len(notes) == 3 and "CPU" in notes[-1]
+
+
+def test_threads_asked_for_are_those_of_one_call():
+    before = torch.get_num_threads()
+    prepare_process(before + 1)
+    prepare_process(before + 2)
+    assert torch.get_num_threads() == before + 2
+    prepare_process()
+    assert torch.get_num_threads() == before
+
+
+def test_a_folder_called_allocation_is_no_lack_of_memory():
+    assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+    assert is_out_of_memory(MemoryError()) and is_out_of_memory(torch.OutOfMemoryError("out of memory"))
+    assert not is_out_of_memory(ValueError("/trial/allocation/scan.nii.gz is no image"))
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory():

@@ -210,6 +210,8 @@ def test_muon_takes_the_large_convolutions_and_moves_the_models_own_weights():
     x = torch.rand(1, 1, 16, 16, 16, generator=loop.generator)
     loop.update(lambda: {"fit": model.features(x).pow(2).mean()})
     change = (model.encoder[0].conv2.conv.weight - before["encoder.0.conv2.conv.weight"]).flatten(1).detach()
+    loop.model.zero_grad()
+    assert all(matrix.grad is None for matrix in matrices["params"])  # or their memory would stay taken
     values = torch.linalg.svdvals(change)  # an orthogonal update: no direction is left behind
     assert values.min() > 0.3 * values.max() > 0
 

@@ -9,8 +9,8 @@ from volume_cases import make_affine
 
 from MAPSegLib.config import Label
 from MAPSegLib.errors import InputError
-from MAPSegLib.metrics import dice_scores, evaluate_pair, hd95, map_values, summarise
-from MAPSegLib.volumes import Volume
+from MAPSegLib.metrics import dice_scores, evaluate_pair, hd95, summarise
+from MAPSegLib.volumes import Volume, map_values
 
 
 def cube(start, size=4, shape=(20, 20, 20), value=1):

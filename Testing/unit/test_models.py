@@ -319,12 +319,14 @@ def test_other_checkpoints_are_told_apart(tmp_path):
     state = authors_names(model.state_dict(), "")
     encoder = {k: v for k, v in state.items() if k.startswith("local_encoder")}
     partial = {k: v for k, v in state.items() if not k.endswith("conv2.conv.weight")}
+    stem = next(k for k in state if k.endswith("0.basic_module.conv1.conv.weight"))
     path, out = tmp_path / "x.pth", tmp_path / "x.safetensors"
     cases = [
         (encoder, LABELS, "which has no structures"),
         ({k: v for k, v in encoder.items() if "1.basic_module.conv3" not in k}, (), "lacks weights"),
         ({"layer.weight": torch.zeros(1)}, (), "does not hold the weights"),
         (partial, (), "lacks weights"),
+        (state | {stem: torch.zeros(100, 1, 4, 4, 4)}, LABELS[:1], "in other sizes"),
         (state, LABELS, "label table names 3"),
     ]
     for content, labels, message in cases:

@@ -51,7 +51,7 @@ def test_labels_return_exactly_at_equal_spacing(affine, seed):
     assert scan.image.shape == scan.grid.working_shape == scan.grid.box_shape
     assert sorted(scan.grid.box_shape) == [7, 9, 11]
     working = labels_to_working(labels, scan.grid)
-    assert working.dtype == torch.long and working.shape == scan.grid.working_shape
+    assert working.dtype == torch.int32 and working.shape == scan.grid.working_shape
     back = restore(working, scan.grid)
     assert back.shape == SHAPE and back.dtype == np.int32
     np.testing.assert_array_equal(back, labels)

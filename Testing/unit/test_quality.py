@@ -40,7 +40,7 @@ def symmetric_image(n=32):
 
 
 def classes_of(model, image):
-    return predict_classes(model, image, FP32)[0].long()
+    return predict_classes(model, image, FP32).long()
 
 
 def transformed_agreement(model, labels, image):

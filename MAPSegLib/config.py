@@ -253,7 +253,9 @@ class CentralisedOptions(AdaptationBase):
     @model_validator(mode="after")
     def _check(self) -> CentralisedOptions:
         if self.warmup >= self.steps:
-            raise ValueError(f"a warm-up of {self.warmup} steps leaves none of {self.steps} to adapt in")
+            raise ValueError(
+                f"a warm-up of {self.warmup} steps leaves none of {self.steps} to adapt in; give both"
+            )
         return self
 
 

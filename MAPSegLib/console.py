@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +21,12 @@ from .worker import execute, explained, listen_for_stop
 if TYPE_CHECKING:
     from .models import ModelCard
 
+LOG_SECONDS = 60.0
+"""Between two lines of progress, where they go to a file."""
 _out, _err = Console(), Console(stderr=True)
 _TITLES = {
     "read": "Reading",
+    "search": "Looking for a curve",
     "segment": "Segmenting",
     "adapt": "Adapting",
     "train": "Training",
@@ -88,6 +92,7 @@ class _Display:
         self.stage: tuple[str, str] | None = None
         self.bar: TaskID | None = None
         self.told: set[tuple[str, str]] = set()
+        self.told_at = time.monotonic()
 
     def __enter__(self) -> _Display:
         self.progress.start()
@@ -101,7 +106,7 @@ class _Display:
         if kind == "progress":
             self._advance(event)
         elif kind == "log":
-            _err.print(escape(event["message"]))
+            _err.print(escape(event["message"]), soft_wrap=True)
         elif kind == "error":
             self._tell(event)
         elif kind == "result":
@@ -124,6 +129,11 @@ class _Display:
         if event.get("eta") is not None:
             notes.append(f"eta {event['eta']:.2f}")
         self.progress.update(self.bar, completed=event["step"], total=event["steps"], note=", ".join(notes))
+        if not _err.is_terminal and time.monotonic() - self.told_at >= LOG_SECONDS:
+            self.told_at = time.monotonic()
+            title = self.progress.tasks[-1].description
+            line = f"{title} {event['step']}/{event['steps']}{''.join(f', {note}' for note in notes)}"
+            _err.print(line, highlight=False, soft_wrap=True)
 
     def _tell(self, event: dict[str, Any]) -> None:
         sentence = (event["message"], event["advice"])
@@ -132,7 +142,8 @@ class _Display:
         self.told.add(sentence)
         title = "Cancelled" if event["kind"] == "cancelled" else "Error"
         text = "" if event["message"] == "Cancelled." else f": {event['message']}"
-        _err.print(f"[bold red]{title}[/]{escape(text)} {escape(event['advice'])}".rstrip(), highlight=False)
+        line = f"[bold red]{title}[/]{escape(text)} {escape(event['advice'])}".rstrip()
+        _err.print(line, highlight=False, soft_wrap=True)
 
 
 def show_result(result: dict[str, Any]) -> None:
@@ -238,6 +249,7 @@ def _print_card(card: ModelCard) -> None:
         "one of, by scan": ", ".join(card.members),
         "grid": f"{_grid(card)} mm, {card.preprocessing.modality.upper()}",
         "network": f"{sizes.width} channels, {sizes.depth} blocks, patches of {sizes.patch} voxels",
+        "adapted from": _adapted(origin),
         "trained on": "; ".join(map(_material, origin.get("domains", [origin])))
         + (f"; {origin['steps']} steps" if "steps" in origin else ""),
         "measured": "\n".join(f"{_spoken(name)}: {_spoken(found)}" for name, found in card.scores.items()),
@@ -254,6 +266,14 @@ def _print_card(card: ModelCard) -> None:
         if content:
             table.add_row(name, escape(content))
     _out.print(table, "[bold]Not for clinical use.[/]", highlight=False)
+
+
+def _adapted(origin: dict[str, Any]) -> str:
+    """What an adapted model started from, and how many scans kept its result."""
+    if not origin.get("adapted_from"):
+        return ""
+    kept = f", {origin['kept']} of {origin['scans']} scans kept its result" if "kept" in origin else ""
+    return f"{origin['adapted_from']}{kept}"
 
 
 def _material(origin: dict[str, Any]) -> str:

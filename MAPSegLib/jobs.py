@@ -294,6 +294,15 @@ def parse_job(path: str | Path) -> Job:
     return build_job(content)
 
 
+_PLAIN = {
+    "extra_forbidden": "there is no such option",
+    "string_pattern_mismatch": "letters, digits and . _ + - only, beginning with a letter or digit",
+    "too_short": "at least one is needed",
+    "missing": "is missing",
+}
+"""What pydantic says to programmers, by the type of its errors."""
+
+
 def first_problem(error: ValidationError, tagged: bool = False) -> str:
     """The first failure of a validation, in a few words.
 
@@ -303,5 +312,5 @@ def first_problem(error: ValidationError, tagged: bool = False) -> str:
     first = error.errors(include_url=False)[0]
     place = [str(part) for part in first["loc"]]
     where = ".".join(place[1:] if tagged and len(place) > 1 else place)
-    message = first["msg"].removeprefix("Value error, ")
+    message = _PLAIN.get(first["type"]) or first["msg"].removeprefix("Value error, ")
     return f"{where}: {message}" if where else message

@@ -30,6 +30,8 @@ _DERIVED = ("space", "res", "den", "desc", "label", "atlas", "seg")
 _LABELS = ("dseg", "seg", "mask", "label")
 LABEL_ENDINGS = ("_seg", "_dseg", "_mask", "_label", "_labels")
 """Of names of label maps."""
+SIDE_RESULTS = ("_uncertainty", "_seg_source", "_seg_adapted")
+"""Of names of maps that a job leaves beside its label maps (``_seg``)."""
 
 
 class Case(Options):
@@ -73,9 +75,23 @@ def list_scans(place: Path) -> list[Path]:
     return scans
 
 
+def _scans_of(folder: Path) -> list[Path]:
+    """What an earlier run wrote beside them left out."""
+    results = results_in(folder) if folder.is_dir() else set()
+    return [path for path in find_scans(folder) if path not in results]
+
+
 def results_in(folder: Path) -> set[Path]:
-    """The maps in a folder that the reports in it tell of."""
-    found: set[Path] = set()
+    """The maps in a folder that the reports in it tell of, and those beside a label map of the same scan."""
+    files = [path for path in folder.iterdir() if scan_suffix(path)]
+    stems = {scan_stem(path) for path in files}
+    sides = {
+        f"{stem.removesuffix('_seg')}{side}"
+        for stem in stems
+        for side in SIDE_RESULTS
+        if stem.endswith("_seg")
+    }
+    found = {path for path in files if scan_stem(path) in sides}
     for path in folder.glob("*report.json"):
         with suppress(InputError, ValidationError):
             report = _Report.model_validate(read_json(path, "a report"))
@@ -95,7 +111,7 @@ def list_pairs(place: Path, labels: Path | None = None) -> list[tuple[Path, Path
         InputError: a scan without a label map, nothing there, or a broken layout; the message names the file.
     """
     if labels is not None:
-        cases = _pair(find_scans(place), find_scans(labels))
+        cases = _pair(_scans_of(place), find_scans(labels))
         lacking = f"has a label map of the same name in {labels}"
     else:
         cases, lacking = _cases(place), "has a label map"
@@ -168,12 +184,11 @@ def _nnunet(folder: Path) -> list[Case]:
     if isinstance(channels, dict | list) and len(channels) > 1:
         raise InputError(f"{folder / 'dataset.json'} names {len(channels)} channels; scans must have one.")
     labels = folder / "labelsTr"
-    return _pair(find_scans(folder / "imagesTr"), find_scans(labels) if labels.is_dir() else [])
+    return _pair(_scans_of(folder / "imagesTr"), find_scans(labels) if labels.is_dir() else [])
 
 
 def _authors(folder: Path) -> list[Case]:
-    results = results_in(folder)
-    files = [file for file in find_scans(folder) if file not in results]
+    files = _scans_of(folder)
     named = {kind: [f for f in files if scan_stem(f).endswith(kind)] for kind in ("_img", "_label")}
     others = [f.name for f in files if not scan_stem(f).endswith(tuple(named))]
     if named["_img"] and others:
@@ -187,7 +202,7 @@ def _authors(folder: Path) -> list[Case]:
 def _anatomical(folder: Path) -> list[Path]:
     """The scans of a BIDS data set, or nothing where the folder is none."""
     anat = [p for pattern in ("sub-*/anat", "sub-*/ses-*/anat") for p in sorted(folder.glob(pattern))]
-    return [scan for place in anat for scan in find_scans(place)]
+    return [scan for place in anat for scan in _scans_of(place)]
 
 
 def _bids(folder: Path, scans: list[Path]) -> list[Case]:

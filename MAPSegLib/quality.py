@@ -32,7 +32,7 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 TURN, SHRINK = 15.0, 1.2
 """Degrees about the second axis, and a factor: of the scan that a result is compared with where nothing is mirrored."""
 LOWEST, HIGHEST = 0.3, 5.0
-"""Agreement and shape deviation beyond which no result is trusted, however bad a model is in its own domain."""
+"""Agreement and shape deviation beyond which no result is trusted. No result of a model with such limits is."""
 UNSEEN = -1
 """Class index of voxels that a transformed scan does not hold: the corners of its box, when it was turned."""
 QUICK = {"overlap": 0.0, "mirror": False}
@@ -171,6 +171,9 @@ def judge(measures: dict[str, float], priors: dict) -> Assessment:
     floor = priors.get("trust", {}).get("agreement", 0.6)
     ceiling = priors.get("trust", {}).get("shape_deviation", 2.5)
     reached, deviation = measures["agreement"], measures.get("shape_deviation")
+    if floor <= LOWEST or ceiling >= HIGHEST:
+        reason = "Not to be trusted: the model does not agree with itself on the scans that it was made from."
+        return Assessment(False, reason, measures)
     if reached < floor:
         return Assessment(
             False,
@@ -185,7 +188,8 @@ def judge(measures: dict[str, float], priors: dict) -> Assessment:
             f"{_apart(deviation, ceiling, 'expected at most', 1)}).",
             measures,
         )
-    return Assessment(True, f"Consistent: agreement {reached:.2f} with the transformed scan.", measures)
+    own = "" if priors.get("trust") else " The model states no limits of its own."
+    return Assessment(True, f"Consistent: agreement {reached:.2f} with the transformed scan.{own}", measures)
 
 
 def _apart(found: float, limit: float, words: str, digits: int) -> str:

@@ -216,7 +216,8 @@ def find_scans(folder: str | Path) -> list[Path]:
     found = sorted(files + [p for p in entries if not p.is_file() and _holds_dicom(p)])
     if not found:
         raise InputError(
-            f"The folder {folder} holds no scans.", f"Files that can be read: {', '.join(READABLE)}."
+            f"The folder {folder} holds no scans.",
+            f"Files that can be read: {', '.join(READABLE)}. What lies in folders below is not looked at.",
         )
     return found
 

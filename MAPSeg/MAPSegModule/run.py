@@ -261,7 +261,7 @@ class Run:
     def _now_running(self, item: Item | None) -> None:
         """Scans are segmented one by one, and adapted to together."""
         for one in self.items:
-            if one.state == WAITING and (one is item or self.stage == "adapt"):
+            if one.state == WAITING and (one is item or self.stage in ("search", "adapt")):
                 self._set(one, RUNNING, "")
 
     def _load_next(self) -> None:

@@ -10,16 +10,14 @@ from typing import Any
 from ..config import check_path
 from ..errors import InputError, MAPSegError
 from ..jobs import EvaluateJob, Report
-from ..manifests import LABEL_ENDINGS, by_name, case_name
+from ..manifests import LABEL_ENDINGS, SIDE_RESULTS, by_name, case_name, list_pairs, results_in
 from ..models import load_card, resolve
 from ..reports import plain, write_csv, write_json
 from ..volumes import find_scans, read_labels, scan_stem
 from .outputs import output_folder, refuse_existing
 
-_SIDE_RESULTS = ("_uncertainty", "_seg_source", "_seg_adapted")
-"""Maps that a segmentation job leaves beside its label maps."""
 _BESIDE_ONE = ("_source", "_adapted")
-"""The same, beside a label map whose name the user chose."""
+"""Of names of maps that a job leaves beside a label map whose name the user chose."""
 
 
 def evaluate(job: EvaluateJob, report: Report) -> dict[str, Any]:
@@ -62,7 +60,17 @@ def evaluate(job: EvaluateJob, report: Report) -> dict[str, Any]:
                 report("error", **failed[-1])
         if not rows:
             raise errors[0] if errors else InputError("The references hold no structures to score.")
+        held = {row["value"] for row in rows if row["reference_ml"]}
+        absent = {row["value"]: row["name"] for row in rows if row["value"] not in held}
+        if not held:
+            raise InputError(
+                "The references hold none of the structures to score.", "Check --model and --mapping."
+            )
+        if absent:  # another protocol: that is not the label map's fault
+            report("log", message=f"Not scored, as no reference holds them: {', '.join(absent.values())}.")
+        rows = [row for row in rows if row["value"] in held]
         result = {"task": "evaluate", "summary": summarise(rows), "scans": rows, "failed": failed}
+        result |= {"not_in_references": list(absent.values()), "unpaired": [str(path) for path in unpaired]}
         write_json(files[0], result, job.overwrite)
         write_csv(files[1], rows, job.overwrite)
     return {**plain(result), "files": [str(file) for file in files]}
@@ -78,7 +86,7 @@ def pair_cases(prediction: Path, reference: Path) -> tuple[list[tuple[Path, Path
     """
     if prediction.is_file() and reference.is_file():
         return [(prediction, reference)], []
-    references = by_name(_without_images(find_scans(reference)), case_name)
+    references = _references(reference)
     own = {scan_stem(path) for path in references.values()}
     there = find_scans(prediction)
     stems = {scan_stem(path) for path in there}
@@ -86,9 +94,12 @@ def pair_cases(prediction: Path, reference: Path) -> tuple[list[tuple[Path, Path
         path
         for path in there
         if scan_stem(path) in own
-        or not scan_stem(path).endswith(_SIDE_RESULTS)
+        or not scan_stem(path).endswith(SIDE_RESULTS)
         and not any(scan_stem(path) == f"{stem}{side}" for stem in stems for side in _BESIDE_ONE)
     ]
+    made = results_in(prediction)  # of scans that lie beside them
+    named = {case_name(path) for path in made}
+    found = [path for path in found if path in made or case_name(path) not in named]
     by_name(found, case_name)
     lonely = [path.name for path in found if case_name(path) not in references]
     if lonely or not found:
@@ -98,6 +109,17 @@ def pair_cases(prediction: Path, reference: Path) -> tuple[list[tuple[Path, Path
         )
     pairs = [(path, references.pop(case_name(path))) for path in found]
     return pairs, list(references.values())
+
+
+def _references(place: Path) -> dict[str, Path]:
+    """Reference label maps by the names of their cases: of a folder of them, or of a data set."""
+    files = []
+    if place.suffix != ".json":
+        with suppress(InputError):  # nothing there: told below, as of a data set
+            files = find_scans(place)
+    if files:
+        return by_name(_without_images(files), case_name)
+    return {case_name(image): label for image, label in list_pairs(place)}
 
 
 def _without_images(files: Sequence[Path]) -> list[Path]:

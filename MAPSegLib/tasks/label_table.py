@@ -19,7 +19,8 @@ def read_label_table(name: str | Path) -> tuple[Label, ...]:
 
     Args:
         name: ``brain`` for FreeSurfer's structures, or a JSON file: a list of labels (``value``, ``name`` and, as
-            far as known, ``color``, ``mirror``, ``terminology``), or an object of value -> name.
+            far as known, ``color``, ``mirror``, ``terminology``), or an object of value -> name or name -> value, also
+            in an nnU-Net ``dataset.json``. The background, 0, is left out; colours that are not given are far apart.
 
     Raises:
         InputError: missing, or not such a table.
@@ -30,14 +31,21 @@ def read_label_table(name: str | Path) -> tuple[Label, ...]:
         return brain_labels()
     path = check_path(name)
     content = read_json(path, "a label table")
+    if isinstance(content, dict) and isinstance(content.get("labels"), dict):  # nnU-Net's dataset.json
+        content = content["labels"]
     if isinstance(content, dict):
-        content = [{"value": value, "name": text} for value, text in content.items()]
+        pairs = ((a, b) if str(a).isdecimal() else (b, a) for a, b in content.items())
+        content = [{"value": value, "name": text} for value, text in pairs if str(value) != "0"]
     try:
         labels = TypeAdapter(tuple[Label, ...]).validate_python(content)
     except ValidationError as error:
         raise InputError(f"{path.name} is not a label table: {first_problem(error)}.") from error
     if not labels or len({label.value for label in labels}) < len(labels):
         raise InputError(f"{path.name} is not a label table: it is empty, or two structures share a value.")
+    labels = tuple(
+        label if "color" in label.model_fields_set else label.model_copy(update={"color": _color(i)})
+        for i, label in enumerate(labels)
+    )
     mirrors = {label.value: label.mirror for label in labels}
     for value, other in mirrors.items():
         if other is not None and mirrors.get(other, value) != value:

@@ -12,7 +12,7 @@ from pathlib import Path
 from ..config import check_path
 from ..errors import InputError
 from ..formats import WRITABLE, scan_suffix
-from ..manifests import list_scans
+from ..manifests import SIDE_RESULTS, list_scans
 from ..model_files import embedded_folders, user_folder
 from ..reports import unwritable
 from ..volumes import scan_stem
@@ -73,6 +73,10 @@ class ScanOutputs:
                 / f"{scan_stem(self.single)}_{kind.removeprefix('seg_')}{scan_suffix(self.single)}"
             )
         return self.folder / f"{scan_stem(scan)}_{kind}{_FAMILY.get(scan_suffix(scan), '.nii.gz')}"
+
+    def every(self, scan: Path) -> list[Path]:
+        """All maps of a scan that some run may write."""
+        return [self.label_map(scan), *(self.volume(scan, kind.removeprefix("_")) for kind in SIDE_RESULTS)]
 
     def beside(self, name: str) -> Path:
         """A file or folder that belongs to the whole job."""

@@ -27,6 +27,8 @@ _FREE = (
     "source_labels",
     "source_from_labels",
     "domains",
+    "model",
+    "init",
 )  # their files are compared instead
 _FREE_OPTIONS = ("device", "threads")
 _log = logging.getLogger(__name__)

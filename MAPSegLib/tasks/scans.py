@@ -16,7 +16,7 @@ from .. import __version__, distributed
 from ..config import check_path
 from ..errors import Cancelled, InputError, MAPSegError, MemoryExhausted
 from ..jobs import AdaptJob, Report, SegmentJob
-from ..manifests import list_pairs
+from ..manifests import list_pairs, results_in
 from ..models import ModelCard, load_card, resolve, save_model
 from ..reports import plain, write_csv, write_json
 from ..volumes import Volume, find_scans, read_image, write_volume
@@ -53,6 +53,8 @@ class _Findings:
     extra: dict[str, Any] = field(default_factory=dict)
     errors: list[MAPSegError] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
+    earlier: frozenset[Path] = frozenset()
+    """Results that lie there, of a run whose results may be overwritten."""
     written: bool = False
     """Whether the reports are this job's: another one may have written some since it began."""
 
@@ -70,6 +72,12 @@ class _Findings:
             self.scans.pop()
             raise
         self.report("scan", scan=entry["file"], entry=plain(entry))
+
+    def forget_earlier(self, scan: Path) -> None:
+        """Remove an earlier run's results of a scan: what this one does not write again would be taken for its own."""
+        for path in self.outputs.every(scan):
+            if path in self.earlier and str(path) not in self.files:
+                path.unlink(missing_ok=True)
 
     @contextmanager
     def isolated(self, scan: Path) -> Iterator[None]:
@@ -111,7 +119,7 @@ class _Findings:
         write_json(report, self.summary(), overwrite)
         self.written = True
         rows = [
-            {"scan": Path(entry["file"]).name, **structure}
+            {"scan": Path(entry["file"]).name, **structure, "trusted": entry["trusted"]}
             for entry in self.scans
             for structure in entry["structures"]
         ]
@@ -177,7 +185,7 @@ def segment(job: SegmentJob, report: Report) -> dict[str, Any]:
     card = load_card(path, choice=True)
     with output_folder(outputs.folder):
         candidates = load_candidates(path, job.options.device)
-        findings = _Findings(job, card, outputs, report)
+        findings = _Findings(job, card, outputs, report, earlier=_earlier(job, outputs))
         started = time.monotonic()
         # Told before anything is done to a scan: a caller knows which one a worker died over.
         for index, scan in enumerate(told(scans, report)):
@@ -194,6 +202,7 @@ def segment(job: SegmentJob, report: Report) -> dict[str, Any]:
                     seconds_left=None if left is None else round(left, 1),
                 )
 
+            findings.forget_earlier(scan)
             with findings.isolated(scan):
                 found = _segment_one(candidates, scan, job, progress)
                 findings.add(_write_segmented(findings, scan, *found))
@@ -257,7 +266,7 @@ def adapt(job: AdaptJob, report: Report) -> dict[str, Any]:
     known = _source_files(job)
     with output_folder(outputs.folder), output_folder(outputs.beside("adaptation")) as folder:
         candidates = load_candidates(path, job.options.device)
-        findings = _Findings(job, candidates[0].card, outputs, report)
+        findings = _Findings(job, candidates[0].card, outputs, report, earlier=_earlier(job, outputs))
         volumes: dict[Path, Volume] = {}
         for scan in told(scans, report):
             with findings.isolated(scan):
@@ -309,11 +318,16 @@ def _write_each(findings: _Findings, volumes: dict[Path, Volume], adapted: Adapt
         "best_step": adapted.best_step,
         "history": adapted.history,
     }
+    for scan in (*volumes, *(Path(failure["scan"]) for failure in findings.failed)):
+        findings.forget_earlier(scan)
     for (scan, volume), result in zip(volumes.items(), adapted.results, strict=True):
         findings.add(_write_adapted(findings, scan, volume, result))
     if findings.job.save_model:
         file = str(_save_adapted(adapted, findings.card, findings.job, findings.outputs))
         findings.extra["model_file"] = file
+        if not any(result.chosen == "adapted" for result in adapted.results):
+            told = f"No scan kept the adapted result: the saved model may be no better than {findings.card.name}."
+            findings.report("log", message=told)
         findings.files.append(file)
 
 
@@ -391,6 +405,7 @@ def _save_adapted(adapted: Adapted, card: ModelCard, job: AdaptJob, outputs: Sca
     provenance = {
         "adapted_from": card.name,
         "scans": len(adapted.results),
+        "kept": sum(result.chosen == "adapted" for result in adapted.results),
         "best_step": adapted.best_step,
         "processes": distributed.world(),
         "options": job.options.model_dump(mode="json"),
@@ -408,6 +423,10 @@ def _save_adapted(adapted: Adapted, card: ModelCard, job: AdaptJob, outputs: Sca
     return save_model(outputs.beside(ADAPTED_MODEL), adapted.model.state_dict(), new, job.overwrite)
 
 
+def _earlier(job: SegmentJob | AdaptJob, outputs: ScanOutputs) -> frozenset[Path]:
+    return frozenset(results_in(outputs.folder)) if job.overwrite else frozenset()
+
+
 def _refuse_existing(
     job: SegmentJob | AdaptJob, outputs: ScanOutputs, scans: Sequence[Path], kinds: Sequence[str]
 ) -> None:
@@ -419,4 +438,12 @@ def _refuse_existing(
     for path in paths:
         if path.resolve() in given:
             raise InputError(f"A result would replace the scan {path}.", "Choose another output.")
+    reports = [path for path in map(outputs.beside, REPORTS) if path.exists()]
+    if reports and not job.overwrite and not any(path.exists() for path in paths):
+        raise InputError(
+            f"{reports[0]} already there, of other scans.",
+            f"Give all scans to one command, or name the result: -o {paths[0]}."
+            if len(scans) == 1
+            else "Give all scans to one command, or choose another output.",
+        )
     refuse_existing([*paths, *map(outputs.beside, names)], job.overwrite)

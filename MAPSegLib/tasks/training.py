@@ -53,6 +53,10 @@ def train(job: TrainJob, report: Report) -> dict[str, Any]:
         training = [case for i, case in enumerate(cases) if i not in kept]
         card = _card(job, training, report)
         source, validation = _material(job, card, training, [cases[i] for i in sorted(kept)], report)
+        found = {int(value) for classes, _ in source.label_maps() for value in classes.unique()}
+        unused = [label.name for index, label in enumerate(card.labels, 1) if index not in found]
+        if unused:
+            report("log", message=f"No label map holds {', '.join(unused)}: not to be learnt from these.")
         counts = f"{len(training)} cases to learn from, {len(kept)} kept back, {len(card.labels)} structures."
         report("log", message=counts)
         files = [path for case in cases for path in case if path]
@@ -63,11 +67,15 @@ def train(job: TrainJob, report: Report) -> dict[str, Any]:
                 report("log", message="Continuing a training that was interrupted.")
             torch.manual_seed(job.options.seed)
             shown = Recoloured(source) if job.options.augmentation == "strong" else source
-            model, steps = run(_start(job, card), shown, job.options, folder, report, validation)
+            model, steps, dice = run(_start(job, card), shown, job.options, folder, report, validation)
 
             def finish() -> None:
-                taken = card.model_copy(update={"provenance": card.provenance | {"steps": steps}})
-                known = with_trust(model, taken, source, job.options)
+                changes: dict[str, Any] = {"provenance": card.provenance | {"steps": steps}}
+                if dice is not None:  # their names may be people's: they stay out of the card
+                    changes["scores"] = {"kept back": {"mean_dice": round(dice, 3), "scans": len(kept)}}
+                    names = ", ".join(cases[i][1].name for i in sorted(kept))
+                    report("log", message=f"Dice {dice:.3f} on what was kept back, at step {steps}: {names}.")
+                known = with_trust(model, card.model_copy(update=changes), source, job.options)
                 save_model(final, model.state_dict(), known, job.overwrite)
 
             distributed.on_first(finish)

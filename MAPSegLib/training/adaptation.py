@@ -62,7 +62,8 @@ class Adapted:
     """The adapted model (the best step), how it came about, and the scans' results.
 
     ``history`` has an entry per label-free check: step, measures, losses, eta (total and per class), and whether
-    it was ``kept`` as the best so far. Step 0 is there twice when a curve was tried: without it, and with it.
+    it was ``kept`` as the best so far. Step 0 is there twice when a curve was tried: without it, and with it
+    (``curve``: "found").
     Of several processes, the first one alone has the results.
     """
 
@@ -146,12 +147,14 @@ class _Run:
         loop, options = self.loop, self.options
         budget = 60 * options.minutes * len(self.scans)
         clock = Clock(loop.step, loop.extra)
-        if loop.step == 0:
-            self._check({}, None, preview)
-            self._find_contrast(preview)
 
         def in_time() -> bool:
             return clock.total() < budget
+
+        if loop.step == 0:
+            self._check({}, None, preview)
+            if not self._find_contrast(report, preview, in_time):
+                return
 
         while loop.step < options.steps and self._hopeful() and distributed.on_first(in_time):
             eta: dict = {}
@@ -180,21 +183,33 @@ class _Run:
                     self._check(values, eta, preview)
                 loop.save(self.checkpoint)
 
-    def _find_contrast(self, preview: Preview | None) -> None:
-        """Start from the curve found on the first scan, if the scans together are understood better with it."""
-        loop, scan = self.loop, self.scans[0]
+    def _find_contrast(self, report: Report, preview: Preview | None, in_time: Callable[[], bool]) -> bool:
+        """Start from the curve found on the first scan, if the scans together are understood better with it.
+
+        Returns: whether to go on; the user may have had enough.
+        """
+        loop, scan, stopped = self.loop, self.scans[0], []
         if not self.terms.searches:
-            return
-        asked = (loop.ema, self.card, scan.image, loop.generator, loop.inference.precision)
-        curve = distributed.on_first(lambda: search_curve(*asked))
+            return True
+
+        def told(done: int, total: int) -> bool:
+            try:
+                report("progress", stage="search", step=done, steps=total, seconds_left=None)
+            except Stopped:
+                stopped.append(done)
+            return in_time() and not stopped
+
+        asked = (loop.ema, self.card, scan.image, loop.generator, loop.inference.precision, told)
+        curve, enough = distributed.on_first(lambda: (search_curve(*asked), bool(stopped)))
         before = [network.curve.values.detach().clone() for network in (loop.model, loop.ema)]
         known, guess = loop.extra["best_score"], loop.extra["guess"]
         self._set_curves([curve, curve])
-        self._check({}, None, preview, margin=self.options.gate_margin)
+        self._check({}, None, preview, found=self.options.gate_margin)
         loop.extra["waited"] = 0  # for a gain of steps, of which none has been taken
         if loop.extra["best_score"] <= known:
             self._set_curves(before)
             loop.extra["guess"] = guess
+        return not enough
 
     def _set_curves(self, curves: Sequence[Tensor]) -> None:
         with torch.no_grad():
@@ -206,8 +221,14 @@ class _Run:
         index = int(torch.randint(len(self.scans), (), generator=generator))
         return self.scans[index].image, self.loop.extra["guess"][index]
 
-    def _check(self, losses: dict, eta: dict | None, preview: Preview | None, margin: float = 0.0) -> None:
-        """Judge on every scan, without labels, what would be kept; remember it when it beats the best by the margin."""
+    def _check(
+        self, losses: dict, eta: dict | None, preview: Preview | None, found: float | None = None
+    ) -> None:
+        """Judge on every scan, without labels, what would be kept; remember it when it beats the best.
+
+        Args:
+            found: of a curve that was found, by how much it has to.
+        """
         loop = self.loop
         kept = self.terms.kept(loop.ema, self.source)
         judged = distributed.on_first(
@@ -221,7 +242,9 @@ class _Run:
             "eta": eta["total"] if eta else None,
             "eta_per_class": eta["per_class"] if eta else {},
         }
-        entry["kept"] = entry["score"] > loop.extra.get("best_score", float("-inf")) + margin
+        entry["kept"] = entry["score"] > loop.extra.get("best_score", float("-inf")) + (found or 0.0)
+        if found is not None:
+            entry["curve"] = "found"
         self.record.add(loop.step, **entry)
         loop.extra.setdefault("history", []).append({"step": loop.step, **entry})
         if entry["kept"]:

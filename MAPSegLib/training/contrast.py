@@ -7,6 +7,8 @@ scan at low resolution, where one costs a tenth of a second, and judged by the l
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
@@ -24,13 +26,19 @@ PARENTS = 3
 
 
 def search_curve(
-    model: Segmenter, card, image: Tensor, generator: Generator, precision: str = "auto"
+    model: Segmenter,
+    card,
+    image: Tensor,
+    generator: Generator,
+    precision: str = "auto",
+    told: Callable[[int, int], bool] = lambda done, total: True,
 ) -> Tensor:
     """The best curve found by a small evolution from the identity and its inverse.
 
     Args:
         model: with an intensity curve; its own is ignored and left alone.
         image: prepared scan (X, Y, Z) in [0, 1].
+        told: rounds done and all of them; false ends the search with the best so far.
 
     Returns:
         knot values (knots + 1,).
@@ -42,6 +50,8 @@ def search_curve(
         _bend(base, 0.35, generator) for base in (line, 1 - line) for _ in range(5)
     ]
     for number in range(1, ROUNDS + 1):
+        if not told(number - 1, ROUNDS) and pool:
+            break
         pool += zip(_scores(model, card, image, candidates, precision), candidates, strict=True)
         pool = sorted(pool, key=lambda pair: -pair[0])[:PARENTS]
         size = 0.35 * 0.6**number

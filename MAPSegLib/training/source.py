@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -42,6 +43,17 @@ def source_losses(loop: Loop, batch: PatchBatch, options: TrainingOptions) -> di
     return terms
 
 
+class Trained(NamedTuple):
+    """What a training made."""
+
+    model: Segmenter
+    """The averaged weights; where there is a validation set, the best validated ones."""
+    steps: int
+    """Taken by then."""
+    dice: float | None
+    """Of these on the validation set, mean over scans and structures, 0 to 1."""
+
+
 def train(
     model: Segmenter,
     source: Source,
@@ -49,8 +61,8 @@ def train(
     folder: Path,
     report: Report,
     validation: Sequence[tuple[Tensor, Tensor]] = (),
-) -> tuple[Segmenter, int]:
-    """Train ``model``; returns its EMA, the best validated one where there is a validation set, and the steps in it.
+) -> Trained:
+    """Train ``model``.
 
     ``folder`` gets ``checkpoint.pt`` (resumed from when it exists) and ``metrics.jsonl``.
 
@@ -100,7 +112,7 @@ def train(
     loop.save(checkpoint)
     if validation and "best" in loop.extra:
         loop.ema.load_state_dict(loop.extra["best"])
-    return loop.ema, loop.extra.get("best_step", loop.step)
+    return Trained(loop.ema, loop.extra.get("best_step", loop.step), loop.extra.get("best_dice"))
 
 
 def _validate(loop: Loop, validation: Sequence[tuple[Tensor, Tensor]], record: Record) -> None:

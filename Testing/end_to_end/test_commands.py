@@ -9,10 +9,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from MAPSegLib import api, inference
+from MAPSegLib import api, console, inference
 from MAPSegLib.errors import Cancelled
 from MAPSegLib.jobs import build_job
-from MAPSegLib.models import load_model, save_model
+from MAPSegLib.models import load_card, load_model, save_model
 from MAPSegLib.worker import run_job
 
 from .calls import CPU, card_on_a_terminal, files, labels_of, mapseg, refused
@@ -41,6 +41,7 @@ def test_segment_then_evaluate(model, data, tmp_path):
     voxels = np.count_nonzero(labels_of(tmp_path / "out" / "case1_seg.nii.gz") == 2)
     assert entry["structures"][1]["volume_ml"] == pytest.approx(voxels * 8 / 1000)
     rows = list(csv.DictReader((tmp_path / "out" / "volumes.csv").open()))
+    assert {row["trusted"] for row in rows} == {"True"}
     assert len(rows) == 6 and float(rows[3]["volume_ml"]) == pytest.approx(voxels * 8 / 1000, rel=1e-4)
 
     text, _ = mapseg(
@@ -63,6 +64,49 @@ def test_evaluation_maps_the_codes_of_another_protocol(data, tmp_path):
     mapseg("evaluate", tmp_path / "swapped.nii.gz", reference, "-o", tmp_path / "s", "--mapping", mapping)
     scores = json.loads((tmp_path / "s" / "metrics.json").read_text(encoding="utf-8"))
     assert [row["dice"] for row in scores["summary"]] == [1, 1]
+
+
+def test_structures_that_no_reference_holds_are_no_errors(model, data, tmp_path):
+    """References of another protocol: what they do not draw cannot be scored."""
+    references = tmp_path / "references"
+    references.mkdir()
+    for case in ("case0", "case1"):
+        image = nib.load(data / "labels" / f"{case}.nii.gz")
+        shell = (labels_of(data / "labels" / f"{case}.nii.gz") > 0).astype(np.uint8)
+        nib.save(nib.Nifti1Image(shell, image.affine), references / f"{case}.nii.gz")
+    predictions = tmp_path / "predictions"
+    predictions.mkdir()
+    shutil.copy(data / "labels" / "case0.nii.gz", predictions)
+    _, told = mapseg("evaluate", predictions, references, "-o", tmp_path / "out", "--model", model)
+    scores = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
+    names = [label.name for label in load_card(model).labels]
+    assert [row["name"] for row in scores["summary"]] == [row["name"] for row in scores["scans"]] == names[:1]
+    assert scores["not_in_references"] == names[1:] and f"no reference holds them: {names[1]}" in told
+    assert [Path(path).name for path in scores["unpaired"]] == ["case1.nii.gz"]
+
+
+def test_label_maps_are_scored_against_a_data_set_and_where_they_were_made(model, data, tmp_path):
+    task = tmp_path / "nnunet"
+    for kind in ("images", "labels"):
+        (task / f"{kind}Tr").mkdir(parents=True)
+        for path in (data / kind).iterdir():
+            channel = "_0000" if kind == "images" else ""
+            shutil.copy(path, task / f"{kind}Tr" / path.name.replace(".nii", f"{channel}.nii"))
+    (task / "dataset.json").write_text("{}")
+    images = task / "imagesTr"
+    mapseg("segment", model, images, "-o", images, *CPU)  # beside the scans
+    mapseg("evaluate", images, task / "labelsTr", "-o", tmp_path / "a", "--model", model)
+    mapseg("segment", model, data / "images", "-o", tmp_path / "out", *CPU)
+    mapseg("evaluate", tmp_path / "out", task, "-o", tmp_path / "b", "--model", model)
+    one, other = (json.loads((tmp_path / name / "metrics.json").read_text(encoding="utf-8")) for name in "ab")
+    assert [row["dice"] for row in one["scans"]] == [row["dice"] for row in other["scans"]]
+    assert len(one["scans"]) == 6
+
+
+def test_progress_goes_to_a_file_a_line_at_a_time(model, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(console, "LOG_SECONDS", 0.0)
+    _, told = mapseg("adapt", model, data / "images" / "case0.nii.gz", "-o", tmp_path, "--steps", 2, *CPU)
+    assert "Adapting 1/2, " in told and "loss" in told and "Adapting 2/2" in told
 
 
 def test_one_scan_to_one_file(model, data, tmp_path):
@@ -178,6 +222,17 @@ def test_the_saved_model_segments_as_the_adaptation_did(model, data, tmp_path):
         for name in ("again.nii.gz", "out/case0_seg_adapted.nii.gz", "out/case0_seg_source.nii.gz")
     )
     assert np.array_equal(again, kept) and not np.array_equal(again, source)
+
+
+def test_a_saved_model_that_no_scan_kept_is_told(model, data, tmp_path, monkeypatch):
+    options = tmp_path / "options.json"
+    options.write_text('{"gate_margin": 9, "search": false}')
+    flags = ["--steps", 2, "--save-model", "--options", options, *CPU]
+    _, told = mapseg("adapt", model, data / "images" / "case0.nii.gz", "-o", tmp_path / "out", *flags)
+    assert "No scan kept the adapted result: the saved model may be no better than ball." in told
+    file = tmp_path / "out" / "adapted_model.safetensors"
+    assert load_card(file).provenance["kept"] == 0
+    assert "ball, 0 of 1 scans kept its result" in card_on_a_terminal(file, monkeypatch)
 
 
 def test_adapt_beside_a_source(model, data, tmp_path):

@@ -177,6 +177,34 @@ def test_results_are_replaced_where_that_is_asked_for(task, model, data, tmp_pat
     assert labels_of(out / "case0_seg.nii.gz").max() == 2
 
 
+def test_reports_of_other_scans_are_not_replaced_and_how_to_go_on_is_told(model, data, tmp_path):
+    out = tmp_path / "out"
+    for case, code in (("case0", 0), ("case1", 2)):
+        _, told = mapseg("segment", model, data / "images" / f"{case}.nii.gz", "-o", out, *CPU, code=code)
+    assert "already there, of other scans. Give all scans to one command, or name the result" in told
+    named = out / "case1_seg.nii.gz"
+    assert str(named) in told
+    mapseg("segment", model, data / "images" / "case1.nii.gz", "-o", named, *CPU)
+    assert labels_of(named).max() == 2
+
+
+@pytest.mark.parametrize("task", ["segment", "adapt"])
+def test_an_earlier_runs_results_do_not_pass_for_those_of_the_next(task, model, data, tmp_path):
+    scans, out = tmp_path / "scans", tmp_path / "out"
+    shutil.copytree(data / "images", scans)
+    (out / "mine").mkdir(parents=True)
+    mine = [out / "mine" / "case0_seg.nii.gz", out / "notes_seg.nii.gz"]
+    for path in mine:
+        path.write_text("precious")
+    more = ["--steps", 1] if task == "adapt" else []
+    mapseg(task, model, scans, "-o", out, "--uncertainty", *more, *CPU)
+    (scans / "case0.nii.gz").write_text("damaged")
+    mapseg("segment", model, scans, "-o", out, "--overwrite", *CPU, code=2)
+    kept = {name for name in files(out) if name.endswith(".nii.gz")}
+    own = {str(path.relative_to(out)) for path in mine}
+    assert kept == own | {"case1_seg.nii.gz", "case2_seg.nii.gz"}
+
+
 def test_a_result_never_replaces_the_scan(model, data, tmp_path):
     scan = shutil.copy(data / "images" / "case0.nii.gz", tmp_path / "scan.nii.gz")
     before = (tmp_path / "scan.nii.gz").read_bytes()

@@ -39,16 +39,31 @@ def test_training_starts_from_a_model_and_keeps_cases_back(model, data, tmp_path
     options = tmp_path / "options.json"
     options.write_text('{"validate_every": 2, "patches": 1}')
     arguments = ["--images", data / "images", "--labels", data / "labels", "--name", "next", "--init", model]
-    mapseg(
+    _, told = mapseg(
         "train", *arguments, "--holdout", 1, "--steps", 2, "--options", options, "-o", tmp_path / "t", *CPU
     )
     card = load_card(tmp_path / "t" / "next.safetensors")
     first = load_card(model)
     assert card.provenance["started_from"] == {"name": first.name, **first.provenance}
     assert card.provenance["held_out"] == 1
+    dice = card.scores["kept back"]["mean_dice"]
+    assert f"Dice {dice:.3f} on what was kept back, at step 2: case" in told  # which it was
+    assert "case" not in card.model_dump_json().replace("cases", "")  # a file's name may be a person's
     assert "validation_dice" in (tmp_path / "t" / "metrics.jsonl").read_text(encoding="utf-8")
     arguments[-1] = "nobody"
     assert "Unknown model nobody" in refused("train", *arguments, "-o", tmp_path / "u", *CPU)
+
+
+def test_structures_that_no_label_map_holds_are_told(data, tmp_path):
+    table = tmp_path / "dataset.json"
+    table.write_text('{"labels": {"background": 0, "shell": 1, "core": 2, "typo": 3}}')  # as nnU-Net has it
+    arguments = ["--images", data / "images", "--labels", data / "labels", "--name", "x", "--preset", "tiny"]
+    arguments += ["--spacing", 2, "--steps", 1, "--label-table", table, "-o", tmp_path / "t", *CPU]
+    _, told = mapseg("train", *arguments)
+    assert "No label map holds typo" in told
+    labels = load_card(tmp_path / "t" / "x.safetensors").labels
+    assert [(label.value, label.name) for label in labels] == [(1, "shell"), (2, "core"), (3, "typo")]
+    assert len({label.color for label in labels}) == 3
 
 
 @pytest.fixture(scope="module")

@@ -320,7 +320,8 @@ def test_closing_the_scene_takes_results_away(screen):
     slicer.mrmlScene.Clear(False)
     screen.wait(lambda: not screen.ui.resultSection.enabled, 5)
     assert screen.rows() == []
-    assert "Done" not in screen.ui.statusLabel.text and "Load a volume" in screen.ui.statusLabel.text
+    screen.wait(lambda: "Load a volume" in screen.ui.statusLabel.text, 5)
+    assert "Done" not in screen.ui.statusLabel.text
 
 
 def test_reloading_ends_the_run_and_makes_the_panel_anew(screen):

@@ -226,9 +226,9 @@ def test_a_curve_that_was_tried_in_vain_leaves_nothing(tmp_path, scripted, monke
     monkeypatch.setattr(
         adaptation._Run,
         "_find_contrast",
-        lambda self, preview, find=adaptation._Run._find_contrast: (
+        lambda self, *told, find=adaptation._Run._find_contrast: (
             self.loop.extra.update(guess=[torch.ones_like(g) for g in self.loop.extra["guess"]]),
-            find(self, preview),
+            find(self, *told),
         ),
     )
     monkeypatch.setattr(
@@ -368,6 +368,23 @@ def test_the_search_starts_from_the_curve_it_found_when_that_is_better(tmp_path,
         run(folder, search=True, steps=2, curve_rate=1e-9)
         start = torch.load(folder / "checkpoint.pt", weights_only=True)["model"]["curve.values"]
         torch.testing.assert_close(start, falling if gains else torch.linspace(0, 1, 5), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("ended", ["stop", "time"])
+def test_a_search_tells_how_far_it_is_and_can_be_ended(tmp_path, ended):
+    """It takes half a minute with a large model, and minutes and stop are promises."""
+    rounds = []
+
+    def report(event, **told):
+        if told.get("stage") == "search":
+            rounds.append(told["step"])
+            if ended == "stop" and told["step"] == 1:
+                raise Stopped
+
+    minutes = 1e-9 if ended == "time" else 1.0
+    adapted = run(tmp_path, report=report, search=True, steps=4, minutes=minutes)
+    assert rounds == [0, 1] and adapted.steps == 0 and len(adapted.results) == 1
+    assert [entry.get("curve") for entry in adapted.history] == [None, "found"]
 
 
 @pytest.mark.parametrize("labels", [PAIRED, SINGLE])

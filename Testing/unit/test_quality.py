@@ -200,7 +200,14 @@ def test_a_model_that_fails_in_its_own_domain_makes_nothing_trusted():
     limits = trust_limits([{"agreement": 0.0, "shape_deviation": 10.0}])
     assert limits == {"agreement": 0.3, "shape_deviation": 5.0}
     assert not judge({"agreement": 0.2, "shape_deviation": 1.0}, {"trust": limits}).trusted
-    assert not judge({"agreement": 0.9, "shape_deviation": 9.0}, {"trust": limits}).trusted
+    verdict = judge({"agreement": 0.9, "shape_deviation": 0.1}, {"trust": limits})
+    assert not verdict.trusted and "does not agree with itself" in verdict.reason
+
+
+def test_general_limits_are_told_to_be_that():
+    measures = {"agreement": 0.9, "shape_deviation": 0.1}
+    assert "no limits of its own" in judge(measures, {}).reason
+    assert "no limits" not in judge(measures, {"trust": {"agreement": 0.7}}).reason
 
 
 def test_a_result_without_a_structure_is_never_trusted():

@@ -41,7 +41,7 @@ def test_interrupted_training_ends_as_if_it_had_not_been(tmp_path, killed):
     (tmp_path / "b").mkdir()
     validation = [Boxes().draw(torch.Generator().manual_seed(9))]
     model = {"dropout": 0.2}
-    straight, _ = train(tiny_model(**model), Boxes(), options(), tmp_path / "a", ignore, validation)
+    straight, *_ = train(tiny_model(**model), Boxes(), options(), tmp_path / "a", ignore, validation)
 
     def stop(event, **fields):
         if fields["step"] == killed:
@@ -49,7 +49,7 @@ def test_interrupted_training_ends_as_if_it_had_not_been(tmp_path, killed):
 
     with pytest.raises(Cancelled):
         train(tiny_model(**model), Boxes(), options(), tmp_path / "b", stop, validation)
-    resumed, _ = train(tiny_model(seed=5, **model), Boxes(), options(), tmp_path / "b", ignore, validation)
+    resumed, *_ = train(tiny_model(seed=5, **model), Boxes(), options(), tmp_path / "b", ignore, validation)
     assert same(straight, resumed)
     one, other = ([{**line, "seconds": 0} for line in records(tmp_path / f / "metrics.jsonl")] for f in "ab")
     assert one == other
@@ -83,7 +83,7 @@ def test_the_best_validated_average_is_returned_and_patience_ends(tmp_path, monk
         return next(scores)
 
     monkeypatch.setattr("MAPSegLib.training.source.validation_dice", score)
-    result, step = train(
+    result, step, dice = train(
         tiny_model(),
         Boxes(),
         options(steps=50, patience=2, validate_every=3),
@@ -91,7 +91,7 @@ def test_the_best_validated_average_is_returned_and_patience_ends(tmp_path, monk
         ignore,
         [(None, None)],
     )
-    assert step == 6  # of the second validation
+    assert step == 6 and dice == 0.7  # of the second validation
     assert len(kept) == 4 and same(result, kept[1]) and not same(result, kept[3])
 
 

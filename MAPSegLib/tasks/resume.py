@@ -64,18 +64,17 @@ def claim(folder: Path, job: Options, files: Iterable[Path]) -> Iterator[bool]:
 
 
 def _bind(folder: Path, job: Options, files: Iterable[Path], held: contextlib.ExitStack) -> bool:
-    held.enter_context(_alone(folder))
+    held.enter_context(alone(folder / LOCK))
     return _take(folder, job, files)
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a folder. The system lets them in again when this process dies.
+def alone(path: Path) -> Iterator[None]:
+    """Hold a lock file, to keep other runs out. The system lets them in again when this process dies.
 
     Raises:
-        InputError: another run is there.
+        InputError: another run holds it.
     """
-    path = folder / LOCK
     file = _locked(path)
     try:
         yield
@@ -114,7 +113,7 @@ def _locked(path: Path) -> IO[str]:
 
 
 def _take(folder: Path, job: Options, files: Iterable[Path]) -> bool:
-    mine = plain(_fingerprint(job, files))
+    mine = plain(fingerprint(job, files))
     owner, checkpoint = folder / OWNER, folder / CHECKPOINT
     theirs = _owner(owner)
     differing = [key for key in mine if theirs.get(key) != mine[key]]
@@ -150,14 +149,20 @@ def release(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def _fingerprint(job: Options, files: Iterable[Path]) -> dict[str, Any]:
+def fingerprint(job: Options, files: Iterable[Path]) -> dict[str, Any]:
+    """What a job's results depend on: settings and options that count, and the files' sizes and times."""
     content = job.model_dump(mode="json", exclude=set(_FREE))
     options = content.pop("options")
     if "accumulate" in options:  # what counts is a step's number of micro-batches, whoever computes them
         options["accumulate"] *= distributed.world()
-    stats = [(path, path.stat()) for path in files]
     return {
         "settings": content | {"version": __version__},
         "options": {key: value for key, value in options.items() if key not in _FREE_OPTIONS},
-        "files": [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats],
+        "files": [[str(path), *stamp(path)] for path in files],
     }
+
+
+def stamp(path: Path) -> list[int]:
+    """Size, and time of the last change, of a file; of all files in a folder. Raises OSError."""
+    stats = [each.stat() for each in (path.iterdir() if path.is_dir() else [path])]
+    return [sum(stat.st_size for stat in stats), max((stat.st_mtime_ns for stat in stats), default=0)]

@@ -17,8 +17,8 @@ from ..config import check_path
 from ..errors import Cancelled, InputError, MAPSegError, MemoryExhausted
 from ..jobs import AdaptJob, Report, SegmentJob
 from ..manifests import list_pairs, results_in
-from ..models import ModelCard, load_card, resolve, save_model
-from ..reports import plain, write_csv, write_json
+from ..models import ModelCard, load_card, members, resolve, save_model
+from ..reports import plain, read_json, write_csv, write_json
 from ..volumes import Volume, find_scans, read_image, write_volume
 from . import resume
 from .candidates import Candidate, choose, choose_for_all, load_candidates, view
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 REPORTS = ("report.json", "volumes.csv")
 ADAPTED_MODEL = "adapted_model.safetensors"
+UNFINISHED = "unfinished"
+"""In the report of a segmentation as long as it goes on: what the same job, given again, is known by."""
 LONGEST = 240
 """Bytes of a result's name: file systems take 255, and while it is written it has a longer one."""
 
@@ -141,6 +143,7 @@ class _Findings:
         """The result, or the first failure where no scan came through."""
         if not self.scans:
             raise self.errors[0]
+        self.extra.pop(UNFINISHED, None)
         self.write()
         files = map(self.outputs.beside, REPORTS)
         return {**plain(self.summary()), "files": [*self.files, *map(str, files)]}
@@ -180,12 +183,19 @@ def segment(job: SegmentJob, report: Report) -> dict[str, Any]:
     scans = collect_scans(job.scans)
     outputs = ScanOutputs.plan(job.output, scans)
     kinds = ["uncertainty"] if job.uncertainty else []
-    _refuse_existing(job, outputs, scans, kinds)
     path = resolve(job.model)
     card = load_card(path, choice=True)
-    with output_folder(outputs.folder):
+    begun = {"job": plain(resume.fingerprint(job, members(path))), "scans": _stamps(scans)}
+    done = _done_before(outputs, begun)
+    scans = [scan for scan in scans if plain(str(scan)) not in {entry["file"] for entry in done}]
+    _refuse_existing(job, outputs, scans, kinds, bool(done))
+    with output_folder(outputs.folder), resume.alone(outputs.beside(resume.LOCK)):
         candidates = load_candidates(path, job.options.device)
         findings = _Findings(job, card, outputs, report, earlier=_earlier(job, outputs))
+        findings.extra[UNFINISHED] = begun
+        if done:
+            report("log", message=f"Continuing a job that was interrupted: {len(done)} scans are done.")
+            findings.scans, findings.files, findings.written = done, _written(done), True
         started = time.monotonic()
         # Told before anything is done to a scan: a caller knows which one a worker died over.
         for index, scan in enumerate(told(scans, report)):
@@ -207,6 +217,34 @@ def segment(job: SegmentJob, report: Report) -> dict[str, Any]:
                 found = _segment_one(candidates, scan, job, progress)
                 findings.add(_write_segmented(findings, scan, *found))
         return findings.finish()
+
+
+def _stamps(scans: Sequence[Path]) -> dict[str, list[int]]:
+    found = {}
+    for scan in scans:
+        with suppress(OSError):  # told when it is its turn
+            found[plain(str(scan))] = resume.stamp(scan)
+    return found
+
+
+def _done_before(outputs: ScanOutputs, begun: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the report of the same job, which was ended, says of scans that are as they were and have their results."""
+    with suppress(InputError, KeyError, TypeError, ValueError):  # no report, or something else
+        report = read_json(outputs.beside(REPORTS[0]), "a report")
+        then = report[UNFINISHED]
+        same = {scan for scan, stamp in begun["scans"].items() if then["scans"].get(scan) == stamp}
+        if then["job"] == begun["job"]:
+            return [
+                entry
+                for entry in report["scans"]
+                if entry["file"] in same and all(Path(file).is_file() for file in _written([entry]))
+            ]
+    return []
+
+
+def _written(entries: Sequence[dict[str, Any]]) -> list[str]:
+    """The maps that entries of a segmentation's report tell of."""
+    return [entry[kind] for entry in entries for kind in ("output", "uncertainty") if kind in entry]
 
 
 def _segment_one(
@@ -428,8 +466,13 @@ def _earlier(job: SegmentJob | AdaptJob, outputs: ScanOutputs) -> frozenset[Path
 
 
 def _refuse_existing(
-    job: SegmentJob | AdaptJob, outputs: ScanOutputs, scans: Sequence[Path], kinds: Sequence[str]
+    job: SegmentJob | AdaptJob,
+    outputs: ScanOutputs,
+    scans: Sequence[Path],
+    kinds: Sequence[str],
+    continued: bool = False,
 ) -> None:
+    """Refuse to replace results, but for the reports of a job that is ``continued``."""
     paths = [outputs.label_map(scan) for scan in scans]
     paths += [outputs.volume(scan, kind) for scan in scans for kind in kinds]
     names = [*REPORTS]
@@ -438,6 +481,9 @@ def _refuse_existing(
     for path in paths:
         if path.resolve() in given:
             raise InputError(f"A result would replace the scan {path}.", "Choose another output.")
+    if continued:
+        refuse_existing(paths, job.overwrite)
+        return
     reports = [path for path in map(outputs.beside, REPORTS) if path.exists()]
     if reports and not job.overwrite and not any(path.exists() for path in paths):
         raise InputError(

@@ -169,6 +169,47 @@ def test_a_segmentation_that_is_cancelled_keeps_what_is_complete(told, case, mod
     assert [Path(entry["output"]).name for entry in report["scans"]] == ["case0_seg.nii.gz"]
 
 
+@pytest.mark.parametrize("changed", ["nothing", "scan", "result", "options"])
+def test_the_same_command_continues_a_job_of_many_scans(changed, model, data, tmp_path):
+    scans, out = tmp_path / "scans", tmp_path / "out"
+    shutil.copytree(data / "images", scans)
+
+    def cancel(event):
+        if event.get("stage") == "segment" and "case2" in event["scan"]:
+            raise Cancelled("Cancelled.")
+
+    given = {"device": "cpu", "threads": 1, "precision": "fp32"}
+    with pytest.raises(Cancelled):
+        api.segment(model, scans, out, report=cancel, **given)
+    if changed == "scan":
+        shutil.copy(data / "images" / "case2.nii.gz", scans / "case0.nii.gz")
+        assert "case0_seg.nii.gz already there" in refused("segment", model, scans, "-o", out, *CPU)
+        return
+    if changed == "options":
+        assert "already there" in refused("segment", model, scans, "-o", out, *CPU, "--overlap", 0.2)
+        return
+    if changed == "result":
+        (out / "case1_seg.nii.gz").unlink()
+    first, read = (out / "case0_seg.nii.gz").stat().st_mtime_ns, []
+    report = api.segment(
+        model,
+        scans,
+        out,
+        report=lambda event: read.append(event) if event.get("stage") == "read" else None,
+        **given,
+    )
+    expected = ["case1", "case2"] if changed == "result" else ["case2"]
+    assert [Path(event["scan"]).name.split(".")[0] for event in read] == expected
+    assert (out / "case0_seg.nii.gz").stat().st_mtime_ns == first
+    assert sorted(Path(entry["file"]).name for entry in report["scans"]) == [
+        f"case{i}.nii.gz" for i in range(3)
+    ]
+    assert sorted(map(Path, report["files"])) == [out / name for name in files(out)]
+    assert "unfinished" not in (out / "report.json").read_text(encoding="utf-8")
+    assert len(list(csv.DictReader((out / "volumes.csv").open()))) == 6
+    assert "already there" in refused("segment", model, scans, "-o", out, *CPU)  # it is done
+
+
 def test_adapt(model, data, tmp_path):
     scans = [data / "images" / f"case{i}.nii.gz" for i in (0, 1)]
     options = tmp_path / "options.json"

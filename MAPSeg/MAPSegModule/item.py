@@ -76,6 +76,12 @@ class Item:
         volume = slicer.mrmlScene.GetNodeByID(self.volume_id)
         return volume is not None and scene.voxel_state(volume) != self.voxel_state
 
+    @property
+    def apart(self) -> bool:
+        """Whether volume and segmentation lie under different transforms: one of them was moved alone."""
+        nodes = [slicer.mrmlScene.GetNodeByID(each) for each in (self.volume_id, self.segmentation_id)]
+        return None not in nodes and len({node.GetTransformNodeID() for node in nodes}) > 1
+
     def show(self, which: str) -> None:
         """Put the result of the model as it was (``source``) or of the ``adapted`` one into the segmentation.
 

@@ -81,7 +81,8 @@ class ModelSection:
         widget.clear()
         for entry in self._shown:
             own = "" if entry.embedded else "  ·  " + _("your own")
-            item = qt.QListWidgetItem(f"{entry.name}\n{texts.model_line(entry.card)}{own}")
+            advice = "  ·  " + _("take this one, if in doubt") if entry.card.get("kind") == "choice" else ""
+            item = qt.QListWidgetItem(f"{entry.name}{advice}\n{texts.model_line(entry.card)}{own}")
             item.setToolTip(texts.model_details(entry.card))
             widget.addItem(item)
         row = max(30, widget.sizeHintForRow(0))

@@ -91,6 +91,9 @@ def _statements(item: Item) -> list[tuple[str, str, str]]:
     if item.volume_changed:
         changed = _("The volume has changed since; this result is of what it was before.")
         told.append((texts.WARNING, "!", changed))
+    if item.apart:
+        apart = _("Volume and labels lie under different transforms: they do not cover each other.")
+        told.append((texts.WARNING, "!", apart))
     if item.edited:
         edited = _("The labels were edited since; these numbers are of the result before.")
         told.append((texts.WARNING, "!", edited))

@@ -22,7 +22,7 @@ BRAIN = ["brain", "brain-mr", "brain-t1"]
 
 def models_shown(screen):
     widget = screen.ui.modelList
-    return [widget.item(row).text().splitlines()[0] for row in range(widget.count)]
+    return [widget.item(row).text().splitlines()[0].partition(" ")[0] for row in range(widget.count)]
 
 
 def test_research_use_is_in_sight(screen):

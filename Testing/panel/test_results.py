@@ -174,6 +174,17 @@ def test_a_volume_that_changed_is_told_beside_the_verdict(result):
     assert "The volume has changed since" in result.ui.verdictLabel.text
 
 
+def test_labels_that_a_registration_left_behind_are_told(result):
+    moved = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
+    nodes = [
+        slicer.mrmlScene.GetNodeByID(each) for each in (result.item.volume_id, result.item.segmentation_id)
+    ]
+    for node, told in zip(nodes, (True, False), strict=True):
+        node.SetAndObserveTransformNodeID(moved.GetID())
+        result.panel.enter()
+        assert ("different transforms" in result.ui.verdictLabel.text) == told
+
+
 def test_the_uncertainty_is_shown_over_its_own_result_alone(result):
     [view] = add_slices("Red")
     result.click("overlayCheckBox")

@@ -11,7 +11,8 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]*$", max_length=100)]
+NAME_PATTERN = r"^[A-Za-z0-9][\w.+-]*$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=100)]
 Threads = Annotated[int, Field(ge=1, le=1024)]
 Preset = Literal["tiny", "small", "paper"]
 """Name of an architecture."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import logging
 import os
 import sys
@@ -67,7 +68,8 @@ def is_out_of_memory(error: Exception) -> bool:
     """Whether an allocation failed, on whatever device."""
     text = str(error).lower()  # of other errors it may hold a path, in which "alloc" says nothing
     told = isinstance(error, RuntimeError) and ("alloc" in text or "out of memory" in text)
-    return told or isinstance(error, MemoryError)
+    refused = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    return told or refused or isinstance(error, MemoryError)
 
 
 def prepare_process(threads: int | None = None) -> None:

@@ -30,6 +30,7 @@ from pydantic import (
 )
 
 from .config import (
+    NAME_PATTERN,
     AdaptationBase,
     AdaptationOptions,
     CentralisedOptions,
@@ -296,7 +297,6 @@ def parse_job(path: str | Path) -> Job:
 
 _PLAIN = {
     "extra_forbidden": "there is no such option",
-    "string_pattern_mismatch": "letters, digits and . _ + - only, beginning with a letter or digit",
     "too_short": "at least one is needed",
     "missing": "is missing",
 }
@@ -312,5 +312,8 @@ def first_problem(error: ValidationError, tagged: bool = False) -> str:
     first = error.errors(include_url=False)[0]
     place = [str(part) for part in first["loc"]]
     where = ".".join(place[1:] if tagged and len(place) > 1 else place)
-    message = _PLAIN.get(first["type"]) or first["msg"].removeprefix("Value error, ")
+    if first["type"] == "string_pattern_mismatch" and first["ctx"]["pattern"] == NAME_PATTERN:
+        message = "letters, digits and . _ + - only, beginning with a letter or digit"
+    else:
+        message = _PLAIN.get(first["type"]) or first["msg"].removeprefix("Value error, ")
     return f"{where}: {message}" if where else message

@@ -68,7 +68,7 @@ def list_scans(place: Path) -> list[Path]:
     Raises:
         InputError: nothing there, or the layout is broken; the message names the file.
     """
-    results = results_in(place) if place.is_dir() else set()
+    results = results_in(place)
     scans = [case.image for case in _cases(place) if case.image not in results]
     if not scans:
         raise InputError(f"The folder {place} holds results of an earlier run alone.", "Give the scans.")
@@ -77,12 +77,16 @@ def list_scans(place: Path) -> list[Path]:
 
 def _scans_of(folder: Path) -> list[Path]:
     """What an earlier run wrote beside them left out."""
-    results = results_in(folder) if folder.is_dir() else set()
+    results = results_in(folder)
     return [path for path in find_scans(folder) if path not in results]
 
 
 def results_in(folder: Path) -> set[Path]:
     """The maps in a folder that the reports in it tell of, and those beside a label map of the same scan."""
+    return reported_in(folder) | _sides_in(folder) if folder.is_dir() else set()
+
+
+def _sides_in(folder: Path) -> set[Path]:
     files = [path for path in folder.iterdir() if scan_suffix(path)]
     stems = {scan_stem(path) for path in files}
     sides = {
@@ -91,7 +95,12 @@ def results_in(folder: Path) -> set[Path]:
         for side in SIDE_RESULTS
         if stem.endswith("_seg")
     }
-    found = {path for path in files if scan_stem(path) in sides}
+    return {path for path in files if scan_stem(path) in sides}
+
+
+def reported_in(folder: Path) -> set[Path]:
+    """The maps in a folder that the reports in it tell of."""
+    found: set[Path] = set()
     for path in folder.glob("*report.json"):
         with suppress(InputError, ValidationError):
             report = _Report.model_validate(read_json(path, "a report"))

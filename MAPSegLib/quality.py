@@ -172,8 +172,8 @@ def judge(measures: dict[str, float], priors: dict) -> Assessment:
     ceiling = priors.get("trust", {}).get("shape_deviation", 2.5)
     reached, deviation = measures["agreement"], measures.get("shape_deviation")
     if floor <= LOWEST or ceiling >= HIGHEST:
-        reason = "Not to be trusted: the model does not agree with itself on the scans that it was made from."
-        return Assessment(False, reason, measures)
+        what = "does not agree with itself" if floor <= LOWEST else "finds implausible shapes"
+        return Assessment(False, f"Not to be trusted: on scans of its own domain the model {what}.", measures)
     if reached < floor:
         return Assessment(
             False,

@@ -67,7 +67,7 @@ def run_job(job, emit, stopped: Callable[[], bool] = lambda: False) -> dict[str,
         if _signalled.is_set():
             raise Cancelled("Cancelled.")
         emit({"event": event, **fields})
-        if fields.get("stage") == "adapt" and stopped():
+        if fields.get("stage") in ("search", "adapt") and stopped():
             raise Stopped
 
     module, function = _TASKS[job.task]

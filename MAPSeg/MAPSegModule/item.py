@@ -46,6 +46,12 @@ class Item:
         return volume.GetName() if volume is not None else self.name
 
     @property
+    def segmentation_name(self) -> str:
+        """Of the segmentation node: no other one has it."""
+        segmentation = slicer.mrmlScene.GetNodeByID(self.segmentation_id)
+        return segmentation.GetName() if segmentation is not None else ""
+
+    @property
     def files(self) -> dict[str, str]:
         """The label maps to switch between: ``source`` and, after an adaptation, ``adapted``."""
         if "adapted" in self.result:
@@ -127,9 +133,8 @@ class Item:
             reason = self.report.get("reason", "")
             told = {"Preview": None, "Result": self.shown, "Trusted": trusted, "Reason": reason}
         scene.set_attributes(segmentation, {"Model": self.model, **told})
-        # Attributes are for scripts; this is what the Data module shows.
         doubt = _("Do not rely on it.") if told["Trusted"] == "no" else ""
-        segmentation.SetDescription(" ".join(filter(None, (f"MAPSeg {self.model}.", doubt, told["Reason"]))))
+        scene.describe(segmentation, " ".join(filter(None, (f"{self.model}.", doubt, told["Reason"]))))
 
     def withdraw(self) -> None:
         """Take back a preview that no result will follow: not what users put into it, and not one that they edited."""

@@ -82,8 +82,8 @@ class ResultSection:
     def enter(self) -> None:
         """Look again at what users may have done in other modules, and arrange what came meanwhile."""
         self._entered = True
-        for index, (item, _run) in enumerate(self._results.values()):
-            self.ui.resultComboBox.setItemText(index, _title(item))
+        for index, title in enumerate(self._titles()):
+            self.ui.resultComboBox.setItemText(index, title)
         self._judge()
         self._arrange()
 
@@ -137,14 +137,20 @@ class ResultSection:
         box = self.ui.resultComboBox
         box.blockSignals(True)
         box.clear()
-        for each, (item, _run) in self._results.items():
-            box.addItem(_title(item), each)
+        for each, title in zip(self._results, self._titles(), strict=True):
+            box.addItem(title, each)
         known = list(self._results)
         box.setCurrentIndex(known.index(segmentation_id) if segmentation_id in known else 0)
         box.blockSignals(False)
         self.ui.resultSection.enabled = bool(self._results)
         self.ui.resultSection.collapsed = not self._results
         self._choose()
+
+    def _titles(self) -> list[str]:
+        """What the list of results says of each; the second one of a volume and a model has a number."""
+        plain = [_title(item) for item, _run in self._results.values()]
+        numbers = [plain[: index + 1].count(title) for index, title in enumerate(plain)]
+        return [title if n == 1 else f"{title} ({n})" for title, n in zip(plain, numbers, strict=True)]
 
     def _choose(self, _index: int = 0) -> None:
         pair = self._pair

@@ -13,7 +13,7 @@ from slicer.i18n import tr as _
 from . import texts
 from .item import Item
 
-_TOLD = ("volume", "model", "result", "trusted", "verdict")
+_TOLD = ("volume", "segmentation", "model", "result", "trusted", "verdict")
 """What a CSV row says of the result that a structure belongs to."""
 
 
@@ -48,6 +48,7 @@ def as_csv(items: Iterable[Item]) -> str:
     for item in items:
         told = [
             item.present_name,
+            item.segmentation_name,
             item.model,
             item.shown,
             bool(item.report.get("trusted")),

@@ -123,12 +123,19 @@ def remove_model(segmentationNode) -> None:
     for name in segmentationNode.GetAttributeNames():
         if name.startswith(_ATTRIBUTES):
             segmentationNode.RemoveAttribute(name)
+    describe(segmentationNode, "")
 
 
 def voxel_state(volumeNode) -> int:
     """What changes when a volume gets other voxels, but not when it is moved, renamed or displayed otherwise."""
     image = volumeNode.GetImageData()
     return image.GetMTime() if image is not None else 0
+
+
+def describe(node, text: str) -> None:
+    """What the Data module shows of a node; a description that users wrote stays."""
+    if (node.GetDescription() or "MAPSeg ").startswith("MAPSeg "):
+        node.SetDescription(f"MAPSeg {text}" if text else "")
 
 
 def set_attributes(node, values: dict[str, str | None]) -> None:

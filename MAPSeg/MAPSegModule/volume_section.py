@@ -35,9 +35,9 @@ class VolumeSection(slicer.util.VTKObservationMixin):
         self._offered = ""
         """The volume that was checked because there was no other, until its box is touched or it is segmented."""
         self._seen: set[str] = set()
-        self._watched: dict[str, int] = {}
+        self._watched: dict[str, list[int]] = {}
         """Observers of volumes. The mixin would keep the nodes, voxels and all, when they have left the scene."""
-        # Both with the voxels that they are of.
+        # Both with the voxels that they are of; flights with the transform above them, too.
         self._flights: dict[tuple[str, str], tuple[tuple, Preflight]] = {}
         self._states: dict[str, tuple[tuple, tuple[str, str, str]]] = {}
         self._rows: list[str] = []
@@ -76,7 +76,8 @@ class VolumeSection(slicer.util.VTKObservationMixin):
             timer.stop()
         for node in self.nodes():
             if node.GetID() in self._watched:
-                node.RemoveObserver(self._watched[node.GetID()])
+                for tag in self._watched[node.GetID()]:
+                    node.RemoveObserver(tag)
         self.removeObservers()
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
@@ -143,9 +144,8 @@ class VolumeSection(slicer.util.VTKObservationMixin):
         self._flights = {key: flight for key, flight in self._flights.items() if key[0] in there}
         for node in nodes:
             if node.GetID() not in self._watched:
-                self._watched[node.GetID()] = node.AddObserver(
-                    vtk.vtkCommand.ModifiedEvent, self._node_modified
-                )
+                events = (vtk.vtkCommand.ModifiedEvent, node.TransformModifiedEvent)
+                self._watched[node.GetID()] = [node.AddObserver(each, self._node_modified) for each in events]
         table = self.ui.volumeTable
         table.blockSignals(True)
         table.setRowCount(len(nodes))
@@ -206,8 +206,8 @@ class VolumeSection(slicer.util.VTKObservationMixin):
         return node.GetID(), str(self._entry.path) if self._entry else ""
 
     def _flight(self, node) -> Preflight | None:
-        voxels, flight = self._flights.get(self._key(node), (None, None))
-        return flight if voxels == _voxels(node) else None
+        place, flight = self._flights.get(self._key(node), (None, None))
+        return flight if place == _place(node) else None
 
     def _state(self, node) -> tuple[str, str, str] | None:
         """What a run says of the volume, as long as its voxels are those of the run."""
@@ -222,7 +222,7 @@ class VolumeSection(slicer.util.VTKObservationMixin):
         if not waiting:
             return
         node = waiting[0]
-        self._flights[self._key(node)] = _voxels(node), preflight(node, self._entry)
+        self._flights[self._key(node)] = _place(node), preflight(node, self._entry)
         if node.GetID() in self._rows:
             self.ui.volumeTable.blockSignals(True)
             self._describe(self._rows.index(node.GetID()), node)
@@ -295,6 +295,18 @@ def _voxels(node) -> tuple:
     """Changes with the voxels of a volume, and with their size."""
     image = node.GetImageData()
     return image.GetMTime() if image else 0, *(round(each, 6) for each in node.GetSpacing())
+
+
+def _place(node) -> tuple:
+    """Changes with the voxels, and with the transforms above the volume."""
+    transform = node.GetParentTransformNode()
+    if transform is None:
+        return _voxels(node)
+    if not transform.IsTransformToWorldLinear():
+        return *_voxels(node), transform.GetID()
+    matrix = vtk.vtkMatrix4x4()
+    transform.GetMatrixTransformToWorld(matrix)
+    return *_voxels(node), *slicer.util.arrayFromVTKMatrix(matrix).ravel().tolist()
 
 
 def _scan_text(flight: Preflight) -> str:

@@ -97,9 +97,12 @@ def pair_cases(prediction: Path, reference: Path) -> tuple[list[tuple[Path, Path
         or not scan_stem(path).endswith(SIDE_RESULTS)
         and not any(scan_stem(path) == f"{stem}{side}" for stem in stems for side in _BESIDE_ONE)
     ]
-    made = results_in(prediction)  # of scans that lie beside them
-    named = {case_name(path) for path in made}
-    found = [path for path in found if path in made or case_name(path) not in named]
+    segmented = {
+        case_name(path) for path in results_in(prediction) & set(there)
+    }  # scans may lie beside these
+    found = [
+        path for path in found if case_name(path) not in segmented or scan_stem(path).endswith(LABEL_ENDINGS)
+    ]
     by_name(found, case_name)
     lonely = [path.name for path in found if case_name(path) not in references]
     if lonely or not found:
@@ -119,7 +122,9 @@ def _references(place: Path) -> dict[str, Path]:
             files = find_scans(place)
     if files:
         return by_name(_without_images(files), case_name)
-    return {case_name(image): label for image, label in list_pairs(place)}
+    pairs = list_pairs(place)
+    by_name([image for image, _ in pairs], case_name)
+    return {case_name(image): label for image, label in pairs}
 
 
 def _without_images(files: Sequence[Path]) -> list[Path]:

@@ -20,7 +20,8 @@ def read_label_table(name: str | Path) -> tuple[Label, ...]:
     Args:
         name: ``brain`` for FreeSurfer's structures, or a JSON file: a list of labels (``value``, ``name`` and, as
             far as known, ``color``, ``mirror``, ``terminology``), or an object of value -> name or name -> value, also
-            in an nnU-Net ``dataset.json``. The background, 0, is left out; colours that are not given are far apart.
+            in an nnU-Net ``dataset.json``. The background, 0, is left out of an object. Colours that are not given
+            are far apart.
 
     Raises:
         InputError: missing, or not such a table.
@@ -34,7 +35,13 @@ def read_label_table(name: str | Path) -> tuple[Label, ...]:
     if isinstance(content, dict) and isinstance(content.get("labels"), dict):  # nnU-Net's dataset.json
         content = content["labels"]
     if isinstance(content, dict):
-        pairs = ((a, b) if str(a).isdecimal() else (b, a) for a, b in content.items())
+        named_first = all(isinstance(value, int) for value in content.values())
+        pairs = [(b, a) if named_first else (a, b) for a, b in content.items()]
+        if named_first and "ignore" in content:
+            raise InputError(
+                f"{path.name}: voxels to ignore are nothing that a training knows.",
+                "Leave `ignore` out; such voxels then count as background.",
+            )
         content = [{"value": value, "name": text} for value, text in pairs if str(value) != "0"]
     try:
         labels = TypeAdapter(tuple[Label, ...]).validate_python(content)

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from .. import __version__, distributed
 from ..config import check_path
 from ..errors import Cancelled, InputError, MAPSegError, MemoryExhausted
 from ..jobs import AdaptJob, Report, SegmentJob
-from ..manifests import list_pairs, results_in
+from ..manifests import list_pairs, reported_in
 from ..models import ModelCard, load_card, members, resolve, save_model
 from ..reports import plain, read_json, write_csv, write_json
 from ..volumes import Volume, find_scans, read_image, write_volume
@@ -75,11 +75,14 @@ class _Findings:
             raise
         self.report("scan", scan=entry["file"], entry=plain(entry))
 
-    def forget_earlier(self, scan: Path) -> None:
-        """Remove an earlier run's results of a scan: what this one does not write again would be taken for its own."""
-        for path in self.outputs.every(scan):
-            if path in self.earlier and str(path) not in self.files:
-                path.unlink(missing_ok=True)
+    def forget_earlier(self, scans: Iterable[Path]) -> None:
+        """Remove an earlier run's results of scans: what this one does not write again would be taken for its own."""
+        stale = [path for scan in scans for path in self.outputs.every(scan) if path in self.earlier]
+        stale = [path for path in stale if str(path) not in self.files and path.exists()]
+        if stale and not self.written:
+            self.write()  # the earlier report must not tell of what is no longer there
+        for path in stale:
+            path.unlink()
 
     @contextmanager
     def isolated(self, scan: Path) -> Iterator[None]:
@@ -141,10 +144,11 @@ class _Findings:
 
     def finish(self) -> dict[str, Any]:
         """The result, or the first failure where no scan came through."""
+        self.extra.pop(UNFINISHED, None)
+        if self.scans or self.written:
+            self.write()
         if not self.scans:
             raise self.errors[0]
-        self.extra.pop(UNFINISHED, None)
-        self.write()
         files = map(self.outputs.beside, REPORTS)
         return {**plain(self.summary()), "files": [*self.files, *map(str, files)]}
 
@@ -185,13 +189,14 @@ def segment(job: SegmentJob, report: Report) -> dict[str, Any]:
     kinds = ["uncertainty"] if job.uncertainty else []
     path = resolve(job.model)
     card = load_card(path, choice=True)
-    begun = {"job": plain(resume.fingerprint(job, members(path))), "scans": _stamps(scans)}
-    done = _done_before(outputs, begun)
+    begun = {"job": plain(resume.fingerprint(job, members(path))), "overwrite": job.overwrite}
+    done, stamps = _done_before(outputs, begun)
+    begun["scans"] = stamps | _stamps(scans)
     scans = [scan for scan in scans if plain(str(scan)) not in {entry["file"] for entry in done}]
     _refuse_existing(job, outputs, scans, kinds, bool(done))
     with output_folder(outputs.folder), resume.alone(outputs.beside(resume.LOCK)):
         candidates = load_candidates(path, job.options.device)
-        findings = _Findings(job, card, outputs, report, earlier=_earlier(job, outputs))
+        findings = _Findings(job, card, outputs, report, earlier=_earlier(job, outputs, scans))
         findings.extra[UNFINISHED] = begun
         if done:
             report("log", message=f"Continuing a job that was interrupted: {len(done)} scans are done.")
@@ -212,7 +217,7 @@ def segment(job: SegmentJob, report: Report) -> dict[str, Any]:
                     seconds_left=None if left is None else round(left, 1),
                 )
 
-            findings.forget_earlier(scan)
+            findings.forget_earlier([scan])
             with findings.isolated(scan):
                 found = _segment_one(candidates, scan, job, progress)
                 findings.add(_write_segmented(findings, scan, *found))
@@ -227,19 +232,26 @@ def _stamps(scans: Sequence[Path]) -> dict[str, list[int]]:
     return found
 
 
-def _done_before(outputs: ScanOutputs, begun: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the report of the same job, which was ended, says of scans that are as they were and have their results."""
+def _done_before(
+    outputs: ScanOutputs, begun: dict[str, Any]
+) -> tuple[list[dict[str, Any]], dict[str, list[int]]]:
+    """What the report of the same job, which was ended, says of scans that are as they were and have their results.
+
+    Returns: their entries and stamps; none of a job that was started without the right to overwrite, given with it.
+    """
     with suppress(InputError, KeyError, TypeError, ValueError):  # no report, or something else
         report = read_json(outputs.beside(REPORTS[0]), "a report")
         then = report[UNFINISHED]
-        same = {scan for scan, stamp in begun["scans"].items() if then["scans"].get(scan) == stamp}
-        if then["job"] == begun["job"]:
-            return [
+        if {key: then[key] for key in begun} == begun:
+            stamps = _stamps([Path(entry["file"]) for entry in report["scans"]])
+            same = {scan: stamp for scan, stamp in stamps.items() if then["scans"].get(scan) == stamp}
+            done = [
                 entry
                 for entry in report["scans"]
                 if entry["file"] in same and all(Path(file).is_file() for file in _written([entry]))
             ]
-    return []
+            return done, same
+    return [], {}
 
 
 def _written(entries: Sequence[dict[str, Any]]) -> list[str]:
@@ -304,7 +316,7 @@ def adapt(job: AdaptJob, report: Report) -> dict[str, Any]:
     known = _source_files(job)
     with output_folder(outputs.folder), output_folder(outputs.beside("adaptation")) as folder:
         candidates = load_candidates(path, job.options.device)
-        findings = _Findings(job, candidates[0].card, outputs, report, earlier=_earlier(job, outputs))
+        findings = _Findings(job, candidates[0].card, outputs, report, earlier=_earlier(job, outputs, scans))
         volumes: dict[Path, Volume] = {}
         for scan in told(scans, report):
             with findings.isolated(scan):
@@ -356,8 +368,7 @@ def _write_each(findings: _Findings, volumes: dict[Path, Volume], adapted: Adapt
         "best_step": adapted.best_step,
         "history": adapted.history,
     }
-    for scan in (*volumes, *(Path(failure["scan"]) for failure in findings.failed)):
-        findings.forget_earlier(scan)
+    findings.forget_earlier([*volumes, *(Path(failure["scan"]) for failure in findings.failed)])
     for (scan, volume), result in zip(volumes.items(), adapted.results, strict=True):
         findings.add(_write_adapted(findings, scan, volume, result))
     if findings.job.save_model:
@@ -461,8 +472,16 @@ def _save_adapted(adapted: Adapted, card: ModelCard, job: AdaptJob, outputs: Sca
     return save_model(outputs.beside(ADAPTED_MODEL), adapted.model.state_dict(), new, job.overwrite)
 
 
-def _earlier(job: SegmentJob | AdaptJob, outputs: ScanOutputs) -> frozenset[Path]:
-    return frozenset(results_in(outputs.folder)) if job.overwrite else frozenset()
+def _earlier(job: SegmentJob | AdaptJob, outputs: ScanOutputs, scans: Sequence[Path]) -> frozenset[Path]:
+    """Results that may be removed: those that a report tells of, but for the scans themselves."""
+    return frozenset(reported_in(outputs.folder) - set(scans)) if job.overwrite else frozenset()
+
+
+def _told_of(report: Path) -> set[str]:
+    """The scans that a report tells of."""
+    with suppress(InputError, KeyError, TypeError):
+        return {entry["file"] for entry in read_json(report, "a report")["scans"]}
+    return set()
 
 
 def _refuse_existing(
@@ -484,12 +503,12 @@ def _refuse_existing(
     if continued:
         refuse_existing(paths, job.overwrite)
         return
-    reports = [path for path in map(outputs.beside, REPORTS) if path.exists()]
-    if reports and not job.overwrite and not any(path.exists() for path in paths):
+    report = outputs.beside(REPORTS[0])
+    others = report.exists() and not outputs.single and not any(path.exists() for path in paths)
+    if others and not job.overwrite and not _told_of(report) & {plain(str(scan)) for scan in scans}:
+        name = f"name the result (-o {paths[0]})" if len(scans) == 1 else "choose another output"
         raise InputError(
-            f"{reports[0]} already there, of other scans.",
-            f"Give all scans to one command, or name the result: -o {paths[0]}."
-            if len(scans) == 1
-            else "Give all scans to one command, or choose another output.",
+            f"{report} already there, of other scans.",
+            f"Give all scans to one command, or {name}; --overwrite replaces the report.",
         )
     refuse_existing([*paths, *map(outputs.beside, names)], job.overwrite)

@@ -98,6 +98,12 @@ def test_label_maps_are_scored_against_a_data_set_and_where_they_were_made(model
     mapseg("evaluate", images, task / "labelsTr", "-o", tmp_path / "a", "--model", model)
     mapseg("segment", model, data / "images", "-o", tmp_path / "out", *CPU)
     mapseg("evaluate", tmp_path / "out", task, "-o", tmp_path / "b", "--model", model)
+    out = tmp_path / "out"
+    (out / "case0_seg.nii.gz").rename(out / "case0_label.nii.gz")  # looked through, and renamed
+    mapseg("evaluate", out, task / "labelsTr", "-o", tmp_path / "c", "--model", model)
+    shutil.copy(images / "case0_0000_seg.nii.gz", images / "case0_0000_label.nii.gz")
+    told = refused("evaluate", images, task / "labelsTr", "-o", tmp_path / "d", "--model", model)
+    assert "are named alike" in told  # which of them is meant, nobody can know
     one, other = (json.loads((tmp_path / name / "metrics.json").read_text(encoding="utf-8")) for name in "ab")
     assert [row["dice"] for row in one["scans"]] == [row["dice"] for row in other["scans"]]
     assert len(one["scans"]) == 6
@@ -169,7 +175,7 @@ def test_a_segmentation_that_is_cancelled_keeps_what_is_complete(told, case, mod
     assert [Path(entry["output"]).name for entry in report["scans"]] == ["case0_seg.nii.gz"]
 
 
-@pytest.mark.parametrize("changed", ["nothing", "scan", "result", "options"])
+@pytest.mark.parametrize("changed", ["nothing", "scan", "result", "options", "part", "overwrite"])
 def test_the_same_command_continues_a_job_of_many_scans(changed, model, data, tmp_path):
     scans, out = tmp_path / "scans", tmp_path / "out"
     shutil.copytree(data / "images", scans)
@@ -190,6 +196,17 @@ def test_the_same_command_continues_a_job_of_many_scans(changed, model, data, tm
         return
     if changed == "result":
         (out / "case1_seg.nii.gz").unlink()
+    if changed == "part":
+        report = api.segment(model, scans / "case2.nii.gz", out, **given)
+        assert len(report["scans"]) == 3  # what the folder holds stays told
+        return
+    if changed == "overwrite":
+        shutil.copy(data / "labels" / "case1.nii.gz", out / "case0_seg.nii.gz")
+        api.segment(model, scans, out, overwrite=True, **given)
+        assert not np.array_equal(
+            labels_of(out / "case0_seg.nii.gz"), labels_of(data / "labels" / "case1.nii.gz")
+        )
+        return
     first, read = (out / "case0_seg.nii.gz").stat().st_mtime_ns, []
     report = api.segment(
         model,
@@ -350,6 +367,15 @@ def test_adaptation_can_be_stopped_with_its_best_so_far(model, data, tmp_path):
     assert result["adaptation"]["steps"] == 5
     assert result["adaptation"]["best_step"] in (0, 2, 4)
     assert "case0_seg.nii.gz" in files(tmp_path / "out")
+
+
+def test_a_search_can_be_ended_too(model, data, tmp_path):
+    events = []
+    content = {"task": "adapt", "model": str(model), "scans": [data / "images" / "case0.nii.gz"]}
+    content |= {"output": tmp_path / "out", "options": {"steps": 1000, "threads": 1, "device": "cpu"}}
+    result = run_job(build_job(content), events.append, lambda: events[-1].get("stage") == "search")
+    assert result["adaptation"]["steps"] == 0 and len(result["scans"]) == 1
+    assert len([event for event in events if event.get("stage") == "search"]) == 2  # a round was begun
 
 
 def test_no_gate_keeps_the_adapted_result(model, data, tmp_path):

@@ -182,6 +182,9 @@ def test_reports_of_other_scans_are_not_replaced_and_how_to_go_on_is_told(model,
     for case, code in (("case0", 0), ("case1", 2)):
         _, told = mapseg("segment", model, data / "images" / f"{case}.nii.gz", "-o", out, *CPU, code=code)
     assert "already there, of other scans. Give all scans to one command, or name the result" in told
+    (out / "case0_seg.nii.gz").unlink()  # the report is of this very scan
+    told_again = refused("segment", model, data / "images" / "case0.nii.gz", "-o", out, *CPU)
+    assert "of other scans" not in told_again and "--overwrite" in told_again
     named = out / "case1_seg.nii.gz"
     assert str(named) in told
     mapseg("segment", model, data / "images" / "case1.nii.gz", "-o", named, *CPU)
@@ -203,6 +206,23 @@ def test_an_earlier_runs_results_do_not_pass_for_those_of_the_next(task, model, 
     kept = {name for name in files(out) if name.endswith(".nii.gz")}
     own = {str(path.relative_to(out)) for path in mine}
     assert kept == own | {"case1_seg.nii.gz", "case2_seg.nii.gz"}
+    for case in ("case1", "case2"):
+        (scans / f"{case}.nii.gz").write_text("damaged")
+    mapseg("segment", model, scans, "-o", out, "--overwrite", *CPU, code=2)  # now none comes through
+    assert {name for name in files(out) if name.endswith(".nii.gz")} == own
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert report["scans"] == [] and len(report["failed"]) == 3
+
+
+def test_what_no_report_tells_of_is_not_removed(model, data, tmp_path):
+    for name in ("x.nii.gz", "x_uncertainty.nii.gz"):
+        shutil.copy(data / "images" / "case0.nii.gz", tmp_path / name)
+    mine = tmp_path / "x_seg_source.nii.gz"
+    mine.write_text("precious")
+    scans = [tmp_path / "x.nii.gz", tmp_path / "x_uncertainty.nii.gz"]
+    for more in ([], ["--overwrite"]):
+        mapseg("segment", model, *scans, "-o", tmp_path, *more, *CPU)
+    assert mine.read_text() == "precious" and all(scan.exists() for scan in scans)
 
 
 def test_a_result_never_replaces_the_scan(model, data, tmp_path):

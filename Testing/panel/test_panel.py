@@ -121,6 +121,24 @@ def test_every_volume_is_looked_at(screen):
     assert screen.ui.volumeHintLabel.text
 
 
+def test_a_transform_that_comes_later_is_told(screen):
+    import slicer
+    import vtk
+
+    volume = add_ball("ball")
+    screen.wait(lambda: "2 mm" in screen.ui.volumeHintLabel.text, 5)
+    assert "harden" not in screen.ui.volumeHintLabel.text
+    mirror, matrix = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode"), vtk.vtkMatrix4x4()
+    matrix.SetElement(0, 0, -1)
+    mirror.SetMatrixTransformToParent(matrix)
+    volume.SetAndObserveTransformNodeID(mirror.GetID())
+    screen.wait(lambda: "harden it first" in screen.ui.volumeHintLabel.text, 5)
+    volume.SetAndObserveTransformNodeID(None)
+    screen.wait(
+        lambda: "2 mm" in screen.ui.volumeHintLabel.text and "harden" not in screen.ui.volumeHintLabel.text, 5
+    )
+
+
 def test_states_are_of_the_model_chosen(screen):
     import slicer
     from MAPSegModule import run

@@ -88,6 +88,14 @@ def test_another_result_of_a_volume_takes_nothing_away(result):
     other = SimpleNamespace(items=[second], running=False, has_model=False, clean=lambda: None)
     result.panel.results.add(second, other)
     box = result.ui.resultComboBox
+    second.model, second.result = "tiny", first.result
+    result.panel.enter()
+    assert [box.itemText(i) for i in range(box.count)] == [
+        "ball  ·  tiny, adapted",
+        "ball  ·  tiny, adapted (2)",
+    ]
+    second.model, second.result = "other", first.result["source"]
+    result.panel.enter()
     assert [box.itemText(i) for i in range(box.count)] == ["ball  ·  tiny, adapted", "ball  ·  other"]
     assert result.panel.results.item is second and seen() == ["ball MAPSeg_1"]
     box.setCurrentIndex(0)

@@ -82,6 +82,9 @@ def test_an_adaptation_previews_and_switches_between_its_results(start):
     with pytest.raises(InputError, match="no other result"):
         item.show("other")
     assert run.segmentations[0].GetDescription().startswith("MAPSeg ")
+    run.segmentations[1].SetDescription("looked through by me")
+    run.items[1].describe()
+    assert run.segmentations[1].GetDescription() == "looked through by me"
     assert item.report["reason"] in run.segmentations[0].GetDescription()
     nodes[0].SetSpacing(3, 3, 3)
     with pytest.raises(InputError, match="a was moved or resampled since"):

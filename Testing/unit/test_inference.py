@@ -1,5 +1,6 @@
 """Inference against a naive one that keeps all classes of the whole volume, on a model that is followed by hand."""
 
+import errno
 import itertools
 from types import SimpleNamespace
 
@@ -419,6 +420,7 @@ def test_threads_asked_for_are_those_of_one_call():
 
 def test_a_folder_called_allocation_is_no_lack_of_memory():
     assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+    assert is_out_of_memory(OSError(errno.ENOMEM, "Cannot allocate memory"))
     assert is_out_of_memory(MemoryError()) and is_out_of_memory(torch.OutOfMemoryError("out of memory"))
     assert not is_out_of_memory(ValueError("/trial/allocation/scan.nii.gz is no image"))
 

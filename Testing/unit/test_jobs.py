@@ -232,6 +232,11 @@ def test_label_tables(tmp_path):
     assert label.color != Label.model_fields["color"].default  # two grey structures could not be told apart
     path.write_text(json.dumps({"1": "myocardium", "2": "blood"}))
     assert [label.name for label in read_label_table(path)] == ["myocardium", "blood"]
+    path.write_text(json.dumps({"background": 0, "liver": 1, "2": 2}))  # as nnU-Net has it
+    assert [(label.value, label.name) for label in read_label_table(path)] == [(1, "liver"), (2, "2")]
+    path.write_text(json.dumps({"liver": 1, "ignore": 2}))
+    with pytest.raises(InputError, match="voxels to ignore"):
+        read_label_table(path)
     assert len(read_label_table("brain")) > 20
     for wrong in (
         [],

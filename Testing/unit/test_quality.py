@@ -202,6 +202,8 @@ def test_a_model_that_fails_in_its_own_domain_makes_nothing_trusted():
     assert not judge({"agreement": 0.2, "shape_deviation": 1.0}, {"trust": limits}).trusted
     verdict = judge({"agreement": 0.9, "shape_deviation": 0.1}, {"trust": limits})
     assert not verdict.trusted and "does not agree with itself" in verdict.reason
+    shapes = judge({"agreement": 0.9, "shape_deviation": 0.1}, {"trust": limits | {"agreement": 0.7}})
+    assert not shapes.trusted and "implausible shapes" in shapes.reason
 
 
 def test_general_limits_are_told_to_be_that():

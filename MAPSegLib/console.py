@@ -235,6 +235,8 @@ def show_models(name: str | None) -> int:
         grid = _grid(card)
         structures = "encoder only" if card.kind == "encoder" else str(len(card.labels))
         table.add_row(*map(escape, (model, structures, grid, card.license, card.description)))
+    if not _out.is_terminal:
+        _out.width = 1000  # a line for every model, as other programs want it
     _out.print(table)
     return 0
 

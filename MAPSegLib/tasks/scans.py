@@ -192,11 +192,12 @@ def segment(job: SegmentJob, report: Report) -> dict[str, Any]:
     begun = {"job": plain(resume.fingerprint(job, members(path))), "overwrite": job.overwrite}
     done, stamps = _done_before(outputs, begun)
     begun["scans"] = stamps | _stamps(scans)
+    earlier = _earlier(job, outputs, scans)
     scans = [scan for scan in scans if plain(str(scan)) not in {entry["file"] for entry in done}]
     _refuse_existing(job, outputs, scans, kinds, bool(done))
     with output_folder(outputs.folder), resume.alone(outputs.beside(resume.LOCK)):
         candidates = load_candidates(path, job.options.device)
-        findings = _Findings(job, card, outputs, report, earlier=_earlier(job, outputs, scans))
+        findings = _Findings(job, card, outputs, report, earlier=earlier)
         findings.extra[UNFINISHED] = begun
         if done:
             report("log", message=f"Continuing a job that was interrupted: {len(done)} scans are done.")

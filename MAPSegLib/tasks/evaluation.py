@@ -15,6 +15,7 @@ from ..models import load_card, resolve
 from ..reports import plain, write_csv, write_json
 from ..volumes import find_scans, read_labels, scan_stem
 from .outputs import output_folder, refuse_existing
+from .reading import told
 
 _BESIDE_ONE = ("_source", "_adapted")
 """Of names of maps that a job leaves beside a label map whose name the user chose."""
@@ -40,15 +41,7 @@ def evaluate(job: EvaluateJob, report: Report) -> dict[str, Any]:
     failed: list[dict[str, Any]] = []
     errors: list[MAPSegError] = []
     with output_folder(folder):
-        for index, (prediction, reference) in enumerate(pairs):
-            report(
-                "progress",
-                stage="evaluate",
-                scan=str(prediction),
-                step=index,
-                steps=len(pairs),
-                seconds_left=None,
-            )
+        for prediction, reference in told(pairs, report, [path for path, _ in pairs], "evaluate"):
             try:
                 expected = read_labels(reference)
                 scores = evaluate_pair(read_labels(prediction), expected, names, job.mapping)
@@ -97,9 +90,8 @@ def pair_cases(prediction: Path, reference: Path) -> tuple[list[tuple[Path, Path
         or not scan_stem(path).endswith(SIDE_RESULTS)
         and not any(scan_stem(path) == f"{stem}{side}" for stem in stems for side in _BESIDE_ONE)
     ]
-    segmented = {
-        case_name(path) for path in results_in(prediction) & set(there)
-    }  # scans may lie beside these
+    # Of scans that were segmented in place, the label map counts.
+    segmented = {case_name(path) for path in results_in(prediction) & set(there)}
     found = [
         path for path in found if case_name(path) not in segmented or scan_stem(path).endswith(LABEL_ENDINGS)
     ]

@@ -206,7 +206,7 @@ def test_each_process_has_a_gpu_of_its_own(second_of_two, monkeypatch):
 def test_a_checkpoint_can_be_continued_by_another_number_of_processes(second_of_two, monkeypatch):
     def fingerprint(accumulate):
         start = {"task": "train", "output": "o", "name": "x", "images": "i"}
-        return resume._fingerprint(build_job(start | {"options": {"accumulate": accumulate}}), [])
+        return resume.fingerprint(build_job(start | {"options": {"accumulate": accumulate}}), [])
 
     two = fingerprint(3)
     monkeypatch.setenv("WORLD_SIZE", "1")

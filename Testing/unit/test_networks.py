@@ -4,7 +4,7 @@ import pytest
 import torch
 from model_cases import PAIRED, SINGLE, tiny_model
 
-from MAPSegLib.config import ARCHITECTURES, Architecture, Label
+from MAPSegLib.config import ARCHITECTURES, Label
 from MAPSegLib.networks.curve import IntensityCurve
 from MAPSegLib.networks.encoder import Encoder, ResidualBlock, group_norm
 from MAPSegLib.networks.heads import Logits, SegmentationHead
@@ -249,4 +249,3 @@ def test_a_model_with_a_curve_starts_as_the_model_without():
     x = random(1, 1, 16, 16, 16)
     with torch.no_grad():
         torch.testing.assert_close(curved.features(x), plain.features(x), atol=1e-5, rtol=1e-4)
-    assert plain.with_architecture(Architecture(width=4, depth=2)).labels == plain.labels

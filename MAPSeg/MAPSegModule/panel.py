@@ -249,6 +249,7 @@ class Panel:
             return
         for item in self.run.items:
             self._show_item(item)
+        self.volumes.point_at(self.run.items[0].volume_id)
         self._started = time.monotonic()
         self._timer.start()
         self._update()

@@ -169,6 +169,11 @@ class VolumeSection(slicer.util.VTKObservationMixin):
         self._next.start()
         self.changed.emit()
 
+    def point_at(self, volume_id: str) -> None:
+        """Highlight a volume; what is said below the list is of that one."""
+        if volume_id in self._rows:
+            self.ui.volumeTable.setCurrentCell(self._rows.index(volume_id), _NAME)
+
     def set_state(self, item: runs.Item, explain: bool = True) -> None:
         """Show how far a volume of a run is; ``explain`` also says below the list why it failed, once selected."""
         self._offered = ""

@@ -356,13 +356,15 @@ def test_ending_the_application_ends_the_run(screen):
 def test_of_several_volumes_only_one_is_shown(screen):
     import slicer
 
-    for index in range(2):
-        add_ball(f"ball {index}", seed=index)
+    for index in range(3):
+        add_ball(f"ball {index - 1}", seed=index)
     screen.pause(0.2)
     for index in range(2):
         screen.check(f"ball {index}")
     screen.wait(lambda: screen.ui.segmentButton.enabled, 5)
     screen.click("segmentButton")
+    table = screen.ui.volumeTable
+    assert table.item(table.currentRow(), 0).text() == "ball 0"  # not the one that is left out
     screen.finish()
     nodes = {n.GetName(): n for n in slicer.util.getNodesByClass("vtkMRMLSegmentationNode")}
 

@@ -111,6 +111,19 @@ def affine_of(node) -> np.ndarray:
     return slicer.util.arrayFromVTKMatrix(matrix)
 
 
+def transform_above(node) -> np.ndarray | None:
+    """Of all transforms above a node, (4, 4) in RAS mm; None where one of them is not linear."""
+    import slicer
+    import vtk
+
+    matrix, transform = vtk.vtkMatrix4x4(), node.GetParentTransformNode()
+    if transform is not None:
+        if not transform.IsTransformToWorldLinear():
+            return None
+        transform.GetMatrixTransformToWorld(matrix)
+    return slicer.util.arrayFromVTKMatrix(matrix)
+
+
 def is_sheared(affine: np.ndarray) -> bool:
     """Whether axes are not at right angles: Slicer would set them upright, and what lies on them beside the scan."""
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)

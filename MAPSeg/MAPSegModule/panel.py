@@ -23,8 +23,6 @@ POLL_MS = 50
 """How often events of the worker are taken in; one of these takes less than that."""
 LONG = 60.0
 """Seconds of adapting that are not thrown away without asking."""
-ADAPTING = ("search", "adapt")
-"""Stages that can be ended with what they have reached."""
 DOUBLE_CLICK = 0.5
 """Seconds after a start in which its button, which then cancels, takes no press: that of a double click."""
 
@@ -216,7 +214,7 @@ class Panel:
     def _may_discard(self) -> bool:
         """Ask, where an adaptation has gone on for a while; it may end while the question stands."""
         run = self.run
-        if run.stage not in ADAPTING or time.monotonic() - self._started < LONG:
+        if run.stage not in runs.ADAPTING or time.monotonic() - self._started < LONG:
             return True
         question = _(
             "Discard what the adaptation has reached? ‘Stop and keep the best’ would go on to the results."
@@ -292,9 +290,9 @@ class Panel:
             _("about {time} left").format(time=texts.duration(run.seconds_left)) if run.seconds_left else ""
         )
         if not self._cancelling:
-            stopping = self._stopping and run.stage in ADAPTING
+            stopping = self._stopping and run.stage in runs.ADAPTING
             ui.stageLabel.text = _("Stopping after this step…") if stopping else _stage(run)
-        ui.stopButton.setVisible(self.running and run.stage in ADAPTING)
+        ui.stopButton.setVisible(self.running and run.stage in runs.ADAPTING)
         if not run.cancelled:  # the scene that the curves are drawn in may have closed
             self.curves.show(run.eta_history, run.loss_history)
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import slicer
-import vtk
 from slicer.i18n import tr as _
 
 from MAPSegLib.levels import foreground_bounds, mr_levels
 
+from .images import transform_above
 from .models import ModelEntry
 
 FOREIGN = 1.6
@@ -156,14 +156,12 @@ def _advice(node, modality: str, wanted: str, foreign: bool) -> str:
 
 def _turned_over(node) -> bool:
     """Whether transforms above the volume mirror it, or turn it by more than a registration would."""
-    transform = node.GetParentTransformNode()
-    if transform is None or not transform.IsTransformToWorldLinear():
+    matrix = transform_above(node)
+    if matrix is None:
         return False
-    matrix = vtk.vtkMatrix4x4()
-    transform.GetMatrixTransformToWorld(matrix)
-    linear = slicer.util.arrayFromVTKMatrix(matrix)[:3, :3]
-    turned = np.linalg.svd(linear)
-    cosine = (np.trace(turned[0] @ turned[2]) - 1) / 2
+    linear = matrix[:3, :3]
+    left, _scales, right = np.linalg.svd(linear)
+    cosine = (np.trace(left @ right) - 1) / 2
     return bool(np.linalg.det(linear) < 0 or cosine < _TURNED)
 
 

@@ -27,6 +27,8 @@ from .parameters import Parameters
 from .queue import Queue
 from .signal import Signal
 
+ADAPTING = ("search", "adapt")
+"""Stages in which all volumes are adapted to; they can be ended with what they have reached."""
 _MODEL_NAME = 24
 """Of a model's name, as many characters are in those of its segmentations."""
 
@@ -261,7 +263,7 @@ class Run:
     def _now_running(self, item: Item | None) -> None:
         """Scans are segmented one by one, and adapted to together."""
         for one in self.items:
-            if one.state == WAITING and (one is item or self.stage in ("search", "adapt")):
+            if one.state == WAITING and (one is item or self.stage in ADAPTING):
                 self._set(one, RUNNING, "")
 
     def _load_next(self) -> None:

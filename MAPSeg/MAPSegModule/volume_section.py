@@ -11,6 +11,7 @@ from slicer.i18n import tr as _
 
 from . import run as runs
 from . import texts
+from .images import transform_above
 from .models import ModelEntry
 from .preflight import Preflight, preflight
 from .scene import UNCERTAINTY
@@ -304,14 +305,8 @@ def _voxels(node) -> tuple:
 
 def _place(node) -> tuple:
     """Changes with the voxels, and with the transforms above the volume."""
-    transform = node.GetParentTransformNode()
-    if transform is None:
-        return _voxels(node)
-    if not transform.IsTransformToWorldLinear():
-        return *_voxels(node), transform.GetID()
-    matrix = vtk.vtkMatrix4x4()
-    transform.GetMatrixTransformToWorld(matrix)
-    return *_voxels(node), *slicer.util.arrayFromVTKMatrix(matrix).ravel().tolist()
+    matrix = transform_above(node)
+    return *_voxels(node), node.GetTransformNodeID() if matrix is None else matrix.tobytes()
 
 
 def _scan_text(flight: Preflight) -> str:

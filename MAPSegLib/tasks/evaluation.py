@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -91,10 +91,7 @@ def pair_cases(prediction: Path, reference: Path) -> tuple[list[tuple[Path, Path
         and not any(scan_stem(path) == f"{stem}{side}" for stem in stems for side in _BESIDE_ONE)
     ]
     # Of scans that were segmented in place, the label map counts.
-    segmented = {case_name(path) for path in results_in(prediction) & set(there)}
-    found = [
-        path for path in found if case_name(path) not in segmented or scan_stem(path).endswith(LABEL_ENDINGS)
-    ]
+    found = _without_images(found, results_in(prediction) & set(there))
     by_name(found, case_name)
     lonely = [path.name for path in found if case_name(path) not in references]
     if lonely or not found:
@@ -113,15 +110,16 @@ def _references(place: Path) -> dict[str, Path]:
         with suppress(InputError):  # nothing there: told below, as of a data set
             files = find_scans(place)
     if files:
-        return by_name(_without_images(files), case_name)
+        labels = [path for path in files if scan_stem(path).endswith(LABEL_ENDINGS)]
+        return by_name(_without_images(files, labels), case_name)
     pairs = list_pairs(place)
     by_name([image for image, _ in pairs], case_name)
     return {case_name(image): label for image, label in pairs}
 
 
-def _without_images(files: Sequence[Path]) -> list[Path]:
-    """The label maps of a folder that holds the images beside them."""
-    labelled = {case_name(path) for path in files if scan_stem(path).endswith(LABEL_ENDINGS)}
+def _without_images(files: Iterable[Path], labels: Iterable[Path]) -> list[Path]:
+    """The files, less the images beside ``labels``: what has the name of a case of theirs, and not of a label map."""
+    labelled = set(map(case_name, labels))
     return [
         path for path in files if case_name(path) not in labelled or scan_stem(path).endswith(LABEL_ENDINGS)
     ]

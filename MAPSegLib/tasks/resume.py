@@ -113,7 +113,7 @@ def _locked(path: Path) -> IO[str]:
 
 
 def _take(folder: Path, job: Options, files: Iterable[Path]) -> bool:
-    mine = plain(fingerprint(job, files))
+    mine = fingerprint(job, files)
     owner, checkpoint = folder / OWNER, folder / CHECKPOINT
     theirs = _owner(owner)
     differing = [key for key in mine if theirs.get(key) != mine[key]]
@@ -155,11 +155,12 @@ def fingerprint(job: Options, files: Iterable[Path]) -> dict[str, Any]:
     options = content.pop("options")
     if "accumulate" in options:  # what counts is a step's number of micro-batches, whoever computes them
         options["accumulate"] *= distributed.world()
-    return {
+    known = {
         "settings": content | {"version": __version__},
         "options": {key: value for key, value in options.items() if key not in _FREE_OPTIONS},
         "files": [[str(path), *stamp(path)] for path in files],
     }
+    return plain(known)
 
 
 def stamp(path: Path) -> list[int]:

@@ -189,7 +189,7 @@ def segment(job: SegmentJob, report: Report) -> dict[str, Any]:
     kinds = ["uncertainty"] if job.uncertainty else []
     path = resolve(job.model)
     card = load_card(path, choice=True)
-    begun = {"job": plain(resume.fingerprint(job, members(path))), "overwrite": job.overwrite}
+    begun = {"job": resume.fingerprint(job, members(path)), "overwrite": job.overwrite}
     done, stamps = _done_before(outputs, begun)
     begun["scans"] = stamps | _stamps(scans)
     earlier = _earlier(job, outputs, scans)

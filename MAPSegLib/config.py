@@ -6,13 +6,21 @@ Section numbers refer to the paper (arXiv 2303.09373).
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-NAME_PATTERN = r"^[A-Za-z0-9][\w.+-]*$"
-Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=100)]
+
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", text):
+        raise ValueError("letters, digits and . _ + - only, beginning with a letter or digit")
+    return text
+
+
+Name = Annotated[str, Field(max_length=100), AfterValidator(_name)]
+"""Of a model, and so of a file."""
 Threads = Annotated[int, Field(ge=1, le=1024)]
 Preset = Literal["tiny", "small", "paper"]
 """Name of an architecture."""

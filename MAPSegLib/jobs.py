@@ -30,7 +30,6 @@ from pydantic import (
 )
 
 from .config import (
-    NAME_PATTERN,
     AdaptationBase,
     AdaptationOptions,
     CentralisedOptions,
@@ -312,8 +311,5 @@ def first_problem(error: ValidationError, tagged: bool = False) -> str:
     first = error.errors(include_url=False)[0]
     place = [str(part) for part in first["loc"]]
     where = ".".join(place[1:] if tagged and len(place) > 1 else place)
-    if first["type"] == "string_pattern_mismatch" and first["ctx"]["pattern"] == NAME_PATTERN:
-        message = "letters, digits and . _ + - only, beginning with a letter or digit"
-    else:
-        message = _PLAIN.get(first["type"]) or first["msg"].removeprefix("Value error, ")
+    message = _PLAIN.get(first["type"]) or first["msg"].removeprefix("Value error, ")
     return f"{where}: {message}" if where else message

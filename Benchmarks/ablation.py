@@ -15,7 +15,7 @@ from typing import Any
 
 from MAPSegLib import api
 from MAPSegLib.config import RECIPES, Recipe, Views
-from MAPSegLib.tasks.scans import ADAPTED_MODEL
+from MAPSegLib.tasks.findings import ADAPTED_MODEL
 
 from .tables import write_section
 from .uda.grid import Bench, Grid

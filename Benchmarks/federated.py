@@ -33,7 +33,7 @@ from MAPSegLib.federated.plan import read_plan
 from MAPSegLib.federated.scans import SiteData
 from MAPSegLib.federated.site import Site
 from MAPSegLib.reports import CHECKPOINT, plain, read_json, write_json
-from MAPSegLib.tasks.scans import ADAPTED_MODEL
+from MAPSegLib.tasks.findings import ADAPTED_MODEL
 from MAPSegLib.volumes import find_scans
 
 from .tables import write_section

@@ -24,7 +24,7 @@ from MAPSegLib.config import ARCHITECTURES, RECIPES
 from MAPSegLib.errors import InputError
 from MAPSegLib.models import load_encoder, load_model, save_model
 from MAPSegLib.networks.segmenter import Segmenter
-from MAPSegLib.tasks.scans import ADAPTED_MODEL
+from MAPSegLib.tasks.findings import ADAPTED_MODEL
 from MAPSegLib.volumes import find_scans
 
 from .tables import write_section

@@ -26,7 +26,7 @@ from MAPSegLib.models import ModelCard, resolve, save_model
 from MAPSegLib.networks.segmenter import Segmenter
 from MAPSegLib.quality import Assessment, better, needed_gain
 from MAPSegLib.reports import CHECKPOINT, plain, read_json, write_json
-from MAPSegLib.tasks.scans import ADAPTED_MODEL
+from MAPSegLib.tasks.findings import ADAPTED_MODEL
 
 from .grid import Bench
 from .tasks import ADAPTING, STRONG, TEST_TIME, VERSION, Size, Task, adaptation_options, training_options

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-import logging
-import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__, distributed
+from .. import distributed
 from ..config import check_path
-from ..errors import Cancelled, InputError, MAPSegError, MemoryExhausted
+from ..errors import InputError
 from ..jobs import AdaptJob, Report, SegmentJob
-from ..manifests import list_pairs, reported_in
+from ..manifests import list_pairs
 from ..models import ModelCard, load_card, members, resolve, save_model
-from ..reports import plain, read_json, write_csv, write_json
+from ..reports import plain
 from ..volumes import Volume, find_scans, read_image, write_volume
 from . import resume
 from .candidates import Candidate, choose, choose_for_all, load_candidates, view
-from .outputs import ScanOutputs, collect_scans, output_folder, refuse_existing
+from .findings import (
+    ADAPTED_MODEL,
+    UNFINISHED,
+    Findings,
+    done_before,
+    refuse_results,
+    results_before,
+    stamps_of,
+    written_maps,
+)
+from .outputs import ScanOutputs, collect_scans, output_folder
 from .reading import told
 
 if TYPE_CHECKING:
@@ -34,152 +41,8 @@ if TYPE_CHECKING:
     from ..quality import Assessment
     from ..training.adaptation import Adapted, ScanResult
 
-REPORTS = ("report.json", "volumes.csv")
-ADAPTED_MODEL = "adapted_model.safetensors"
-UNFINISHED = "unfinished"
-"""In the report of a segmentation as long as it goes on: what the same job, given again, is known by."""
 LONGEST = 240
 """Bytes of a result's name: file systems take 255, and while it is written it has a longer one."""
-
-
-@dataclass
-class _Findings:
-    """What ``report.json`` and ``volumes.csv`` say, rewritten after every scan."""
-
-    job: SegmentJob | AdaptJob
-    card: ModelCard
-    outputs: ScanOutputs
-    report: Report
-    scans: list[dict[str, Any]] = field(default_factory=list)
-    failed: list[dict[str, Any]] = field(default_factory=list)
-    extra: dict[str, Any] = field(default_factory=dict)
-    errors: list[MAPSegError] = field(default_factory=list)
-    files: list[str] = field(default_factory=list)
-    earlier: frozenset[Path] = frozenset()
-    """Results that lie there, of a run whose results may be overwritten."""
-    written: bool = False
-    """Whether the reports are this job's: another one may have written some since it began."""
-
-    def volume(self, path: Path, array: np.ndarray, like: Volume) -> str:
-        """Write a map, and return its path."""
-        write_volume(path, array, like, self.job.overwrite)
-        self.files.append(str(path))
-        return str(path)
-
-    def add(self, entry: dict[str, Any]) -> None:
-        self.scans.append(entry)
-        try:
-            self.write()
-        except BaseException:
-            self.scans.pop()
-            raise
-        self.report("scan", scan=entry["file"], entry=plain(entry))
-
-    def forget_earlier(self, scans: Iterable[Path]) -> None:
-        """Remove an earlier run's results of scans: what this one does not write again would be taken for its own."""
-        stale = [path for scan in scans for path in self.outputs.every(scan) if path in self.earlier]
-        stale = [path for path in stale if str(path) not in self.files and path.exists()]
-        if stale and not self.written:
-            self.write()  # the earlier report must not tell of what is no longer there
-        for path in stale:
-            path.unlink()
-
-    @contextmanager
-    def isolated(self, scan: Path) -> Iterator[None]:
-        """Tell a scan's failure, keep nothing of it, and go on with the next one."""
-        before, done = len(self.files), len(self.scans)
-        try:
-            yield
-        except BaseException as error:
-            if len(self.scans) == done:
-                for file in self.files[before:]:
-                    Path(file).unlink(missing_ok=True)
-                del self.files[before:]
-            if isinstance(error, Cancelled) or not isinstance(error, Exception):
-                raise
-            from ..devices import is_out_of_memory
-
-            if not isinstance(error, MAPSegError) and is_out_of_memory(error):
-                error = MemoryExhausted(
-                    f"{scan.name} does not fit into memory.", "Close other programs, or crop the scan."
-                )
-            elif not isinstance(error, MAPSegError):
-                logging.getLogger(__name__).exception("%s", scan)
-                error = MAPSegError(f"{scan.name} failed unexpectedly: {type(error).__name__}: {error}.")
-            entry = {"kind": error.kind, "message": error.message, "advice": error.advice, "scan": str(scan)}
-            self.errors.append(error)
-            self.failed.append(entry)
-            self.report("error", **entry)
-
-    def withdraw(self) -> None:
-        """Remove what was written."""
-        reports = map(self.outputs.beside, REPORTS) if self.written else ()
-        for path in (*map(Path, self.files), *reports):
-            with suppress(OSError):
-                path.unlink()
-
-    def write(self) -> None:
-        report, volumes = map(self.outputs.beside, REPORTS)
-        overwrite = self.written or self.job.overwrite
-        write_json(report, self.summary(), overwrite)
-        self.written = True
-        rows = [
-            {"scan": Path(entry["file"]).name, **structure, "trusted": entry["trusted"]}
-            for entry in self.scans
-            for structure in entry["structures"]
-        ]
-        write_csv(volumes, rows, overwrite)
-
-    def summary(self) -> dict[str, Any]:
-        return {
-            "task": self.job.task,
-            "model": self.card.name,
-            "version": __version__,
-            "options": self.job.options.model_dump(mode="json"),
-            "labels": [label.model_dump(mode="json") for label in self.card.labels],
-            **self.extra,
-            "scans": self.scans,
-            "failed": self.failed,
-        }
-
-    def finish(self) -> dict[str, Any]:
-        """The result, or the first failure where no scan came through."""
-        self.extra.pop(UNFINISHED, None)
-        if self.scans or self.written:
-            self.write()
-        if not self.scans:
-            raise self.errors[0]
-        files = map(self.outputs.beside, REPORTS)
-        return {**plain(self.summary()), "files": [*self.files, *map(str, files)]}
-
-    def entry(
-        self, scan: Path, output: str, segmentation: Segmentation, verdict: Assessment
-    ) -> dict[str, Any]:
-        return {
-            "file": str(scan),
-            **self.side(output, segmentation, verdict),
-            "notes": segmentation.notes,
-            "seconds": round(segmentation.seconds, 2),
-        }
-
-    def side(self, output: str, segmentation: Segmentation, verdict: Assessment) -> dict[str, Any]:
-        """What is said of each of an adaptation's two results, and of the one result without."""
-        names = {label.value: label.name for label in self.card.labels}
-        return {
-            "output": output,
-            "trusted": verdict.trusted,
-            "reason": verdict.reason,
-            "measures": verdict.measures,
-            "structures": [
-                {
-                    "value": value,
-                    "structure": names[value],
-                    "volume_ml": ml,
-                    "confidence": segmentation.confidence.get(value, math.nan),
-                }
-                for value, ml in segmentation.volumes_ml.items()
-            ],
-        }
 
 
 def segment(job: SegmentJob, report: Report) -> dict[str, Any]:
@@ -190,18 +53,18 @@ def segment(job: SegmentJob, report: Report) -> dict[str, Any]:
     path = resolve(job.model)
     card = load_card(path, choice=True)
     begun = {"job": resume.fingerprint(job, members(path)), "overwrite": job.overwrite}
-    done, stamps = _done_before(outputs, begun)
-    begun["scans"] = stamps | _stamps(scans)
-    earlier = _earlier(job, outputs, scans)
+    done, stamps = done_before(outputs, begun)
+    begun["scans"] = stamps | stamps_of(scans)
+    earlier = results_before(job, outputs, scans)
     scans = [scan for scan in scans if plain(str(scan)) not in {entry["file"] for entry in done}]
-    _refuse_existing(job, outputs, scans, kinds, bool(done))
+    refuse_results(job, outputs, scans, kinds, bool(done))
     with output_folder(outputs.folder), resume.alone(outputs.beside(resume.LOCK)):
         candidates = load_candidates(path, job.options.device)
-        findings = _Findings(job, card, outputs, report, earlier=earlier)
+        findings = Findings(job, card, outputs, report, earlier=earlier)
         findings.extra[UNFINISHED] = begun
         if done:
             report("log", message=f"Continuing a job that was interrupted: {len(done)} scans are done.")
-            findings.scans, findings.files, findings.written = done, _written(done), True
+            findings.scans, findings.files, findings.written = done, written_maps(done), True
         started = time.monotonic()
         # Told before anything is done to a scan: a caller knows which one a worker died over.
         for index, scan in enumerate(told(scans, report)):
@@ -218,46 +81,11 @@ def segment(job: SegmentJob, report: Report) -> dict[str, Any]:
                     seconds_left=None if left is None else round(left, 1),
                 )
 
-            findings.forget_earlier([scan])
+            findings.forgetresults_before([scan])
             with findings.isolated(scan):
                 found = _segment_one(candidates, scan, job, progress)
                 findings.add(_write_segmented(findings, scan, *found))
         return findings.finish()
-
-
-def _stamps(scans: Sequence[Path]) -> dict[str, list[int]]:
-    found = {}
-    for scan in scans:
-        with suppress(OSError):  # told when it is its turn
-            found[plain(str(scan))] = resume.stamp(scan)
-    return found
-
-
-def _done_before(
-    outputs: ScanOutputs, begun: dict[str, Any]
-) -> tuple[list[dict[str, Any]], dict[str, list[int]]]:
-    """What the report of the same job, which was ended, says of scans that are as they were and have their results.
-
-    Returns: their entries and stamps; none of a job that was started without the right to overwrite, given with it.
-    """
-    with suppress(InputError, KeyError, TypeError, ValueError):  # no report, or something else
-        report = read_json(outputs.beside(REPORTS[0]), "a report")
-        then = report[UNFINISHED]
-        if {key: then[key] for key in begun} == begun:
-            stamps = _stamps([Path(entry["file"]) for entry in report["scans"]])
-            same = {scan: stamp for scan, stamp in stamps.items() if then["scans"].get(scan) == stamp}
-            done = [
-                entry
-                for entry in report["scans"]
-                if entry["file"] in same and all(Path(file).is_file() for file in _written([entry]))
-            ]
-            return done, same
-    return [], {}
-
-
-def _written(entries: Sequence[dict[str, Any]]) -> list[str]:
-    """The maps that entries of a segmentation's report tell of."""
-    return [entry[kind] for entry in entries for kind in ("output", "uncertainty") if kind in entry]
 
 
 def _segment_one(
@@ -290,7 +118,7 @@ def _segment_one(
 
 
 def _write_segmented(
-    findings: _Findings, scan: Path, volume: Volume, segmentation: Segmentation, verdict: Assessment
+    findings: Findings, scan: Path, volume: Volume, segmentation: Segmentation, verdict: Assessment
 ) -> dict[str, Any]:
     outputs = findings.outputs
     file = findings.volume(outputs.label_map(scan), segmentation.labels, volume)
@@ -308,7 +136,7 @@ def adapt(job: AdaptJob, report: Report) -> dict[str, Any]:
     scans = collect_scans(job.scans)
     outputs = ScanOutputs.plan(job.output, scans)
     kinds = ["seg_source", "seg_adapted", *(["uncertainty"] if job.uncertainty else [])]
-    _refuse_existing(job, outputs, scans, kinds)
+    refuse_results(job, outputs, scans, kinds)
     path = resolve(job.model)
     load_card(path, choice=True)
     long = [scan for scan in scans if len(os.fsencode(outputs.volume(scan, "seg_adapted").name)) > LONGEST]
@@ -317,7 +145,9 @@ def adapt(job: AdaptJob, report: Report) -> dict[str, Any]:
     known = _source_files(job)
     with output_folder(outputs.folder), output_folder(outputs.beside("adaptation")) as folder:
         candidates = load_candidates(path, job.options.device)
-        findings = _Findings(job, candidates[0].card, outputs, report, earlier=_earlier(job, outputs, scans))
+        findings = Findings(
+            job, candidates[0].card, outputs, report, earlier=results_before(job, outputs, scans)
+        )
         volumes: dict[Path, Volume] = {}
         for scan in told(scans, report):
             with findings.isolated(scan):
@@ -354,7 +184,7 @@ def _chosen(
     return candidates[index]
 
 
-def _write_all(findings: _Findings, volumes: dict[Path, Volume], adapted: Adapted) -> None:
+def _write_all(findings: Findings, volumes: dict[Path, Volume], adapted: Adapted) -> None:
     """Write everything, or nothing: the same command, which continues from the checkpoint, finds no results there."""
     try:
         _write_each(findings, volumes, adapted)
@@ -363,13 +193,13 @@ def _write_all(findings: _Findings, volumes: dict[Path, Volume], adapted: Adapte
         raise
 
 
-def _write_each(findings: _Findings, volumes: dict[Path, Volume], adapted: Adapted) -> None:
+def _write_each(findings: Findings, volumes: dict[Path, Volume], adapted: Adapted) -> None:
     findings.extra["adaptation"] = {
         "steps": adapted.steps,
         "best_step": adapted.best_step,
         "history": adapted.history,
     }
-    findings.forget_earlier([*volumes, *(Path(failure["scan"]) for failure in findings.failed)])
+    findings.forgetresults_before([*volumes, *(Path(failure["scan"]) for failure in findings.failed)])
     for (scan, volume), result in zip(volumes.items(), adapted.results, strict=True):
         findings.add(_write_adapted(findings, scan, volume, result))
     if findings.job.save_model:
@@ -439,7 +269,7 @@ def _adapt(
                 file.unlink()
 
 
-def _write_adapted(findings: _Findings, scan: Path, volume: Volume, result: ScanResult) -> dict[str, Any]:
+def _write_adapted(findings: Findings, scan: Path, volume: Volume, result: ScanResult) -> dict[str, Any]:
     entry = _write_segmented(findings, scan, volume, result.segmentation, result.assessment)
     entry |= {"chosen": result.chosen, "gate": result.reason}
     for name, side, verdict in (
@@ -471,45 +301,3 @@ def _save_adapted(adapted: Adapted, card: ModelCard, job: AdaptJob, outputs: Sca
         }
     )
     return save_model(outputs.beside(ADAPTED_MODEL), adapted.model.state_dict(), new, job.overwrite)
-
-
-def _earlier(job: SegmentJob | AdaptJob, outputs: ScanOutputs, scans: Sequence[Path]) -> frozenset[Path]:
-    """Results that may be removed: those that a report tells of, but for the scans themselves."""
-    return frozenset(reported_in(outputs.folder) - set(scans)) if job.overwrite else frozenset()
-
-
-def _told_of(report: Path) -> set[str]:
-    """The scans that a report tells of."""
-    with suppress(InputError, KeyError, TypeError):
-        return {entry["file"] for entry in read_json(report, "a report")["scans"]}
-    return set()
-
-
-def _refuse_existing(
-    job: SegmentJob | AdaptJob,
-    outputs: ScanOutputs,
-    scans: Sequence[Path],
-    kinds: Sequence[str],
-    continued: bool = False,
-) -> None:
-    """Refuse to replace results, but for the reports of a job that is ``continued``."""
-    paths = [outputs.label_map(scan) for scan in scans]
-    paths += [outputs.volume(scan, kind) for scan in scans for kind in kinds]
-    names = [*REPORTS]
-    names += [ADAPTED_MODEL] if getattr(job, "save_model", False) else []
-    given = {scan.resolve() for scan in scans}
-    for path in paths:
-        if path.resolve() in given:
-            raise InputError(f"A result would replace the scan {path}.", "Choose another output.")
-    if continued:
-        refuse_existing(paths, job.overwrite)
-        return
-    report = outputs.beside(REPORTS[0])
-    others = report.exists() and not outputs.single and not any(path.exists() for path in paths)
-    if others and not job.overwrite and not _told_of(report) & {plain(str(scan)) for scan in scans}:
-        name = f"name the result (-o {paths[0]})" if len(scans) == 1 else "choose another output"
-        raise InputError(
-            f"{report} already there, of other scans.",
-            f"Give all scans to one command, or {name}; --overwrite replaces the report.",
-        )
-    refuse_existing([*paths, *map(outputs.beside, names)], job.overwrite)

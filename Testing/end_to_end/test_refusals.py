@@ -13,7 +13,7 @@ import pytest
 
 from MAPSegLib import api, cli
 from MAPSegLib.errors import InputError, MAPSegError
-from MAPSegLib.tasks import scans
+from MAPSegLib.tasks import findings
 
 from .calls import CPU, files, labels_of, mapseg, refused
 
@@ -84,14 +84,14 @@ def test_a_result_that_cannot_be_written_stops_no_other(model, data, tmp_path):
 
 
 def test_a_scan_whose_second_map_cannot_be_written_leaves_no_first(model, data, tmp_path, monkeypatch):
-    write = scans.write_volume
+    write = findings.write_volume
 
     def full(path, *arguments, **options):
         if "uncertainty" in path.name:
             raise InputError(f"{path} cannot be written: no space left.")
         return write(path, *arguments, **options)
 
-    monkeypatch.setattr(scans, "write_volume", full)
+    monkeypatch.setattr(findings, "write_volume", full)
     scan = data / "images" / "case0.nii.gz"
     assert "no space left" in refused("segment", model, scan, "-o", tmp_path / "out", "--uncertainty", *CPU)
     assert not (tmp_path / "out").exists()

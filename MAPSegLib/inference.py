@@ -24,8 +24,10 @@ from .networks.segmenter import Segmenter, mirrored_classes, sample_global
 from .preprocessing import Grid, Scan, interpolate_along, interpolation_weights, prepare, to_native
 from .volumes import Volume
 
-PLANES = 8
-"""Planes of a window that a CPU turns into probabilities at once."""
+PLANES = 2
+"""Planes of a scan that become classes at once: as much as a CPU's caches hold."""
+NOTHING = 1e4
+"""Logit of the background where no window lies."""
 
 Progress = Callable[[int, int], None]
 
@@ -89,10 +91,10 @@ def segment_scan(
         working: list[Tensor] = []
 
         def watched() -> Iterator[tuple[int, Tensor]]:
-            slabs = class_probabilities(model.to(device), scan.image, device, batch, options, progress)
-            for start, slab in slabs:
-                working.append(slab.max(0).indices.to("cpu", torch.int16))  # argmax takes three times as long
-                yield start, slab
+            for start, logits in class_logits(model.to(device), scan.image, device, batch, options, progress):
+                # argmax takes three times as long
+                working.append(logits.max(0).indices.to("cpu", torch.int16))
+                yield start, logits.softmax(0)
 
         result = _label(watched(), labels, scan.grid, uncertainty)
         result.classes = torch.cat(working)
@@ -110,9 +112,9 @@ def predict_classes(
     """Class indices, int16 (X, Y, Z) on the working grid of ``image``."""
 
     def run(device: torch.device, batch: int) -> Tensor:
-        slabs = class_probabilities(model.to(device), image, device, batch, options, progress)
+        pieces = class_logits(model.to(device), image, device, batch, options, progress)
         # at once to the CPU: the device has room for one row of windows
-        return torch.cat([slab.max(0).indices.to("cpu", torch.int16) for _, slab in slabs])
+        return torch.cat([logits.max(0).indices.to("cpu", torch.int16) for _, logits in pieces])
 
     return run_with_notes(run, options)[0]
 
@@ -161,11 +163,6 @@ def window_rows(image: Tensor, window: int, overlap: float) -> list[list[tuple[i
     return [[corner for corner in row if _holds_foreground(image, corner, window)] for row in corners]
 
 
-def _twin(model: Segmenter, options: InferenceOptions) -> Tensor | None:
-    """The class that each is in the mirrored scan; None where windows are not shown mirrored."""
-    return mirrored_classes(model.labels) if options.mirror else None
-
-
 def gaussian_window(window: int) -> Tensor:
     """Weights (window, window, window), 1 at the centre, small but never zero at the corners."""
     line = torch.exp(-0.5 * ((torch.arange(window) - (window - 1) / 2) / (window / 8)) ** 2).clamp(min=1e-3)
@@ -173,7 +170,7 @@ def gaussian_window(window: int) -> Tensor:
 
 
 @torch.inference_mode()
-def class_probabilities(
+def class_logits(
     model: Segmenter,
     image: Tensor,
     device: torch.device,
@@ -181,7 +178,7 @@ def class_probabilities(
     options: InferenceOptions,
     progress: Progress | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Probabilities of a prepared scan, in slabs along the first axis.
+    """Logits of a prepared scan, a few planes along the first axis at a time: the weighted means of all windows.
 
     Where the labels name their mirror images, every window is also shown mirrored, under the mirrored whole, and
     the two results are averaged (``options.mirror``).
@@ -190,8 +187,7 @@ def class_probabilities(
         image: (X, Y, Z) on the working grid, in [0, 1]; the first axis runs left to right.
 
     Yields:
-        first plane, and probabilities (classes, planes, Y, Z), for consecutive slabs that cover the scan. A slab is
-        overwritten when the next one is asked for.
+        first plane, and logits (classes, planes, Y, Z), for consecutive pieces that cover the scan.
     """
     model.eval()
     window = model.architecture.patch
@@ -200,12 +196,14 @@ def class_probabilities(
     rows = window_rows(image, window, options.overlap)
     padded = [max(n, window) for n in image.shape]
     weight = gaussian_window(window).to(device)
-    twin = _twin(model, options)
+    twin = mirrored_classes(model.labels) if options.mirror else None
     small = resize_whole(image, model.architecture.global_size).to(device)
     with precision_context(device, options.precision):
         whole = model.features(small if twin is None else torch.cat([small, small.flip(2)]))
     total, done = sum(map(len, rows)), 0
-    buffer = torch.zeros(model.classes + 1, window, *padded[1:], device=device)  # and the sum of weights
+    # sums for a row of windows, channels last as the maps; the second ones are of the mirrored windows
+    sums = [torch.zeros(window, *padded[1:], model.blended, device=device) for _ in whole]
+    weights = torch.zeros(window, *padded[1:], device=device)
     for i, row in enumerate(rows):
         x = starts[i]
         for corners in _shared_out(row, batch):
@@ -213,26 +211,39 @@ def class_probabilities(
             low = (torch.tensor(corners) / shape).to(device)
             high = ((torch.tensor(corners) + window) / shape).to(device)
             with precision_context(device, options.precision):
-                logits = _logits(model, patches, whole[:1], low, high)
-                mirrored = (
-                    None if twin is None else _logits(model, patches.flip(2), whole[1:], *_flip(low, high))
-                )
+                maps = [_maps(model, patches, whole[:1], low, high)]
+                if twin is not None:
+                    maps.append(_maps(model, patches.flip(2), whole[1:], *_flip(low, high)).flip(2))
             for k, (_, y, z) in enumerate(corners):
-                place = buffer[:, :, y : y + window, z : z + window]
-                _add(place[:-1], logits[k], None if mirrored is None else mirrored[k], twin, weight)
-                place[-1] += weight
+                place = slice(None), slice(y, y + window), slice(z, z + window)
+                for side, seen in zip(sums, maps, strict=True):
+                    side[place].addcmul_(seen[k].movedim(0, -1), weight[..., None])
+                weights[place] += weight
             done += len(corners)
             if progress:
                 progress(done, total)
         finished = min(window, starts[i + 1] - x if i + 1 < len(starts) else image.shape[0] - x)
-        slab = buffer[:, :finished, : image.shape[1], : image.shape[2]]
-        probabilities, weights = slab[:-1], slab[-1]
-        for sums in (probabilities[0], weights):
-            sums += 1e-15  # for places that no window holds; far below the weight of a window's corner
-        yield x, probabilities.div_(weights)
+        for first in range(0, finished, PLANES):
+            piece = slice(first, min(first + PLANES, finished)), *map(slice, image.shape[1:])
+            yield x + first, _mean_logits(model, [side[piece] for side in sums], weights[piece], twin)
         if i + 1 < len(rows):  # in place: fresh memory costs more than all that is done with it
-            buffer[:, : window - finished] = buffer[:, finished:].clone()
-            buffer[:, window - finished :] = 0
+            for buffer in (*sums, weights):
+                buffer[: window - finished] = buffer[finished:].clone()
+                buffer[window - finished :] = 0
+
+
+def _mean_logits(model: Segmenter, sums: list[Tensor], weights: Tensor, twin: Tensor | None) -> Tensor:
+    """Logits (classes, planes, Y, Z) of weighted sums of maps (planes, Y, Z, channels), and the sum of weights.
+
+    Args:
+        sums: of windows, and of mirrored ones where there is a ``twin`` of each class.
+    """
+    unseen = weights == 0
+    share = 1 / weights.masked_fill(unseen, 1)[..., None]
+    logits = [model.blended_logits((side * share).movedim(-1, 0)[None])[0] for side in sums]
+    mean = logits[0] if twin is None else logits[0].add_(logits[1][twin]).div_(2)
+    mean[0].masked_fill_(unseen, NOTHING)
+    return mean
 
 
 def _shared_out(row: list, batch: int) -> list[list]:
@@ -242,28 +253,9 @@ def _shared_out(row: list, batch: int) -> list[list]:
     return [row[a:b] for a, b in itertools.pairwise(edges)]
 
 
-def _logits(model: Segmenter, patches: Tensor, whole: Tensor, low: Tensor, high: Tensor) -> Tensor:
+def _maps(model: Segmenter, patches: Tensor, whole: Tensor, low: Tensor, high: Tensor) -> Tensor:
     features = model.features(patches)
-    return model.decode(features, sample_global(whole, low, high, features.shape[2:]), patches)
-
-
-def _add(place: Tensor, logits: Tensor, mirrored: Tensor | None, twin: Tensor | None, weight: Tensor) -> None:
-    """Add a window's weighted probabilities to its place (classes, window, window, window) in the buffer.
-
-    A CPU takes a few planes at a time, as much as its caches hold: that takes two thirds of the time.
-
-    Args:
-        mirrored: logits of the mirrored window, to be averaged with.
-    """
-    step = PLANES if place.device.type == "cpu" else place.shape[1]
-    for first in range(0, place.shape[1], step):
-        planes = slice(first, first + step)
-        probability = logits[:, planes].softmax(0, torch.float32)
-        if mirrored is not None:
-            last = place.shape[1] - first
-            other = mirrored[:, max(0, last - step) : last].softmax(0, torch.float32)
-            probability = probability.add_(other.flip(1)[twin]).div_(2)
-        place[:, planes].addcmul_(probability, weight[planes])
+    return model.to_blend(features, sample_global(whole, low, high, features.shape[2:]), patches)
 
 
 def _flip(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
@@ -322,7 +314,6 @@ def _rows_on_box(slabs: Iterator[tuple[int, Tensor]], grid: Grid) -> Iterator[tu
                 row += 1
             for old in [k for k in kept if row < len(first) and k < first[row]]:
                 del kept[old]
-        kept = {k: plane.clone() for k, plane in kept.items()}  # the slab will be overwritten
 
 
 def _resize_plane(plane: Tensor, across: list[Tensor], grid: Grid) -> Tensor:

@@ -83,9 +83,12 @@ class SegmentationHead(nn.Sequential):
         )
         self.detail = _branch(1, detail, 3) if detail else None
 
-    def forward(self, features: Tensor, patches: Tensor) -> Tensor:
-        """Args: feature maps, and the patches (B, 1, 4d, 4h, 4w) that they stand for."""
-        pyramid, *finer = list(self.children())[:8]
+    def maps(self, features: Tensor, patches: Tensor) -> Tensor:
+        """What the last convolution takes: (B, up_channels, 4d, 4h, 4w), channels last.
+
+        Args: feature maps, and the patches (B, 1, 4d, 4h, 4w) that they stand for.
+        """
+        pyramid, *finer = list(self.children())[:7]
         x = pyramid(features).contiguous(memory_format=CHANNELS_LAST)
         for step in finer[:3]:
             x = step(x)
@@ -95,3 +98,11 @@ class SegmentationHead(nn.Sequential):
         for step in finer[3:]:
             x = step(x)
         return x
+
+    def logits(self, maps: Tensor) -> Tensor:
+        """The last convolution: logits (B, classes, 4d, 4h, 4w) of :meth:`maps`."""
+        return self[7](maps)
+
+    def forward(self, features: Tensor, patches: Tensor) -> Tensor:
+        """Args: as :meth:`maps`."""
+        return self.logits(self.maps(features, patches))

@@ -65,6 +65,8 @@ class Segmenter(nn.Module):
         self.classes = len(labels) + 1
         self.curve = IntensityCurve(a.curve_knots) if a.curve_knots else nn.Identity()
         self.encoder = Encoder(a.width, a.depth)
+        self.blended = min(a.up_channels, self.classes)
+        """Channels of :meth:`to_blend`."""
         self.head = SegmentationHead(
             2 * a.width, a.head_width, a.up_channels, lateral_mix(labels), a.dilations, a.dropout, a.detail
         )
@@ -97,7 +99,22 @@ class Segmenter(nn.Module):
 
         Args: two feature maps (B, width, p/4, p/4, p/4), and the patches (B, 1, p, p, p) of the first.
         """
-        return self.head(torch.cat([local_features, global_features], 1), self.curve(patches))
+        return self.blended_logits(self.to_blend(local_features, global_features, patches))
+
+    def to_blend(self, local_features: Tensor, global_features: Tensor, patches: Tensor) -> Tensor:
+        """Maps (B, blended, p, p, p) of which the logits are a linear function, :meth:`blended_logits`.
+
+        The mean over windows of what the last convolution takes makes the mean of their logits, with one convolution
+        for a voxel instead of one for each window that holds it. Where classes are fewer, these are the logits.
+
+        Args: as :meth:`decode`.
+        """
+        maps = self.head.maps(torch.cat([local_features, global_features], 1), self.curve(patches))
+        return maps if self.blended < self.classes else self.head.logits(maps)
+
+    def blended_logits(self, maps: Tensor) -> Tensor:
+        """Logits (B, classes, ...) of means of :meth:`to_blend`."""
+        return self.head.logits(maps) if self.blended < self.classes else maps
 
     def forward(self, patches: Tensor, whole: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """Logits of B patches of one scan: see :func:`sample_global` for ``low`` and ``high``."""

@@ -93,7 +93,7 @@ class Thresholds(torch.nn.Module):
         self.labels = ()  # no structure names its mirror image
         self.sided, self.middle, self.pull, self.sharpness = sided, middle, pull, sharpness
         self.architecture = SimpleNamespace(patch=patch, global_size=patch, curve_knots=0)
-        self.classes = len(levels) + (len(levels) - 1) * sided
+        self.blended = self.classes = len(levels) + (len(levels) - 1) * sided
         self.batches = []
 
     def features(self, x):
@@ -109,6 +109,12 @@ class Thresholds(torch.nn.Module):
         right = (under[:, 1:] > self.middle).float() * 1e3
         left, other = logits[:, 1:] - right, logits[:, 1:] - (1e3 - right)
         return torch.cat([logits[:, :1], left, other], 1)
+
+    def to_blend(self, local, under, patches):
+        return self.decode(local, under, patches)
+
+    def blended_logits(self, maps):
+        return maps
 
     def classify(self, image):
         """What it makes of a prepared image (X, Y, Z), without windows; only where nothing pulls or splits."""

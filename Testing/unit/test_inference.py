@@ -20,7 +20,7 @@ from MAPSegLib.datasets import crop, resize_whole
 from MAPSegLib.devices import has_fast_bf16, is_out_of_memory, pick_device, prepare_process
 from MAPSegLib.errors import MemoryExhausted
 from MAPSegLib.inference import (
-    class_probabilities,
+    class_logits,
     gaussian_window,
     predict_classes,
     run_with_notes,
@@ -28,7 +28,7 @@ from MAPSegLib.inference import (
     segment_volume,
     window_starts,
 )
-from MAPSegLib.networks.segmenter import sample_global
+from MAPSegLib.networks.segmenter import mirrored_classes, sample_global
 from MAPSegLib.preprocessing import prepare, to_native
 from MAPSegLib.volumes import Volume, read_image, write_volume
 
@@ -47,8 +47,8 @@ def scan_of(shape=(30, 23, 37), spacing=(1.0, 1.0, 1.0), seed=0, affine=None, wo
     return prepare(Volume(array.astype(np.float32), affine), Preprocessing(spacing=working))
 
 
-def naive_probabilities(model, image, overlap=0.5):
-    """(classes, X, Y, Z): every window alone, summed over the whole volume."""
+def naive_logits(model, image, overlap=0.5):
+    """(classes, X, Y, Z): every window alone, averaged over the whole volume."""
     window = model.architecture.patch
     padded = [max(n, window) for n in image.shape]
     total = torch.zeros(model.classes, *padded, dtype=torch.float64)
@@ -64,36 +64,44 @@ def naive_probabilities(model, image, overlap=0.5):
         under = sample_global(whole, low, low + window / shape, features.shape[2:])
         place = tuple(slice(c, c + window) for c in corner)
         logits = model.decode(features, under, patch[None, None])[0]
-        total[(slice(None), *place)] += logits.double().softmax(0) * gaussian_window(window)
+        total[(slice(None), *place)] += logits.double() * gaussian_window(window)
         weight[place] += gaussian_window(window)
-    probability = total / weight.clamp(min=1e-30)
-    probability[0][weight == 0] = 1
-    return probability[:, : image.shape[0], : image.shape[1], : image.shape[2]]
+    logits = total / weight.clamp(min=1e-30)
+    logits[0][weight == 0] = 1e3
+    return logits[:, : image.shape[0], : image.shape[1], : image.shape[2]]
 
 
-def whole(slabs):
-    """The probabilities of all slabs, each copied before the next is asked for."""
-    return torch.cat([slab.clone() for _, slab in slabs], 1)
+def naive_probabilities(model, image, overlap=0.5):
+    """Of :func:`naive_logits`."""
+    return naive_logits(model, image, overlap).softmax(0)
+
+
+def whole_logits(model, image, options=FP32):
+    """Of all pieces, (classes, X, Y, Z)."""
+    pieces = class_logits(model, image, torch.device("cpu"), options.batch, options)
+    return torch.cat([piece for _, piece in pieces], 1)
 
 
 def likelihood(model, image, options=FP32):
     """Probability of the likeliest class."""
-    return whole(class_probabilities(model, image, torch.device("cpu"), options.batch, options)).max(0).values
+    return whole_logits(model, image, options).softmax(0).max(0).values
 
 
-def test_a_mirrored_scan_gets_the_mirrored_result():
-    model = tiny_model(PAIRED, seed=4)
-    image = scan_of((30, 23, 21)).image
-    plain, mirrored = (naive_probabilities(model, x) for x in (image, image.flip(0)))
-    twin = torch.tensor([0, 3, 2, 1])
+@pytest.mark.parametrize(
+    "labels", [PAIRED, SIDES], ids=["channels as classes", "fewer channels than classes"]
+)
+def test_a_mirrored_scan_gets_the_mirrored_result(labels):
+    model = tiny_model(labels, seed=4)
+    assert (model.blended < model.classes) == (labels is SIDES)
+    image, twin = scan_of((30, 23, 21)).image, mirrored_classes(labels)
+    plain, mirrored = (naive_logits(model, x) for x in (image, image.flip(0)))
     expected = (plain + mirrored.flip(1)[twin]) / 2
-    both = whole(class_probabilities(model, image, torch.device("cpu"), 3, FP32))
-    torch.testing.assert_close(both.double(), expected, atol=1e-4, rtol=1e-3)
-    alone = FP32.model_copy(update={"mirror": False})
-    one = whole(class_probabilities(model, image, torch.device("cpu"), 3, alone))
-    torch.testing.assert_close(one.double(), plain, atol=1e-4, rtol=1e-3)
-    labels, seen = (predict_classes(model, x, FP32).long() for x in (image, image.flip(0)))
-    assert (twin[seen].flip(0) == labels).float().mean() > 0.999  # but for ties
+    three = FP32.model_copy(update={"batch": 3})
+    torch.testing.assert_close(whole_logits(model, image, three).double(), expected, atol=1e-4, rtol=1e-3)
+    alone = three.model_copy(update={"mirror": False})
+    torch.testing.assert_close(whole_logits(model, image, alone).double(), plain, atol=1e-4, rtol=1e-3)
+    classes, seen = (predict_classes(model, x, FP32).long() for x in (image, image.flip(0)))
+    assert (twin[seen].flip(0) == classes).float().mean() > 0.999  # but for ties
 
 
 def clear(probability, gap=1e-4):
@@ -144,7 +152,7 @@ def test_windows_without_foreground_are_left_out():
 
 @pytest.mark.parametrize("shape", [(30, 23, 37), (16, 16, 16), (9, 40, 12), (6, 7, 8), (33, 16, 17)])
 @pytest.mark.parametrize("overlap", [0.5, 0.0, 0.7])
-def test_slabs_give_what_the_whole_volume_at_once_would(shape, overlap):
+def test_pieces_give_what_the_whole_volume_at_once_would(shape, overlap):
     model = Thresholds(pull=0.3, sharpness=30.0)
     scan = scan_of(shape)
     options = FP32.model_copy(update={"overlap": overlap, "batch": 3})

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from model_cases import PAIRED, SINGLE, tiny_model
+from model_cases import PAIRED, SIDES, SINGLE, tiny_model
 
 from MAPSegLib.config import ARCHITECTURES, Label
 from MAPSegLib.networks.curve import IntensityCurve
@@ -212,6 +212,18 @@ def test_logits_are_a_convolution_and_then_the_mix(layout):
     found = logits(x.contiguous(memory_format=layout))
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
     assert found.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    "labels", [PAIRED, SIDES], ids=["channels as classes", "fewer channels than classes"]
+)
+def test_the_mean_of_what_is_blended_makes_the_mean_of_logits(labels):
+    model = tiny_model(labels)
+    local, under, patches = random(2, 4, 4, 4, 4), random(2, 4, 4, 4, 4), random(2, 1, 16, 16, 16)
+    logits, maps = model.decode(local, under, patches), model.to_blend(local, under, patches)
+    assert maps.shape[1] == model.blended == 4
+    mean = model.blended_logits(maps.mean(0, keepdim=True))
+    torch.testing.assert_close(mean, logits.mean(0, keepdim=True), atol=1e-5, rtol=1e-4)
 
 
 def test_the_mix_is_no_weight_and_makes_no_entry_in_a_model_file():

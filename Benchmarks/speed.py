@@ -294,8 +294,8 @@ def main() -> None:
         "speed",
         f"The published procedure (fp32, batch 1) and ours ({precision}, batch {OPTIONS.batch}) with the weights of "
         f"{card.name} (windows of {patch}³), in turn, {arguments.pairs} times, on {torch.get_num_threads()} CPU "
-        f"threads: {what} on a canvas of {shape} voxels. Medians; in brackets how many times faster, pair by pair: "
-        "median and range.",
+        f"threads, without mirroring: {what} on a canvas of {shape} voxels. Medians; in brackets how many times "
+        "faster, pair by pair: median and range.",
         HEADER,
         rows,
     )

@@ -256,7 +256,7 @@ def _print_card(card: ModelCard) -> None:
         + (f"; {origin['steps']} steps" if "steps" in origin else ""),
         "measured": "\n".join(f"{_spoken(name)}: {_spoken(found)}" for name, found in card.scores.items()),
         "trusted": ", ".join(
-            f"{_spoken(name)} {'at least' if name == 'agreement' else 'at most'} {limit}"
+            f"{_spoken(name)} {'at most' if name == 'shape_deviation' else 'at least'} {limit}"
             for name, limit in trust.items()
         ),
         "license": card.license,

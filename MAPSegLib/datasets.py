@@ -54,7 +54,7 @@ class PatchBatch:
         return x[:, :, None, None] & y[:, None, :, None] & z[:, None, None, :]
 
     def to(self, device: torch.device) -> PatchBatch:
-        return PatchBatch(*(t if t is None else t.to(device, non_blocking=True) for t in vars(self).values()))
+        return PatchBatch(*(t if t is None else t.to(device) for t in vars(self).values()))
 
 
 def resize_whole(image: Tensor, size: int) -> Tensor:

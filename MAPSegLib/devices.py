@@ -35,15 +35,25 @@ def pick_device(name: str = "auto") -> torch.device:
 
 @cache
 def _computes(kind: str) -> bool:
-    """Whether a trial succeeds: a card that is too old, or a driver that does not fit, fails only when it is used."""
+    """Whether a trial gives what the CPU does: a card too old, or a driver that does not fit, fails only when used."""
     if kind == "cpu":
         return True
     try:
-        result = torch.nn.Conv3d(1, 1, 3).to(kind)(torch.ones(1, 1, 4, 4, 4, device=kind))
-        return bool(result.sum().isfinite())
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            trial = torch.nn.Sequential(
+                torch.nn.Conv3d(8, 16, 4, 4), torch.nn.Conv3d(16, 16, 3, padding=1), torch.nn.GroupNorm(4, 16)
+            ).append(torch.nn.ConvTranspose3d(16, 8, 4, 4))
+            image = torch.rand(1, 8, 16, 16, 16)
+        with torch.inference_mode():
+            expected = trial(image)
+            found = trial.to(kind)(image.to(kind)).cpu()
+        if torch.allclose(found, expected, atol=0.02):
+            return True
+        _log.warning("The %s device computes otherwise than the CPU, and is left out.", kind)
     except Exception as error:  # of many kinds
         _log.warning("The %s device does not work, and is left out: %s", kind, error)
-        return False
+    return False
 
 
 @cache
@@ -67,7 +77,13 @@ def precision_context(device: torch.device, precision: str = "auto") -> Abstract
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an allocation failed, on whatever device."""
     text = str(error).lower()  # of other errors it may hold a path, in which "alloc" says nothing
-    told = isinstance(error, RuntimeError) and ("alloc" in text or "out of memory" in text)
+    words = (
+        "alloc",
+        "out of memory",
+        "valid cudnn algorithm",
+        "unable to find an engine",
+    )  # cuDNN's own for it
+    told = isinstance(error, RuntimeError) and any(word in text for word in words)
     refused = isinstance(error, OSError) and error.errno == errno.ENOMEM
     return told or refused or isinstance(error, MemoryError)
 

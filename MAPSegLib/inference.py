@@ -91,10 +91,12 @@ def segment_scan(
         working: list[Tensor] = []
 
         def watched() -> Iterator[tuple[int, Tensor]]:
-            for start, logits in class_logits(model.to(device), scan.image, device, batch, options, progress):
-                # argmax takes three times as long
-                working.append(logits.max(0).indices.to("cpu", torch.int16))
-                yield start, logits.softmax(0)
+            pieces = class_probabilities(model.to(device), scan.image, device, batch, options, progress)
+            for start, piece in pieces:
+                working.append(
+                    piece.max(0).indices.to("cpu", torch.int16)
+                )  # argmax takes three times as long
+                yield start, piece
 
         result = _label(watched(), labels, scan.grid, uncertainty)
         result.classes = torch.cat(working)
@@ -112,9 +114,9 @@ def predict_classes(
     """Class indices, int16 (X, Y, Z) on the working grid of ``image``."""
 
     def run(device: torch.device, batch: int) -> Tensor:
-        pieces = class_logits(model.to(device), image, device, batch, options, progress)
+        pieces = class_probabilities(model.to(device), image, device, batch, options, progress)
         # at once to the CPU: the device has room for one row of windows
-        return torch.cat([logits.max(0).indices.to("cpu", torch.int16) for _, logits in pieces])
+        return torch.cat([piece.max(0).indices.to("cpu", torch.int16) for _, piece in pieces])
 
     return run_with_notes(run, options)[0]
 
@@ -170,7 +172,7 @@ def gaussian_window(window: int) -> Tensor:
 
 
 @torch.inference_mode()
-def class_logits(
+def class_probabilities(
     model: Segmenter,
     image: Tensor,
     device: torch.device,
@@ -178,16 +180,16 @@ def class_logits(
     options: InferenceOptions,
     progress: Progress | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Logits of a prepared scan, a few planes along the first axis at a time: the weighted means of all windows.
+    """Probabilities of a prepared scan, a few planes along the first axis at a time.
 
-    Where the labels name their mirror images, every window is also shown mirrored, under the mirrored whole, and
-    the two results are averaged (``options.mirror``).
+    They are those of the weighted mean logits of all windows. Where the labels name their mirror images, every window
+    is also shown mirrored, under the mirrored whole, and the probabilities of both are averaged (``options.mirror``).
 
     Args:
         image: (X, Y, Z) on the working grid, in [0, 1]; the first axis runs left to right.
 
     Yields:
-        first plane, and logits (classes, planes, Y, Z), for consecutive pieces that cover the scan.
+        first plane, and probabilities (classes, planes, Y, Z), for consecutive pieces that cover the scan.
     """
     model.eval()
     window = model.architecture.patch
@@ -225,25 +227,27 @@ def class_logits(
         finished = min(window, starts[i + 1] - x if i + 1 < len(starts) else image.shape[0] - x)
         for first in range(0, finished, PLANES):
             piece = slice(first, min(first + PLANES, finished)), *map(slice, image.shape[1:])
-            yield x + first, _mean_logits(model, [side[piece] for side in sums], weights[piece], twin)
+            yield x + first, _probabilities(model, [side[piece] for side in sums], weights[piece], twin)
         if i + 1 < len(rows):  # in place: fresh memory costs more than all that is done with it
             for buffer in (*sums, weights):
                 buffer[: window - finished] = buffer[finished:].clone()
                 buffer[window - finished :] = 0
 
 
-def _mean_logits(model: Segmenter, sums: list[Tensor], weights: Tensor, twin: Tensor | None) -> Tensor:
-    """Logits (classes, planes, Y, Z) of weighted sums of maps (planes, Y, Z, channels), and the sum of weights.
+def _probabilities(model: Segmenter, sums: list[Tensor], weights: Tensor, twin: Tensor | None) -> Tensor:
+    """(classes, planes, Y, Z), of weighted sums of maps (planes, Y, Z, channels) and the sum of weights.
 
     Args:
         sums: of windows, and of mirrored ones where there is a ``twin`` of each class.
     """
     unseen = weights == 0
     share = 1 / weights.masked_fill(unseen, 1)[..., None]
-    logits = [model.blended_logits((side * share).movedim(-1, 0)[None])[0] for side in sums]
-    mean = logits[0] if twin is None else logits[0].add_(logits[1][twin]).div_(2)
-    mean[0].masked_fill_(unseen, NOTHING)
-    return mean
+    sides = []
+    for side in sums:
+        logits = model.blended_logits((side * share).movedim(-1, 0)[None])[0]
+        logits[0].masked_fill_(unseen, NOTHING)
+        sides.append(logits.softmax(0))
+    return sides[0] if twin is None else sides[0].add_(sides[1][twin]).div_(2)
 
 
 def _shared_out(row: list, batch: int) -> list[list]:

@@ -21,9 +21,10 @@ class _SegmentationLoss(torch.autograd.Function):
         probabilities.exp_()
         hit = log_hit.exp()
         classes = logits.shape[1]
-        flat = target.flatten()
-        overlap = hit.new_zeros(classes).index_add_(0, flat, hit.flatten())
-        count = torch.bincount(flat, minlength=classes).to(hit.dtype)
+        count = torch.bincount(target.flatten(), minlength=classes).to(hit.dtype)
+        # plane by plane: one sum of millions of voxels in fp32 would lose those that come last
+        rows = target.flatten(0, 1).flatten(1)
+        overlap = hit.new_zeros(len(rows), classes).scatter_add_(1, rows, hit.view_as(rows)).sum(0)
         total = (probabilities.sum((0, 2, 3, 4)) + count).clamp(min=1e-6)  # of an absent class: 0 / 0 is no 0
         scored = (count > 0) & (torch.arange(classes, device=count.device) > 0)
         weight = scored / scored.sum().clamp(min=1)

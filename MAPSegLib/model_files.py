@@ -17,6 +17,8 @@ SUFFIX = ".safetensors"
 CARD_KEY = "mapseg"
 _HEADER_LIMIT = 100_000_000
 """Bytes; the limit of the safetensors format itself."""
+_PICKLED = (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05")
+"""How a checkpoint of PyTorch begins: a zip archive or a pickle."""
 
 
 def user_folder() -> Path:
@@ -75,13 +77,15 @@ def _header(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             start = file.read(8)
-            if start[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):
-                raise InputError(
-                    f"{path.name} is a pickled checkpoint, which MAPSeg does not run.",
-                    "Turn it into a model with `mapseg import`.",
-                )
             length = int.from_bytes(start, "little")
             if len(start) < 8 or length > min(_HEADER_LIMIT, path.stat().st_size):
+                if (
+                    start[:2] in _PICKLED
+                ):  # as a length these are astronomic, but a header may begin with the same two
+                    raise InputError(
+                        f"{path.name} is a pickled checkpoint, which MAPSeg does not run.",
+                        "Turn it into a model with `mapseg import`.",
+                    )
                 raise ValueError("no header")
             header = json.loads(file.read(length))
         ends = (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")

@@ -165,7 +165,10 @@ def load_model(path: Path, device: str = "cpu") -> tuple[Segmenter, ModelCard]:
     from .networks.segmenter import Segmenter
 
     path, card = Path(path), load_card(path)
-    model = Segmenter(card.architecture, card.labels)
+    try:
+        model = Segmenter(card.architecture, card.labels)
+    except ValueError as error:  # sizes that no network has
+        raise damaged_card(path) from error
     _fill(model, path)
     return model.to(pick_device(device)).eval(), card
 

@@ -2,8 +2,9 @@
 
 Confidence and the loss follow the true Dice badly: adaptation trains on them. So results are judged under a
 transformation that no loss asks agreement under (the mirrored scan, where the labels name their mirror images, the
-scan turned and made smaller elsewhere), and by whether the structures have the shapes of the source's. (The search for
-a first curve does maximise this.)
+scan turned and made smaller elsewhere), and by whether the structures have the shapes of the source's. Where nothing is
+mirrored, which is the better judge, also by whether their borders lie where the scan changes. (The search for a first
+curve does maximise this.)
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from . import augmentation as aug
+from .borders import border_contrast
 from .config import InferenceOptions, Label
 from .inference import Progress, predict_classes
 from .networks.segmenter import Segmenter, mirrored_classes
@@ -26,6 +28,8 @@ from .shapes import shape_deviation
 
 PLAUSIBILITY_WEIGHT = 0.05
 """How much agreement one deviation of the mean shape weighs."""
+BORDER_WEIGHT = 0.1
+"""How much agreement it weighs that a scan changes e times as much at borders as inside structures."""
 FEWEST_SCANS = 5
 """That together tell more than each for itself."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -44,8 +48,9 @@ class Assessment:
     """Whether a result can be trusted, and why, in one sentence.
 
     ``measures``: ``agreement`` (mean Dice with the result on the transformed scan, 0 to 1), ``shape_deviation``
-    (:func:`~MAPSegLib.shapes.shape_deviation` from the source's; absent when the model states no shapes) and
-    ``score``, which combines them.
+    (:func:`~MAPSegLib.shapes.shape_deviation` from the source's; absent when the model states no shapes),
+    ``border_contrast`` (:func:`~MAPSegLib.borders.border_contrast`; absent where the transformed scan is the mirrored
+    one) and ``score``, which combines them.
     """
 
     trusted: bool
@@ -123,23 +128,33 @@ def transformed_classes(
     return way.back(predict_classes(model, way.there(image), options, progress))
 
 
+class Looks(NamedTuple):
+    """What a model makes of a scan and of the transformed scan: class indices (X, Y, Z), as quick looks find them."""
+
+    image: Tensor
+    """The scan on the working grid, (X, Y, Z)."""
+    plain: Tensor
+    transformed: Tensor
+    """Brought back; :data:`UNSEEN` where the transformed scan shows nothing."""
+
+
 def measure(
-    labels: Sequence[Label],
-    one: Tensor,
-    other: Tensor,
-    classes: Tensor,
-    spacing: Sequence[float],
-    priors: dict,
+    labels: Sequence[Label], looks: Looks, classes: Tensor, spacing: Sequence[float], priors: dict
 ) -> dict[str, float]:
     """The measures of an :class:`Assessment`.
 
-    Args: what was made of a scan and of the transformed scan, the result whose shapes count, and its spacing in mm.
+    Args: looks at a scan, the result whose shapes and borders count, its spacing in mm, and the priors of a card.
     """
-    measures = {"agreement": agreement(labels, one, other, priors)}
+    measures = {"agreement": agreement(labels, looks.plain, looks.transformed, priors)}
+    score = measures["agreement"]
     deviation = shape_deviation(labels, classes, spacing, priors)
     if deviation is not None:
         measures["shape_deviation"] = deviation
-    return measures | {"score": measures["agreement"] - PLAUSIBILITY_WEIGHT * (deviation or 0.0)}
+        score -= PLAUSIBILITY_WEIGHT * deviation
+    if mirrored_classes(labels) is None:
+        measures["border_contrast"] = border_contrast(looks.image, classes, len(labels))
+        score += BORDER_WEIGHT * measures["border_contrast"]
+    return measures | {"score": score}
 
 
 def needed_gain(gained: Sequence[float], margin: float) -> float:
@@ -188,6 +203,14 @@ def judge(measures: dict[str, float], priors: dict) -> Assessment:
             f"{_apart(deviation, ceiling, 'expected at most', 1)}).",
             measures,
         )
+    floor, contrast = priors.get("trust", {}).get("border_contrast"), measures.get("border_contrast")
+    if floor is not None and contrast is not None and contrast < floor:
+        return Assessment(
+            False,
+            "Not to be trusted: the borders of structures lie where the scan hardly changes "
+            f"(contrast {_apart(contrast, floor, 'expected at least', 2)}).",
+            measures,
+        )
     own = "" if priors.get("trust") else " The model states no limits of its own."
     return Assessment(True, f"Consistent: agreement {reached:.2f} with the transformed scan.{own}", measures)
 
@@ -197,14 +220,6 @@ def _apart(found: float, limit: float, words: str, digits: int) -> str:
     while f"{found:.{digits}f}" == f"{limit:.{digits}f}" and digits < 6:
         digits += 1
     return f"{found:.{digits}f}, {words} {limit:.{digits}f}"
-
-
-class Looks(NamedTuple):
-    """What a model makes of a scan and of the transformed scan: class indices (X, Y, Z), as quick looks find them."""
-
-    plain: Tensor
-    transformed: Tensor
-    """Brought back; :data:`UNSEEN` where the transformed scan shows nothing."""
 
 
 def look_twice(
@@ -226,6 +241,7 @@ def look_twice(
         return progress and (lambda done, total: progress(number * total + done, 2 * total))
 
     return Looks(
+        image,
         predict_classes(model, image, quick, part(0)),
         transformed_classes(model, labels, image, quick, spacing, part(1)),
     )
@@ -234,7 +250,7 @@ def look_twice(
 def assess(card, looks: Looks, spacing: Sequence[float], classes: Tensor | None = None) -> Assessment:
     """The verdict on a result by looks at its scan; on that of the plain look when ``classes`` is absent."""
     classes = looks.plain if classes is None else classes
-    measures = measure(card.labels, *looks, classes, spacing, card.priors)
+    measures = measure(card.labels, looks, classes, spacing, card.priors)
     if not (classes > 0).any():
         return Assessment(False, "Not to be trusted: no structure was found.", measures)
     return judge(measures, card.priors)
@@ -281,6 +297,10 @@ def trust_limits(measures: Sequence[dict[str, float]]) -> dict[str, float]:
     limits = {"agreement": max(LOWEST, min(m["agreement"] for m in measures) - 0.15)}
     if all("shape_deviation" in m for m in measures):
         limits["shape_deviation"] = min(HIGHEST, max(m["shape_deviation"] for m in measures) + 0.75)
+    if all(
+        "border_contrast" in m for m in measures
+    ):  # other contrasts show some borders less: right results half
+        limits["border_contrast"] = max(0.0, min(m["border_contrast"] for m in measures) / 3)
     return {name: round(value, 3) for name, value in limits.items()}
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..config import Architecture, Label
 from .curve import IntensityCurve
 from .encoder import Encoder
-from .heads import SegmentationHead
+from .heads import CHANNELS_LAST, SegmentationHead
 
 
 def mirrored_classes(labels: Sequence[Label]) -> Tensor | None:
@@ -43,7 +43,7 @@ def lateral_mix(labels: Sequence[Label]) -> Tensor:
             sign.append(-1.0)
         else:
             group.append(groups)
-            sign.append(1.0 if twin is not None else 0.0)
+            sign.append(0.0 if twin in (None, i) else 1.0)  # what lies in the middle has no side
             groups += 1
     mix = torch.eye(groups)[group]
     return torch.cat([mix, torch.tensor(sign)[:, None]], 1) if any(sign) else mix
@@ -102,7 +102,7 @@ class Segmenter(nn.Module):
         return self.blended_logits(self.to_blend(local_features, global_features, patches))
 
     def to_blend(self, local_features: Tensor, global_features: Tensor, patches: Tensor) -> Tensor:
-        """Maps (B, blended, p, p, p) of which the logits are a linear function, :meth:`blended_logits`.
+        """Maps (B, blended, p, p, p), channels last, of which the logits are a linear function, :meth:`blended_logits`.
 
         The mean over windows of what the last convolution takes makes the mean of their logits, with one convolution
         for a voxel instead of one for each window that holds it. Where classes are fewer, these are the logits.
@@ -110,7 +110,11 @@ class Segmenter(nn.Module):
         Args: as :meth:`decode`.
         """
         maps = self.head.maps(torch.cat([local_features, global_features], 1), self.curve(patches))
-        return maps if self.blended < self.classes else self.head.logits(maps)
+        return (
+            maps
+            if self.blended < self.classes
+            else self.head.logits(maps).contiguous(memory_format=CHANNELS_LAST)
+        )
 
     def blended_logits(self, maps: Tensor) -> Tensor:
         """Logits (B, classes, ...) of means of :meth:`to_blend`."""

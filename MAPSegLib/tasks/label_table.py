@@ -55,9 +55,10 @@ def read_label_table(name: str | Path) -> tuple[Label, ...]:
     )
     mirrors = {label.value: label.mirror for label in labels}
     for value, other in mirrors.items():
-        if other is not None and mirrors.get(other, value) != value:
+        if other is not None and mirrors.get(other) != value:
+            what = f"does not name {value}" if other in mirrors else "is not in the table"
             raise InputError(
-                f"{path.name}: {value} names {other} as its mirror image, which does not name {value}.",
+                f"{path.name}: {value} names {other} as its mirror image, which {what}.",
                 "Name mirror images on both sides.",
             )
     return labels

@@ -272,6 +272,7 @@ def _judged(model: Segmenter, card, scan: Scan, inference: InferenceOptions, unc
     segmentation = segment_scan(model, card.labels, scan, inference, uncertainty=uncertainty)
     verdict = assess_scan(model, card, scan, inference, segmentation.classes)[0]
     segmentation.seconds = time.monotonic() - started
+    segmentation.classes = None  # judged: of hundreds of scans that would be gigabytes
     return segmentation, verdict
 
 

@@ -17,7 +17,7 @@ from ..datasets import resize_whole
 from ..devices import precision_context
 from ..networks.curve import apply_curve
 from ..networks.segmenter import Segmenter
-from ..quality import measure, transformation
+from ..quality import Looks, measure, transformation
 
 BATCH = 4
 ROUNDS = 4
@@ -90,6 +90,7 @@ def _scores(model: Segmenter, card, image: Tensor, curves: list[Tensor], precisi
             found = logits.argmax(1, keepdim=True).cpu().float()
             maps.append(F.interpolate(found, size=view.shape, mode="nearest-exact")[:, 0].long())
         for one, other in zip(*maps, strict=True):
-            measures = measure(card.labels, one, way.back(other), one, spacing, card.priors)
+            looks = Looks(low, one, way.back(other))
+            measures = measure(card.labels, looks, one, spacing, card.priors)
             scores.append(measures["score"])
     return scores

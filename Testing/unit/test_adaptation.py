@@ -405,6 +405,7 @@ def test_curves_are_judged_under_the_transformation_that_results_are_judged_unde
     scores, judged = [], contrast._scores
     monkeypatch.setattr(contrast, "_scores", judge)
     monkeypatch.setattr(contrast, "transformation", transformation)
+    monkeypatch.setattr(quality, "border_contrast", lambda *_: 0.0)
     model = tiny_model(labels, curve_knots=4)
     none_expected = {"extents": {"999": [[0.0, 1.0]] * 3}}
     card = card_of(model, spacing=(1.0, 2.0, 0.5), priors=none_expected)

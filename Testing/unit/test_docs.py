@@ -88,7 +88,8 @@ def test_the_score_and_the_verdict_have_the_numbers_that_the_page_states():
     section = " ".join(TEXT[TEXT.index("\n## 5.") : TEXT.index("\n## 6.")].split())
     room = quality.trust_limits([{"agreement": 1.0, "shape_deviation": 0.0}])
     for told in (
-        f"score = agreement − {quality.PLAUSIBILITY_WEIGHT:g} × shape deviation",
+        f"score = agreement − {quality.PLAUSIBILITY_WEIGHT:g} × shape deviation "
+        f"+ {quality.BORDER_WEIGHT:g} × border contrast",
         f"turned by {quality.TURN:g}° about the axis from back to front and made smaller by {quality.SHRINK:g}",
         f"({shapes.NARROWEST:g} at least), at most {shapes.FURTHEST:g} each",
         f"the worst of {TRUST_DRAWS} draws of its own scans",

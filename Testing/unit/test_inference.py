@@ -20,7 +20,7 @@ from MAPSegLib.datasets import crop, resize_whole
 from MAPSegLib.devices import has_fast_bf16, is_out_of_memory, pick_device, prepare_process
 from MAPSegLib.errors import MemoryExhausted
 from MAPSegLib.inference import (
-    class_logits,
+    class_probabilities,
     gaussian_window,
     predict_classes,
     run_with_notes,
@@ -47,8 +47,8 @@ def scan_of(shape=(30, 23, 37), spacing=(1.0, 1.0, 1.0), seed=0, affine=None, wo
     return prepare(Volume(array.astype(np.float32), affine), Preprocessing(spacing=working))
 
 
-def naive_logits(model, image, overlap=0.5):
-    """(classes, X, Y, Z): every window alone, averaged over the whole volume."""
+def naive_probabilities(model, image, overlap=0.5):
+    """(classes, X, Y, Z), of the mean logits of windows, every one of them alone in the whole volume."""
     window = model.architecture.patch
     padded = [max(n, window) for n in image.shape]
     total = torch.zeros(model.classes, *padded, dtype=torch.float64)
@@ -68,23 +68,18 @@ def naive_logits(model, image, overlap=0.5):
         weight[place] += gaussian_window(window)
     logits = total / weight.clamp(min=1e-30)
     logits[0][weight == 0] = 1e3
-    return logits[:, : image.shape[0], : image.shape[1], : image.shape[2]]
+    return logits[:, : image.shape[0], : image.shape[1], : image.shape[2]].softmax(0)
 
 
-def naive_probabilities(model, image, overlap=0.5):
-    """Of :func:`naive_logits`."""
-    return naive_logits(model, image, overlap).softmax(0)
-
-
-def whole_logits(model, image, options=FP32):
+def whole_probabilities(model, image, options=FP32):
     """Of all pieces, (classes, X, Y, Z)."""
-    pieces = class_logits(model, image, torch.device("cpu"), options.batch, options)
+    pieces = class_probabilities(model, image, torch.device("cpu"), options.batch, options)
     return torch.cat([piece for _, piece in pieces], 1)
 
 
 def likelihood(model, image, options=FP32):
     """Probability of the likeliest class."""
-    return whole_logits(model, image, options).softmax(0).max(0).values
+    return whole_probabilities(model, image, options).max(0).values
 
 
 @pytest.mark.parametrize(
@@ -94,12 +89,14 @@ def test_a_mirrored_scan_gets_the_mirrored_result(labels):
     model = tiny_model(labels, seed=4)
     assert (model.blended < model.classes) == (labels is SIDES)
     image, twin = scan_of((30, 23, 21)).image, mirrored_classes(labels)
-    plain, mirrored = (naive_logits(model, x) for x in (image, image.flip(0)))
+    plain, mirrored = (naive_probabilities(model, x) for x in (image, image.flip(0)))
     expected = (plain + mirrored.flip(1)[twin]) / 2
     three = FP32.model_copy(update={"batch": 3})
-    torch.testing.assert_close(whole_logits(model, image, three).double(), expected, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(
+        whole_probabilities(model, image, three).double(), expected, atol=1e-4, rtol=1e-3
+    )
     alone = three.model_copy(update={"mirror": False})
-    torch.testing.assert_close(whole_logits(model, image, alone).double(), plain, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(whole_probabilities(model, image, alone).double(), plain, atol=1e-4, rtol=1e-3)
     classes, seen = (predict_classes(model, x, FP32).long() for x in (image, image.flip(0)))
     assert (twin[seen].flip(0) == classes).float().mean() > 0.999  # but for ties
 
@@ -402,6 +399,19 @@ def test_a_graphics_card_that_does_not_work_is_left_out(monkeypatch, caplog):
     devices._computes.cache_clear()
 
 
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_device_that_computes_otherwise_than_the_cpu_is_left_out(monkeypatch, caplog, wrong):
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, kind: self.apply(spoil) if wrong else self)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, kind: self)
+
+    def spoil(layer):
+        if isinstance(layer, torch.nn.Conv3d):
+            layer.weight.mul_(1.3)
+
+    assert devices._computes.__wrapped__("mps") is not wrong
+    assert ("otherwise than the CPU" in caplog.text) is wrong
+
+
 def test_the_cpu_takes_over_from_a_gpu(monkeypatch):
     monkeypatch.setattr(inference, "pick_device", lambda _: torch.device("cuda"))
     tried = []
@@ -430,6 +440,8 @@ def test_a_folder_called_allocation_is_no_lack_of_memory():
     assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
     assert is_out_of_memory(OSError(errno.ENOMEM, "Cannot allocate memory"))
     assert is_out_of_memory(MemoryError()) and is_out_of_memory(torch.OutOfMemoryError("out of memory"))
+    assert is_out_of_memory(RuntimeError("Unable to find a valid cuDNN algorithm to run convolution"))
+    assert is_out_of_memory(RuntimeError("GET was unable to find an engine to execute this computation"))
     assert not is_out_of_memory(ValueError("/trial/allocation/scan.nii.gz is no image"))
 
 

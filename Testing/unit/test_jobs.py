@@ -257,6 +257,9 @@ def test_mirror_images_are_named_on_both_sides(tmp_path):
         path.write_text(json.dumps([{"value": 1, "name": "left", "mirror": 2}, row]))
         with pytest.raises(InputError, match="1 names 2 as its mirror image, which does not name 1"):
             read_label_table(path)
+    path.write_text(json.dumps([{"value": 1, "name": "left", "mirror": 2}]))
+    with pytest.raises(InputError, match="1 names 2 as its mirror image, which is not in the table"):
+        read_label_table(path)
 
 
 def test_labels_are_made_up_for_the_values_found():

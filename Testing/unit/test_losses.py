@@ -72,6 +72,14 @@ def test_a_perfect_result_scores_minus_one():
     assert float(segmentation_loss(logits, target)) == pytest.approx(-1.0, abs=1e-6)
 
 
+def test_dice_counts_every_voxel_of_a_large_structure():
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 2, 96, 96, 96, generator=g) * 0.1
+    target = (torch.rand(2, 96, 96, 96, generator=g) < 0.9).long()
+    found, exact = segmentation_loss(logits, target), segmentation_loss(logits.double(), target)
+    assert float(found) == pytest.approx(float(exact), abs=2e-5)
+
+
 def test_absent_classes_neither_reward_nor_dilute_dice():
     _, target = case(absent=3)
     hot = F.one_hot(target, 5).movedim(-1, 1).float()

@@ -186,6 +186,29 @@ def test_nothing_is_unpickled(tmp_path):
     assert sorted(tmp_path.iterdir()) == [zipped, bare]
 
 
+@pytest.mark.parametrize("length", [0x0280, 0x0480, 0x4B50])
+def test_a_header_whose_length_looks_like_a_pickle_is_read(tmp_path, length):
+    model, card = tiny()
+
+    def saved_length(padding):
+        padded = card.model_copy(update={"description": "x" * padding})
+        path = save_model(tmp_path / "m.safetensors", model.state_dict(), padded, overwrite=True)
+        return path, int.from_bytes(path.read_bytes()[:8], "little")
+
+    start = saved_length(0)[1]
+    path, found = saved_length((length - start) % 0x10000)
+    assert found % 0x10000 == length
+    assert load_card(path).description.startswith("x")
+
+
+def test_sizes_that_no_network_has_are_told(saved, tmp_path):
+    model, card = tiny()
+    wrong = card.model_copy(update={"architecture": card.architecture.model_copy(update={"width": 100})})
+    path = save_model(tmp_path / "wrong.safetensors", model.state_dict(), wrong)
+    with pytest.raises(InputError, match="damaged model card"):
+        load_model(path)
+
+
 def test_models_are_found_by_name_and_by_path(saved, tmp_path, monkeypatch):
     monkeypatch.setenv("MAPSEG_HOME", str(tmp_path / "home"))
     folder = tmp_path / "home" / "models"

@@ -199,6 +199,11 @@ def test_many_pairs_share_one_side():
     assert (lateral_mix(labels) @ outputs).tolist() == [0.0, 11.0, 20.0, 9.0, 31.0, 29.0]
 
 
+def test_what_lies_in_the_middle_has_no_side():
+    labels = [Label(value=v, name=str(v), mirror=m) for v, m in ((1, 2), (2, 1), (3, 3))]
+    assert (lateral_mix(labels) @ torch.tensor([0.0, 10.0, 20.0, 1.0])).tolist() == [0.0, 11.0, 9.0, 20.0]
+
+
 def test_a_mirror_that_the_model_lacks_makes_no_pair():
     mix = lateral_mix([Label(value=1, name="a", mirror=2), Label(value=3, name="b")])
     assert torch.equal(mix, torch.eye(3))

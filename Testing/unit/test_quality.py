@@ -18,6 +18,7 @@ from MAPSegLib.quality import (
     intensity_profile,
     judge,
     look_twice,
+    measure,
     transformed_classes,
     trust_limits,
     validation_dice,
@@ -194,6 +195,36 @@ def test_limits_leave_room_below_the_worst_of_the_own_domain():
     assert limits == {"agreement": 0.7, "shape_deviation": 2.15}
     assert all(judge(measures, {"trust": limits}).trusted for measures in own)
     assert trust_limits([{"agreement": 0.9}]) == {"agreement": 0.75}
+
+
+def test_borders_that_the_scan_does_not_show_are_not_trusted():
+    own = [{"agreement": 0.9, "border_contrast": 0.6}, {"agreement": 0.9, "border_contrast": 0.45}]
+    limits = trust_limits(own)
+    assert limits == {"agreement": 0.75, "border_contrast": 0.15}
+    faint = judge({"agreement": 0.9, "border_contrast": 0.14}, {"trust": limits})
+    assert not faint.trusted and "contrast 0.14, expected at least 0.15" in faint.reason
+    assert judge({"agreement": 0.9, "border_contrast": 0.16}, {"trust": limits}).trusted
+    assert judge({"agreement": 0.9, "border_contrast": -1.0}, {"trust": {"agreement": 0.75}}).trusted
+    assert trust_limits([{"agreement": 0.9, "border_contrast": -0.2}])["border_contrast"] == 0.0
+
+
+def test_borders_count_where_nothing_is_mirrored():
+    image = torch.zeros(24, 24, 24)
+    image[:] = torch.rand(24, generator=torch.Generator().manual_seed(0)) * 0.01 + 0.3
+    image[8:16, 8:16, 8:16] = 1.0
+    model, labels = Thresholds(levels=(0.3, 1.0)), SINGLE[:1]
+    looks = look_twice(model, labels, image, MM, FP32)
+    right, aside = looks.plain.long(), torch.roll(looks.plain.long(), 3, 0)
+    known, moved = (measure(labels, looks, classes, MM, {}) for classes in (right, aside))
+    assert known["border_contrast"] > 3 and known["border_contrast"] > moved["border_contrast"] + 2
+    assert known["agreement"] == moved["agreement"]
+    for measures in (known, moved):
+        expected = measures["agreement"] + 0.1 * measures["border_contrast"]
+        assert measures["score"] == pytest.approx(expected)
+    assert (
+        "border_contrast"
+        not in assess_image(sided(), card_of_sides({}), symmetric_image(), MM, FP32)[0].measures
+    )
 
 
 def test_a_model_that_fails_in_its_own_domain_makes_nothing_trusted():

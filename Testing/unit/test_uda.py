@@ -1,5 +1,6 @@
 """The benchmark of domain adaptation: its splits, its tables, what it does not do twice, and all of it in small."""
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 import torch
 from model_cases import tiny_model
 
+from MAPSegLib import inference
+from MAPSegLib.config import InferenceOptions
 from MAPSegLib.errors import InputError
 from MAPSegLib.volumes import Volume
 
@@ -245,7 +248,7 @@ def test_missing_data_are_told_in_a_sentence(task, tmp_path, capsys):
     assert "does not exist" in told and len(told.splitlines()) == 1
 
 
-def test_without_collaboration_the_whole_scan_makes_no_difference():
+def test_without_collaboration_the_whole_scan_makes_no_difference(monkeypatch):
     model, patches = tiny_model(), torch.rand(2, 1, 32, 32, 32)
     box = torch.zeros(2, 3), torch.ones(2, 3)
     with torch.no_grad():
@@ -254,6 +257,14 @@ def test_without_collaboration_the_whole_scan_makes_no_difference():
         with parts.apart(together=False):
             first, second = (model(patches, torch.rand(1, 1, 32, 32, 32), *box) for _ in range(2))
     assert torch.equal(first, second)
+    scan, options = torch.rand(32, 32, 32), InferenceOptions(device="cpu", precision="fp32")
+    views = [torch.rand(1, 1, 32, 32, 32) for _ in range(2)]
+    seen = []
+    for together, view in itertools.product((True, False), views):
+        monkeypatch.setattr(inference, "resize_whole", lambda *_, view=view: view)
+        with parts.apart(together):
+            seen.append(inference.predict_classes(model, scan, options))
+    assert not torch.equal(*seen[:2]) and torch.equal(*seen[2:])
 
 
 def test_the_paper_s_ablation_trains_its_rows_once(tmp_path, monkeypatch, capsys):

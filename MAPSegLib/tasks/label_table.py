@@ -59,7 +59,7 @@ def read_label_table(name: str | Path) -> tuple[Label, ...]:
             what = f"does not name {value}" if other in mirrors else "is not in the table"
             raise InputError(
                 f"{path.name}: {value} names {other} as its mirror image, which {what}.",
-                "Name mirror images on both sides.",
+                "Name mirror images on both sides, or leave them out.",
             )
     return labels
 

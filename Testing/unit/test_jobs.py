@@ -226,8 +226,9 @@ def test_a_run_that_fails_before_its_first_checkpoint_leaves_nothing(tmp_path):
 
 def test_label_tables(tmp_path):
     path = tmp_path / "table.json"
-    path.write_text(json.dumps([{"value": 17, "name": "left hippocampus", "mirror": 53}]))
-    [label] = read_label_table(path)
+    right = {"value": 53, "name": "right hippocampus", "mirror": 17}
+    path.write_text(json.dumps([{"value": 17, "name": "left hippocampus", "mirror": 53}, right]))
+    label, _ = read_label_table(path)
     assert label == Label(value=17, name="left hippocampus", mirror=53, color=label.color)
     assert label.color != Label.model_fields["color"].default  # two grey structures could not be told apart
     path.write_text(json.dumps({"1": "myocardium", "2": "blood"}))

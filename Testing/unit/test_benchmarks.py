@@ -14,7 +14,7 @@ from MAPSegLib.synthesis import brain_labels, merge_parcels
 
 sys.path.append(str(Path(__file__).parents[2]))  # the benchmarks are no part of the installed package
 
-from Benchmarks import oasis, published, step, tables  # noqa: E402
+from Benchmarks import oasis, published, sizes, step, tables  # noqa: E402
 
 
 @pytest.mark.parametrize("patch", [32, 48, 64, 80, 96, 128])
@@ -87,6 +87,15 @@ def test_manual_codes_map_to_the_model_s_values_and_keep_their_side():
 def test_parcels_become_the_cortex_of_their_side():
     labels = np.array([0, 10, 1035, 2001, 11101, 12175, 251])
     assert merge_parcels(labels).tolist() == [0, 10, 3, 42, 3, 42, 251]
+
+
+def test_sizes_bound_the_dice():
+    one = np.array([[2.0, 1.0, 3.0], [2.0, 2.0, 1.0]]), np.full((2, 3), 60.0)
+    other = np.array([[1.0, 1.0, 1.0], [1.0, 2.0, 1.0]]), np.array([[50.0, 60.0, 70.0], [70.0, 60.0, 70.0]])
+    first, second, third = sizes.table(one, other)
+    assert first == ["myocardium", "2 ± 0", "1 ± 0", "2.00 ± 0.00", "0 ± 14", "1/2", "66.7 ± 0.0"]
+    assert second[3:] == ["1.00 ± 0.00", "0 ± 0", "0/2", "100.0 ± 0.0"]
+    assert third[-1] == "75.0 ± 35.4"
 
 
 def test_mean_dice_is_over_the_seven_structures_only():

@@ -9,6 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -201,18 +202,31 @@ class Loop:
 
 
 class Reused(Generic[T]):
-    """What is drawn for a micro-batch and serves it for several steps; drawn again, alike, when a run is resumed."""
+    """What is drawn for a micro-batch and serves it for several steps; drawn again, alike, when a run is resumed.
+
+    While a GPU computes, the next one is drawn: that is the CPU's work, and takes it longer than a step takes a GPU.
+    """
 
     def __init__(self, draw: Callable[[Generator], T], steps: int):
         self.draw, self.steps = draw, steps
         self.held: dict[int, tuple[int, T]] = {}
+        self.coming: dict[int, tuple[int, Future[T]]] = {}
+        self.aside = ThreadPoolExecutor(1)
 
     def __call__(self, loop: Loop) -> T:
-        block = loop.step // self.steps
-        if self.held.get(loop.part, (None,))[0] != block:
-            seed = seed_of(loop.seed, "draw", block, loop.part)
-            self.held[loop.part] = block, self.draw(Generator().manual_seed(seed))
-        return self.held[loop.part][1]
+        block, part = loop.step // self.steps, loop.part
+        if self.held.get(part, (None,))[0] != block:
+            begun, future = self.coming.pop(part, (None, None))
+            self.held[part] = (
+                block,
+                future.result() if begun == block else self._drawn(loop.seed, block, part),
+            )
+            if loop.device.type != "cpu":
+                self.coming[part] = block + 1, self.aside.submit(self._drawn, loop.seed, block + 1, part)
+        return self.held[part][1]
+
+    def _drawn(self, seed: int, block: int, part: int) -> T:
+        return self.draw(Generator().manual_seed(seed_of(seed, "draw", block, part)))
 
 
 def warmup_cosine(warmup: int, steps: int) -> Callable[[int], float]:

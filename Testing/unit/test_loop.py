@@ -2,6 +2,7 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from MAPSegLib.config import TrainingOptions
 from MAPSegLib.errors import InputError, MAPSegError, MemoryExhausted
-from MAPSegLib.training.loop import CLIP_NORM, MOST_SKIPPED, Clock, Loop, Record, warmup_cosine
+from MAPSegLib.training.loop import CLIP_NORM, MOST_SKIPPED, Clock, Loop, Record, Reused, warmup_cosine
 
 CPU = dict(device="cpu", precision="fp32")
 
@@ -264,6 +265,46 @@ def test_a_step_that_does_not_fit_is_told_as_such():
 
 
 # --- the record ---------------------------------------------------------------------------------------------------
+
+
+def test_while_a_gpu_computes_the_next_scan_is_drawn():
+    def numbers(device, steps):
+        asked, seen = [], []
+
+        def draw(generator):
+            asked.append(float(torch.rand((), generator=generator)))
+            return asked[-1]
+
+        drawn = Reused(draw, 2)
+        for step in steps:
+            for part in (0, 1):
+                loop = SimpleNamespace(step=step, part=part, seed=5, device=torch.device(device))
+                seen.append(drawn(loop))
+        drawn.aside.shutdown()
+        return seen, asked
+
+    alone, asked = numbers("cpu", range(4))
+    assert len(set(alone)) == len(asked) == 4  # two blocks of two steps, two parts
+    ahead, asked = numbers("cuda", range(4))
+    assert ahead == alone and len(asked) == 6  # the next block's, too
+    assert numbers("cuda", [0, 2, 3])[0] == [*alone[:2], *alone[4:]]
+    assert numbers("cuda", [2, 3])[0] == alone[4:]  # as a run that is resumed
+
+
+def test_a_draw_that_fails_ahead_fails_where_it_is_needed():
+    asked = []
+
+    def draw(generator):
+        asked.append(generator)
+        if len(asked) > 1:
+            raise InputError("no scan")
+        return "scan"
+
+    drawn = Reused(draw, 1)
+    first, second = (SimpleNamespace(step=s, part=0, seed=0, device=torch.device("cuda")) for s in (0, 1))
+    assert drawn(first) == drawn(first) == "scan"
+    with pytest.raises(InputError, match="no scan"):
+        drawn(second)
 
 
 def test_the_record_is_cut_back_to_the_checkpoint(tmp_path):

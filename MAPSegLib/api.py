@@ -34,7 +34,7 @@ def segment(
 
     Args:
         model: name (see :func:`list_models`) or file.
-        scans: a scan, a DICOM series folder, a folder of scans, or several of them.
+        scans: a scan, a DICOM series folder, a folder of scans, a data set, a manifest, or several of them.
         output: folder, or the label map's file name for one scan.
         uncertainty: write maps of one minus the probability of the label given.
         options: of :class:`~MAPSegLib.config.InferenceOptions`.
@@ -175,7 +175,8 @@ def pretrain(
     A pretraining that was killed continues where ``output`` holds its checkpoint.
 
     Args:
-        domains: a folder of unlabelled scans, or several, one a domain; domains are drawn equally often.
+        domains: a folder of unlabelled scans, a data set or a manifest, or several, one a domain; domains are drawn
+            equally often.
         from_labels: a folder of label maps to synthesise images from, one more domain.
         preset: ``tiny``, ``small`` or ``paper``.
         preprocessing: of :class:`~MAPSegLib.config.Preprocessing`.
@@ -214,7 +215,8 @@ def evaluate(
     """Score label maps against references: Dice, 95 % Hausdorff distance in mm, and volume error.
 
     Args:
-        prediction, reference: two label maps, or two folders of them, named alike.
+        prediction: a label map, or a folder of them.
+        reference: its reference, or a folder, data set or manifest with one, named alike, for each.
         output: folder for metrics.json and metrics.csv.
         model: whose structures are scored; all in the references otherwise.
         mapping: reference value to label value, where the two follow different protocols.

@@ -216,7 +216,9 @@ def pretrain(
     name: Annotated[str, typer.Option(help="Name of the encoder.")],
     domains: Annotated[
         list[Path] | None,
-        typer.Argument(help="Folders of unlabelled scans, one a domain.", metavar="FOLDER..."),
+        typer.Argument(
+            help="Folders of unlabelled scans, data sets, or manifests: one a domain.", metavar="FOLDER..."
+        ),
     ] = None,
     from_labels: Annotated[
         Path | None, typer.Option("--from-labels", help="Folder of label maps to synthesise images from.")
@@ -259,7 +261,9 @@ def pretrain(
 @app.command()
 def evaluate(
     prediction: Annotated[Path, typer.Argument(help="Label map, or a folder of them.")],
-    reference: Annotated[Path, typer.Argument(help="Label map, or a folder of them, named alike.")],
+    reference: Annotated[
+        Path, typer.Argument(help="Label map, folder of them, named alike, data set, or manifest.")
+    ],
     output: Output,
     model: Annotated[
         str | None,

@@ -52,7 +52,8 @@ Report = Callable[..., None]
 
 
 Scans = Annotated[
-    tuple[Path, ...], Field(min_length=1, description="scans, DICOM series folders, or folders of scans")
+    tuple[Path, ...],
+    Field(min_length=1, description="scans, DICOM series folders, folders of scans, data sets, or manifests"),
 ]
 LabelValue = Annotated[int, Field(ge=0, le=65535)]
 
@@ -177,7 +178,7 @@ class PretrainJob(Options):
     )
     name: Name
     domains: tuple[Path, ...] = Field(
-        (), description="folders of scans or data sets, one a domain; drawn equally often"
+        (), description="folders of scans, data sets or manifests, one a domain; drawn equally often"
     )
     from_labels: Path | None = Field(
         None, description="folder of label maps to synthesise images from: one more domain"
@@ -203,7 +204,7 @@ class EvaluateJob(Options):
 
     task: Literal["evaluate"] = "evaluate"
     prediction: Path = Field(description="label map, or a folder of them")
-    reference: Path = Field(description="label map, or a folder of them, named alike")
+    reference: Path = Field(description="label map, folder of them, named alike, data set or manifest")
     output: Path = Field(description="folder for metrics.json and metrics.csv")
     model: str | None = Field(None, description="whose structures to score; all in the references by default")
     mapping: dict[LabelValue, LabelValue] | None = Field(None, description="reference value to label value")

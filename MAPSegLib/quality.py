@@ -1,10 +1,10 @@
 """What can be said of a result without a reference: agreement, plausibility, and the verdict built on them.
 
-Confidence and the loss follow the true Dice badly: adaptation trains on them. So results are judged under a
-transformation that no loss asks agreement under (the mirrored scan, where the labels name their mirror images, the
-scan turned and made smaller elsewhere), and by whether the structures have the shapes of the source's. Where nothing is
-mirrored, which is the better judge, also by whether their borders lie where the scan changes. (The search for a first
-curve does maximise this.)
+Confidence and the loss follow the true Dice badly: adaptation trains on them. So results are judged by agreement with
+the result on a transformed scan, and by whether the structures have the shapes of the source's. Where the labels name
+their mirror images, the scan is mirrored, which adaptation never shows. Elsewhere it is turned and made smaller. That
+is the weaker judge, as adaptation beside a source shows such scans, too; so there it also counts whether borders lie
+where the scan changes. (The search for a first curve does maximise all this.)
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Scans and label maps on disk, with their geometry.
 
 A :class:`Volume` is a 3D array and the affine that takes its voxels to RAS millimetres, whatever the file
-format. Everything that cannot be segmented is refused here, once, with a sentence a user can act on.
+format. What cannot be segmented is refused once, with a sentence a user can act on: in :mod:`MAPSegLib.formats` what
+one format alone can have, and here what is so in any.
 """
 
 from __future__ import annotations

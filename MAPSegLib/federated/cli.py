@@ -110,7 +110,10 @@ def simulate(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")] = False,
 ) -> None:
-    """Run all sites of a plan on this machine, one after another: without FLARE, a server, or a network."""
+    """Run all sites of a plan on this machine, one after another, without a server or a network.
+
+    It needs FLARE only if the plan names privacy filters.
+    """
     from .. import console
 
     job = {"plan": plan, "sites": sites, "output": output, "overwrite": overwrite}

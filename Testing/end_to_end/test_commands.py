@@ -66,6 +66,12 @@ def test_evaluation_maps_the_codes_of_another_protocol(data, tmp_path):
     assert [row["dice"] for row in scores["summary"]] == [1, 1]
 
 
+def test_what_is_mapped_to_the_background_is_not_scored(data, tmp_path):
+    labels = data / "labels" / "case0.nii.gz"
+    scores = api.evaluate(labels, labels, tmp_path / "s", mapping={1: 1, 2: 0})
+    assert [row["name"] for row in scores["summary"]] == ["structure 1"]
+
+
 def test_structures_that_no_reference_holds_are_no_errors(model, data, tmp_path):
     """References of another protocol: what they do not draw cannot be scored."""
     references = tmp_path / "references"

@@ -43,6 +43,17 @@ def test_segmentations_say_what_they_hold(start, model):
         assert told_by(preview) == {"Model": model.stem, "Preview": None, **told}
 
 
+def test_a_result_that_is_not_to_be_trusted_says_so_in_the_scene(start):
+    run = start([add_ball()])
+    run.wait()
+    [item], [node] = run.items, run.segmentations
+    for trusted, told in ((True, "yes"), (False, "no")):
+        item.result["trusted"] = trusted
+        item.describe()
+        assert node.GetAttribute("MAPSeg.Trusted") == told
+        assert ("Do not rely on it." in node.GetDescription()) is not trusted
+
+
 def test_what_ends_without_a_result_leaves_nothing(start):
     """Neither a preview in the scene nor the scan on the disk, without anybody's call of clean()."""
     for end in (lambda run: run.cancel(), lambda run: os.kill(run._queue.worker.pid, signal.SIGKILL)):

@@ -138,6 +138,17 @@ def test_cancelling_while_the_worker_starts(start):
     eventually(lambda: not in_group(group))
 
 
+def test_a_scan_that_is_done_after_a_cancel_is_not_loaded(start):
+    run = start([add_ball()])
+    until(run, lambda: run._queue is not None)
+    [item] = run.items
+    run.cancel()
+    run._take({"event": "scan", "scan": item.file, "entry": {"output": item.file, "trusted": True}})
+    assert not run._loads and not item.result
+    run.wait()
+    assert item.state == "cancelled" and not run.segmentations
+
+
 def test_the_self_test_ends_where_no_worker_starts(scene, monkeypatch):
     def refuse(_queue):
         raise OSError("No such file")

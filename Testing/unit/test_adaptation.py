@@ -2,6 +2,7 @@
 
 import copy
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -82,6 +83,21 @@ def test_interrupted_adaptation_ends_as_if_it_had_not_been(tmp_path, search):
     assert records[0] == records[1]
     assert np.array_equal(straight.results[0].adapted.labels, resumed.results[0].adapted.labels)
     assert straight.results[0].reason == resumed.results[0].reason
+
+
+def test_a_resumed_adaptation_does_not_get_its_minutes_again(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("MAPSegLib.training.loop.time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def ten_seconds(event, stage, **fields):
+        now[0] += 10 * (stage == "adapt")
+        if now[0] == 50:
+            raise Cancelled("stopped")
+
+    with pytest.raises(Cancelled):
+        run(tmp_path, steps=100, minutes=1.0, report=ten_seconds)
+    adapted = run(tmp_path, steps=100, minutes=1.0, report=ten_seconds)
+    assert adapted.steps == 7  # the checkpoint of step 4 knows of 30 seconds
 
 
 def test_the_source_model_is_left_as_it_was(tmp_path):
@@ -368,6 +384,13 @@ def test_the_search_starts_from_the_curve_it_found_when_that_is_better(tmp_path,
         run(folder, search=True, steps=2, curve_rate=1e-9)
         start = torch.load(folder / "checkpoint.pt", weights_only=True)["model"]["curve.values"]
         torch.testing.assert_close(start, falling if gains else torch.linspace(0, 1, 5), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("found", "kept"), [(0.51, False), (0.54, True)])
+def test_a_curve_has_to_gain_what_the_gate_asks_for(tmp_path, scripted, found, kept):
+    scripted(0.50, found, 0.4)
+    adapted = run(tmp_path, search=True, steps=2, gate_margin=0.03)
+    assert [entry["kept"] for entry in adapted.history] == [True, kept, False]
 
 
 @pytest.mark.parametrize("ended", ["stop", "time"])

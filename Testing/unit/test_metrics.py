@@ -98,6 +98,13 @@ def test_a_pair_is_scored_per_structure():
         assert not any(isinstance(v, np.generic) for v in row.values())
 
 
+def test_the_volume_error_is_a_share_of_the_reference():
+    reference, prediction = np.zeros((2, 8, 8, 8), np.int32)
+    reference[:4] = prediction[:6] = 1
+    (row,) = evaluate_pair(Volume(prediction, np.eye(4)), Volume(reference, np.eye(4)), {1: "a"})
+    assert row["volume_error"] == pytest.approx(0.5)
+
+
 def test_reference_of_another_protocol():
     affine = np.eye(4)
     prediction = Volume(cube((4, 4, 4), value=10), affine)
@@ -140,4 +147,5 @@ def test_means_per_structure():
     assert first["volume_error"] == pytest.approx(-1 / 3)
     assert first["absolute_volume_error"] == pytest.approx(1.2 / 3)
     assert second["scans"] == 0 and math.isnan(second["dice"])
+    assert second["missed"] == 0  # the reference has none
     assert summarise([]) == []

@@ -145,6 +145,13 @@ def test_truncated_files_are_refused(saved, share):
             load(saved)
 
 
+def test_bytes_after_the_weights_are_refused(saved):
+    saved.write_bytes(saved.read_bytes() + b"\0" * 16)
+    for load in (load_card, load_model):
+        with pytest.raises(InputError, match="damaged"):
+            load(saved)
+
+
 def test_foreign_files_are_refused(tmp_path):
     from safetensors.torch import save_file
 
@@ -225,6 +232,14 @@ def test_models_are_found_by_name_and_by_path(saved, tmp_path, monkeypatch):
         resolve("brian-t1")
     with pytest.raises(InputError, match="does not exist"):
         resolve(tmp_path / "absent.safetensors")
+
+
+def test_a_file_of_the_same_name_does_not_hide_an_embedded_model(tmp_path, monkeypatch):
+    monkeypatch.setenv("MAPSEG_HOME", str(tmp_path))
+    embedded = resolve("brain-t1")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / embedded.name).write_bytes(embedded.read_bytes())
+    assert resolve("brain-t1") == embedded
 
 
 def authors_names(state, prefix):

@@ -182,6 +182,11 @@ def test_results_are_trusted_when_they_agree_and_are_plausible(agreement, deviat
     assert verdict.reason.startswith("Not to be trusted") is not trusted
 
 
+def test_without_limits_of_its_own_a_model_has_the_general_ones():
+    for reached, deviation, trusted in ((0.59, 0.0, False), (0.61, 2.4, True), (0.61, 2.6, False)):
+        assert judge({"agreement": reached, "shape_deviation": deviation}, {}).trusted is trusted
+
+
 def test_a_model_s_own_limits_decide():
     strict = {"trust": {"agreement": 0.95, "shape_deviation": 0.5}}
     assert not judge({"agreement": 0.9, "shape_deviation": 0.1}, strict).trusted

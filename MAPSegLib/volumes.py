@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from MAPSegLib.errors import InputError
-from MAPSegLib.formats import READABLE, WRITABLE, geometry_notes, load, save, scan_suffix
+from MAPSegLib.formats import READABLE, WRITABLE, corner_gap, geometry_notes, load, save, scan_suffix
 from MAPSegLib.reports import replacing
 
 _SPACING_LIMITS = (0.05, 50.0)
@@ -182,9 +182,7 @@ def check_same_grid(image: Volume, labels: Volume) -> None:
     if image.shape != labels.shape:
         shapes = [" x ".join(map(str, v.shape)) for v in (labels, image)]
         raise InputError(f"{names[1]} has {shapes[0]} voxels but {names[0]} has {shapes[1]}.", advice)
-    corners = np.array([[i, j, k, 1] for i in (0, 1) for j in (0, 1) for k in (0, 1)], dtype=float)
-    corners[:, :3] *= np.array(image.shape) - 1
-    gap = float(np.linalg.norm((corners @ (image.affine - labels.affine).T)[:, :3], axis=1).max())
+    gap = corner_gap(image.shape, image.affine, labels.affine)
     if gap > min(0.1, 0.05 * min(image.spacing)):  # formats round: quaternions, decimals
         raise InputError(f"{names[1]} lies up to {gap:.3g} mm away from {names[0]} in space.", advice)
 

@@ -47,7 +47,7 @@ def write_series(
     scan.unlink()
 
 
-def write_frames(path, array, affine, order=None, places=None, turned=(), shift=0.0, keep=True):
+def write_frames(path, array, affine, order=None, places=None, turned=(), shift=0.0, keep=True, slopes=()):
     """A DICOM file of several frames: the array's planes in this order, at these places along the third axis."""
     import pydicom
     from pydicom.uid import ExplicitVRLittleEndian, generate_uid
@@ -87,6 +87,10 @@ def write_frames(path, array, affine, order=None, places=None, turned=(), shift=
                 PlaneOrientationSequence=[item(ImageOrientationPatient=numbers(rows.T.ravel()))],
             )
         )
+    for frame, slope in zip(frames, slopes, strict=False):
+        frame.PixelValueTransformationSequence = [
+            item(RescaleSlope=slope, RescaleIntercept=3, RescaleType="US")
+        ]
     if keep:
         file.SharedFunctionalGroupsSequence = [item(PixelMeasuresSequence=[measures])]
         file.PerFrameFunctionalGroupsSequence = frames

@@ -49,6 +49,16 @@ def test_dicom_series_that_fill_no_box_are_refused(tmp_path, changes, told):
     assert_refused(tmp_path / "ct", told)
 
 
+def test_a_series_whose_slices_differ_in_voxel_size_is_refused(tmp_path):
+    import pydicom
+
+    write_series(tmp_path / "a", noise(8, 9, 4, dtype=np.int16), make_affine(spacing=(1, 1, 3)))
+    content = pydicom.dcmread(tmp_path / "a" / "1-002.dcm")
+    content.PixelSpacing = [1.2, 1.2]
+    content.save_as(tmp_path / "a" / "1-002.dcm")
+    assert_refused(tmp_path / "a", "several orientations or voxel sizes")
+
+
 def test_dicom_slices_with_scales_of_their_own(tmp_path):
     array = noise(8, 9, 4, dtype=np.int16)
     write_series(tmp_path / "pet", array, make_affine(spacing=(1, 1, 3)), slope="1 ")
@@ -129,6 +139,7 @@ def test_a_file_of_several_frames_is_a_scan(tmp_path, backwards):
         ({"order": [0, 2, 4, 1, 3, 5]}, "repeats or mixes slice positions"),
         ({"order": [0, 1, 2, 0, 1, 2]}, "repeats or mixes slice positions"),
         ({"places": [0, 1, 2, 5, 6, 7]}, "missing or unevenly spaced slices"),
+        ({"places": [0, 1, 2, 3.5, 4.5, 5.5]}, "missing or unevenly spaced slices"),
         ({"shift": 1.0}, "tilted slices"),
         ({"turned": (4, 5)}, "several orientations"),
     ],
@@ -138,6 +149,17 @@ def test_frames_that_fill_no_box_are_refused(tmp_path, changes, told):
     file = write_frames(tmp_path / "a" / "frames.dcm", noise(8, 9, 6, dtype=np.int16), affine, **changes)
     assert_refused(file, told)
     assert_refused(file.parent, told)
+
+
+def test_frames_with_one_scale_are_read_and_with_several_refused(tmp_path):
+    """ITK scales all of them as the first one."""
+    array, affine = noise(8, 9, 6, dtype=np.int16), make_affine(spacing=(1, 1.25, 4))
+    same = read_image(write_frames(tmp_path / "a" / "same.dcm", array, affine, slopes=[2] * 6))
+    assert same.array.min() == 2 * array.min() + 3 and same.array.max() == 2 * array.max() + 3
+    for slopes in ([2, 2, 2, 2, 2, 3], [2, 2, 2]):
+        file = write_frames(tmp_path / "b" / "several.dcm", array, affine, slopes=slopes)
+        assert_refused(file, "scales the values of its slices differently")
+        assert_refused(file.parent, "scales the values of its slices differently")
 
 
 def test_frames_without_a_place_are_refused(tmp_path):

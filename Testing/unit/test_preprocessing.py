@@ -9,6 +9,7 @@ from volume_cases import affines, make_affine, positions
 
 from MAPSegLib.config import Preprocessing
 from MAPSegLib.errors import InputError
+from MAPSegLib.levels import mr_levels
 from MAPSegLib.preprocessing import canonical, labels_to_working, prepare, resample, restore, to_native
 from MAPSegLib.volumes import Volume, read_image, read_labels
 
@@ -307,6 +308,21 @@ def test_ct_window(rng):
     )
     air = prepare(Volume(image - 5000, np.eye(4)), Preprocessing(modality="ct"))
     assert air.grid.box_shape == (30, 30, 30) and float(air.image.max()) == 0
+
+
+def test_the_foreground_of_ct_is_what_lies_above_the_window():
+    image = np.full((30, 30, 30), -1000, np.float32)
+    image[5:25, 6:26, 7:20] = -100  # fat, darker than most of the window
+    image[10:15, 10:15, 10:15] = 50
+    scan = prepare(Volume(image, np.eye(4)), Preprocessing(modality="ct"))
+    assert scan.grid.box == ((5, 6, 7), (25, 26, 20))
+
+
+def test_tissue_below_a_white_background_keeps_its_black():
+    image = np.full((30, 30, 30), 4000, np.float32)
+    image[5:25, 5:25, 5:25] = np.random.default_rng(0).uniform(200, 900, (20, 20, 20))
+    levels = mr_levels(image, 99.5)
+    assert levels.black == 0.0 and levels.blank == 4000
 
 
 def test_the_scan_is_left_as_it_was(rng):

@@ -88,6 +88,24 @@ def test_nifti_header_is_kept(tmp_path, codes, kind):
     assert after["cal_max"] == 0
 
 
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_what_a_nifti_header_tells_of_the_scan_stays_out_of_results(tmp_path, kind):
+    """It may name who was scanned, and a label map is no statistic."""
+    image = kind(noise(4, 5, 6), np.eye(4))
+    image.header.set_intent("t test", (12,), name="John Doe")
+    for field in ("descrip", "aux_file", "db_name", "data_type", "unused_str"):
+        if field in image.header:
+            image.header[field] = b"John Doe"
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"John Doe"))
+    nib.save(image, tmp_path / "scan.nii")
+    assert b"John Doe" in (tmp_path / "scan.nii").read_bytes()
+    written = write_volume(tmp_path / "out.nii", np.ones((4, 5, 6), int), read_image(tmp_path / "scan.nii"))
+    assert b"John Doe" not in written.read_bytes()
+    after = nib.load(written).header
+    assert not after.extensions
+    assert not any(after[f"intent_{field}"] for field in ("code", "name", "p1", "p2", "p3"))
+
+
 def test_scale_factors_are_applied(tmp_path):
     image = nib.Nifti1Image(noise(5, 6, 7, dtype=np.int16), np.eye(4))
     stored = np.asarray(image.dataobj).astype(np.float32)
@@ -196,8 +214,27 @@ def test_orientations_that_a_quarter_turn_parts_are_refused(tmp_path):
         image.set_sform(np.eye(4), code=2)
         image.set_qform(make_affine(angles=(0, 0, degrees)), code=1)
         nib.save(image, tmp_path / f"{degrees}.nii.gz")
-    assert not read_image(tmp_path / "30.nii.gz").notes
+    assert read_image(tmp_path / "30.nii.gz").affine[0, 0] == 1
     assert_refused(tmp_path / "90.nii.gz", "contradict each other")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"angles": (0, 0, 34)}, "up to 6.22 mm apart"),
+        ({"origin": (0, 100, 0)}, "up to 100 mm apart"),
+        ({"origin": (0, 1.1, 0)}, "up to 1.1 mm apart"),
+        ({"origin": (0, 0.9, 0)}, None),  # less than a voxel
+    ],
+)
+def test_a_second_position_is_told(tmp_path, changes, told):
+    spacing = (1, 1, 2)
+    image = nib.Nifti1Image(noise(8, 9, 10), None)
+    image.set_sform(make_affine(spacing=spacing), code=2)
+    image.set_qform(make_affine(spacing=spacing, **changes), code=1)
+    nib.save(image, tmp_path / "scan.nii.gz")
+    notes = read_image(tmp_path / "scan.nii.gz").notes
+    assert len(notes) == bool(told) and all(told in note and "sform is taken" in note for note in notes)
 
 
 @pytest.mark.parametrize("codes", [(0, 0), (0, 1), (1, 0), (1, 1)])
@@ -234,9 +271,58 @@ def test_files_that_leave_left_and_right_open_say_so(tmp_path):
     content = bytearray((tmp_path / "c.mgh").read_bytes())
     content[28:30] = bytes(2)  # goodRASFlag
     (tmp_path / "c.mgh").write_bytes(content)
-    for name in ("b.nrrd", "c.mgh"):
+    sitk.WriteImage(sitk.GetImageFromArray(noise(8, 9, 10)), str(tmp_path / "d.nhdr"), useCompression=False)
+    assert not read_image(tmp_path / "d.nhdr").notes
+    header = (tmp_path / "d.nhdr").read_text()
+    (tmp_path / "d.nhdr").write_text(header.replace("left-posterior-superior", "3D-right-handed"))
+    for name in ("b.nrrd", "c.mgh", "d.nhdr"):
         (note,) = read_image(tmp_path / name).notes
         assert "left and right are assumed" in note
+
+
+NRRD = "NRRD0004\ntype: float\ndimension: 3\nsizes: 8 9 10\nendian: little\nencoding: raw\n"
+META = "ObjectType = Image\nNDims = 3\nBinaryData = True\nDimSize = 8 9 10\nElementType = MET_FLOAT\n"
+SPACE = "space: left-posterior-superior\nspace directions: (2,0,0) (0,3,0) (0,0,4)\n"
+UNSIZED, UNORIENTED = "no voxel size: 1 mm is assumed", "left and right are assumed"
+
+
+def bare(path, fields):
+    """An NRRD or MetaImage file that states these fields of its geometry."""
+    header = NRRD + fields + "\n" if path.suffix == ".nrrd" else META + fields + "ElementDataFile = LOCAL\n"
+    path.write_bytes(header.encode() + noise(8, 9, 10).T.tobytes())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "told"),
+    [
+        ("a.mha", "", [UNSIZED]),
+        ("a.mha", "ElementSpacing = 2 3 4\n", []),
+        ("a.mha", "ElementSize = 2 3 4\nDistanceUnits = mm\n", []),
+        ("a.nrrd", "", [UNSIZED, UNORIENTED]),
+        ("a.nrrd", "spacings: 2 3 4\n", [UNORIENTED]),
+        ("a.nrrd", "spacings: 2 NaN 4\n", [UNSIZED, UNORIENTED]),
+        ("a.nrrd", "space: left-posterior-superior\n", [UNSIZED]),
+        ("a.nrrd", SPACE, []),
+        ("a.nrrd", SPACE.replace("(0,0,4)", "none"), [UNSIZED]),
+        ("a.nrrd", f'{SPACE}space units: "mm" "mm" "mm"\n', []),
+    ],
+)
+def test_files_without_a_voxel_size_say_so(tmp_path, name, fields, told):
+    notes = read_image(bare(tmp_path / name, fields)).notes
+    assert len(notes) == len(told) and all(words in note for words, note in zip(told, notes, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("a.nrrd", f'{SPACE}space units: "um" "um" "um"\n'),
+        ("a.nrrd", 'spacings: 25 25 25\nunits: "um" "um" "um"\n'),
+        ("a.mha", "ElementSpacing = 25 25 25\nDistanceUnits = um\n"),
+    ],
+)
+def test_nrrd_and_metaimage_in_other_units_than_mm_are_refused(tmp_path, name, fields):
+    assert_refused(bare(tmp_path / name, fields), "in um, not in mm")
 
 
 def test_voxels_that_start_within_the_header_are_refused(tmp_path):
@@ -258,6 +344,18 @@ def test_headers_with_small_faults_are_read(tmp_path):
     content[256:264] = np.array([0.9, 0.9], "<f4").tobytes()  # no quaternion, beside a good sform
     (tmp_path / "b.nii").write_bytes(content)
     np.testing.assert_array_equal(read_image(tmp_path / "b.nii").affine, np.eye(4))
+
+
+@pytest.mark.parametrize("name", ["Mixed.Nii", "Mixed.Nii.Gz", "A.NII.gz", "A.Mgz", "A.Mha", "A.Nrrd"])
+def test_suffixes_in_any_case(tmp_path, name):
+    if name == "A.Mgz":
+        nib.save(nib.MGHImage(noise(4, 5, 6), np.eye(4)), tmp_path / "plain.mgz")
+    else:
+        write_volume(
+            tmp_path / f"plain{name[name.index('.') :].lower()}", noise(4, 5, 6), noise_scan((4, 5, 6))
+        )
+    next(tmp_path.iterdir()).rename(tmp_path / name)
+    np.testing.assert_array_equal(read_image(tmp_path / name).array, noise(4, 5, 6))
 
 
 # --- folders and names --------------------------------------------------------------------------------------

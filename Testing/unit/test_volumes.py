@@ -246,6 +246,8 @@ def test_labels_stored_as_float(tmp_path):
     np.testing.assert_array_equal(volume.array, labels)
     blurred = save_nifti(tmp_path / "blurred.nii.gz", labels + np.float32(0.3))
     assert_refused(blurred, "not whole numbers", read_labels)
+    scaled = save_nifti(tmp_path / "scaled.nii.gz", (labels > 0) * np.float32(1.1))
+    assert_refused(scaled, "not whole numbers", read_labels)
 
 
 def test_scan_is_no_label_map(tmp_path):

@@ -1,0 +1,83 @@
+"""Where the slices of DICOM files lie and how they are scaled, and what is refused as it makes no volume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from MAPSegLib.errors import InputError
+from MAPSegLib.refusals import check_components, guard
+
+_PLANE = (
+    ("PlanePositionSequence", "ImagePositionPatient", None),
+    ("PlaneOrientationSequence", "ImageOrientationPatient", None),
+    ("PixelMeasuresSequence", "PixelSpacing", None),
+    ("PixelValueTransformationSequence", "RescaleSlope", 1.0),
+    ("PixelValueTransformationSequence", "RescaleIntercept", 0.0),
+)
+"""What a slice states: its sequence in a file of several frames, its name, and what holds where it is unsaid."""
+
+
+def _planes(file: Path, path: Path) -> np.ndarray:
+    """Position, orientation, spacing and scale of the slices in a DICOM file of ``path``: (slices, 3 + 6 + 2 + 2)."""
+    import pydicom
+
+    header = pydicom.dcmread(file, stop_before_pixels=True, force=True)
+    palette = header.get("PhotometricInterpretation") == "PALETTE COLOR"  # read as RGB
+    check_components(path, 3 if palette else int(header.get("SamplesPerPixel") or 1))
+    count = int(header.get("NumberOfFrames") or 1)
+    frames = header.get("PerFrameFunctionalGroupsSequence") or [pydicom.Dataset()] * count
+    shared = (header.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
+
+    def stated(frame: Any, group: str, key: str, unsaid: float | None) -> np.ndarray:
+        holders = [*(holder[group][0] for holder in (frame, shared) if holder.get(group)), header]
+        value = next((holder.get(key) for holder in holders if holder.get(key)), unsaid)
+        if value is None:
+            raise InputError(
+                f"{file.name} does not state where its slices lie ({key} is missing).",
+                "Export the series again, as the scanner made it.",
+            )
+        return np.atleast_1d(np.asarray(value, dtype=float))
+
+    return np.array([np.concatenate([stated(frame, *place) for place in _PLANE]) for frame in frames])
+
+
+def check_planes(path: Path, files: list[Path]) -> None:
+    """Slices must fill a box: the reader would squeeze a gap, set a tilted stack upright, or stack time points.
+
+    In a file of several frames they must share a scale: the reader takes the first one for all.
+    """
+    what = path.name if files == [path] else f"The DICOM series {path.name}"
+    parts = [guard(file, lambda file: _planes(file, path)) for file in files]
+    if len(parts) > 1 and max(map(len, parts)) > 1:
+        raise InputError(
+            f"{what} consists of several files with several slices each.", "Give one of them, as a file."
+        )
+    origins, rows, columns, spacings, scales = np.split(np.concatenate(parts), [3, 6, 9, 11], 1)
+    if len(origins) < 2:
+        return
+    directions = np.concatenate([rows, columns], 1)
+    if max(np.ptp(directions, 0).max(), np.ptp(spacings, 0).max()) > 1e-3:
+        raise InputError(
+            f"{what} has slices of several orientations or voxel sizes.", "Export one complete 3D series."
+        )
+    normal = np.cross(rows[0], columns[0])
+    heights = origins @ normal
+    aside = origins - origins[0] - np.outer(heights - heights[0], normal)
+    if np.abs(aside).max() > 0.1:
+        raise InputError(
+            f"{what} has tilted slices (gantry tilt).",
+            "Load it into Slicer, which straightens it, and save it as NRRD.",
+        )
+    gaps = np.diff(heights) * (1 if heights[-1] >= heights[0] else -1)
+    repeated = gaps.min() < 0.01
+    if repeated or gaps.max() - gaps.min() > max(0.1, 0.05 * np.median(gaps)):
+        told = "repeats or mixes slice positions" if repeated else "has missing or unevenly spaced slices"
+        raise InputError(f"{what} {told}.", "Export one complete 3D series.")
+    if len(parts) == 1 and np.ptp(scales, 0).any():
+        raise InputError(
+            f"{what} scales the values of its slices differently.",
+            "Export it as NIfTI, or as a series with a file per slice.",
+        )

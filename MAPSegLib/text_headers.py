@@ -1,0 +1,69 @@
+"""The text that NRRD and MetaImage files begin with, for what SimpleITK does not tell of them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+_MM = ("mm", "millimeter", "millimeters", "millimetre", "millimetres", "", "?", "???")
+"""What stands for millimetres, or for no unit at all."""
+
+
+@dataclass(frozen=True)
+class TextHeader:
+    """Fields by name (in lower case, without spaces), the files of the voxels, and where these begin in each."""
+
+    fields: dict[str, str]
+    files: tuple[Path, ...]
+    start: int
+
+    @property
+    def encoding(self) -> str:
+        """How the voxels are stored: NRRD's word for it; ``zlib`` for what MetaImage calls compressed."""
+        if self.fields.get("compresseddata", "").startswith(("T", "t", "1")):
+            return "zlib"
+        return self.fields.get("encoding", "raw").lower()
+
+    @property
+    def sized(self) -> bool:
+        """Whether a voxel's size is stated along three axes."""
+        stated = (
+            self.fields.get(name) for name in ("spacedirections", "spacings", "elementspacing", "elementsize")
+        )
+        sizes = re.findall(r"\([^)]*\)|[^\s()]+", next(filter(None, stated), "").lower())
+        return sum(size != "none" and "nan" not in size for size in sizes) >= 3
+
+    @property
+    def foreign_unit(self) -> str:
+        """The unit of the voxel's size, if that is stated and not mm; else empty."""
+        fields = self.fields
+        told = fields.get("spaceunits") or fields.get("units") or fields.get("distanceunits", "")
+        units = re.findall(r'"([^"]*)"', told) or told.split()
+        return next((unit for unit in units[:3] if unit.lower() not in _MM), "")
+
+
+def read_text_header(path: Path) -> TextHeader:
+    """Parse the header of a file that SimpleITK has read, and so found whole."""
+    fields: dict[str, str] = {}
+    blank = "" if path.suffix.lower() in (".nrrd", ".nhdr") else None  # such a line ends NRRD's headers only
+    with path.open("rb") as file:
+        for line in iter(file.readline, b""):
+            name, *value = re.split("[:=]", line.decode("latin-1").strip(), maxsplit=1)
+            name = name.lower().replace(" ", "")
+            fields[name] = "".join(value).strip()
+            if name in (blank, "elementdatafile") or (name == "datafile" and fields[name].startswith("LIST")):
+                break
+        told = fields.get("elementdatafile") or fields.get("datafile", "LOCAL")
+        if told.upper() == "LOCAL":
+            return TextHeader(fields, (path,), file.tell())
+        names = file.read().decode("latin-1").split("\n") if told.startswith("LIST") else _names(told)
+    return TextHeader(fields, tuple(path.parent / name.strip() for name in names if name.strip()), 0)
+
+
+def _names(told: str) -> list[str]:
+    """One name, or those of a pattern with the first number, the last one and a step (``s%03d.raw 1 20 1``)."""
+    if "%" not in told:
+        return [told]
+    pattern, first, last, step = told.split()[:4]
+    return [pattern % number for number in range(int(first), int(last) + 1, int(step))]

@@ -24,13 +24,13 @@ import slicer
 
 from MAPSegLib.volumes import read_labels, write_volume
 
-from . import dependencies, images, scene
+from . import dependencies, images, scene, texts, workfiles
 from .cases import Case, find_cases
 from .models import InputError, find_entry
 from .parameters import DEVICES, Parameters
 from .queue import Queue
 
-WORK = ".mapseg-work"
+_WORK = ".mapseg-work"
 _REPORTS = "cases"
 _ELSEWHERE = "Segment it with `mapseg segment`, which keeps its grid."
 
@@ -117,6 +117,7 @@ class Batch:
 
     def __post_init__(self) -> None:
         self.output = Path(self.chosen.output).expanduser().absolute()
+        self.work = self.output / workfiles.own(_WORK)
         options = {}
         if self.chosen.options:
             try:
@@ -154,7 +155,8 @@ class Batch:
     def run(self) -> int:
         """All cases that are not done yet."""
         waiting = [case for case in self.cases if self.chosen.overwrite or not self._is_done(case)]
-        print(f"{len(self.cases)} scans, {len(self.cases) - len(waiting)} of them done before.", flush=True)
+        scans = texts.counted(len(self.cases), "{n} scan", "{n} scans")
+        print(f"{scans}, {len(self.cases) - len(waiting)} done before.", flush=True)
         alone = self.adapt and not self.chosen.together
         for group in [[case] for case in waiting] if alone else [waiting] if waiting else []:
             self.codes.append(self._do(group))
@@ -162,27 +164,27 @@ class Batch:
                 break
         self._write_tables()
         done = sum(self._is_done(case) for case in self.cases)
-        print(f"{done} of {len(self.cases)} scans are done: {self.output}", flush=True)
+        print(f"{done} of {scans} done: {self.output}", flush=True)
         failures = [code for code in self.codes if code]
         if 4 in failures or not failures:
             return 4 if failures else 0
         return failures[0] if not done else 2
 
     def clean(self) -> None:
-        """End the worker, and delete what is half done."""
+        """End the worker, and delete what is half done: of this batch, and of those that were killed."""
         if self.queue is not None:
             self.queue.close()
-        shutil.rmtree(self.output / WORK, ignore_errors=True)
+        shutil.rmtree(self.work, ignore_errors=True)
+        workfiles.remove_abandoned(self.output, _WORK)
 
     def _do(self, group: list[Case]) -> int:
-        work = self.output / WORK
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        staged = {str(case.staged(work / "scans")): case for case in group}
+        shutil.rmtree(self.work, ignore_errors=True)
+        self.work.mkdir(parents=True)
+        staged = {str(case.staged(self.work / "scans")): case for case in group}
         parameters = self.parameters
         if self.chosen.together:  # the worker counts per scan
             parameters = Parameters(**{**vars(parameters), "minutes": parameters.minutes * len(group)})
-        self.queue = Queue(list(staged), parameters, work)
+        self.queue = Queue(list(staged), parameters, self.work)
         self.queue.start()
         told, unfinished = "", 0
         while self.queue.running:

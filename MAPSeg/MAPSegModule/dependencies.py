@@ -21,6 +21,7 @@ from pathlib import Path
 import slicer
 from slicer.i18n import tr as _
 
+from . import texts
 from .job import worker_environment
 
 TORCH = "torch>=2.9"
@@ -99,7 +100,8 @@ def describe_device(device: str = "auto", environment: dict[str, str] | None = N
     told = try_devices(frozenset((environment or worker_environment()).items()))
     if told is None:
         return _("PyTorch does not start here; reinstall it with the PyTorch extension.")
-    cpu = _("CPU, {threads} threads").format(threads=told["threads"])
+    threads = texts.counted(told["threads"], _("{n} thread"), _("{n} threads"))
+    cpu = _("CPU, {threads}").format(threads=threads)
     if device == "cpu":
         return _("{cpu}, as chosen.").format(cpu=cpu)
     if told["works"] and device in ("auto", told["kind"]):
@@ -146,8 +148,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 def _from_wheels(wanted: list[str], folder: str) -> bool:
     if not Path(folder).is_dir():
         raise RuntimeError(_("The folder of wheel files, {folder}, does not exist.").format(folder=folder))
-    question = _("MAPSeg needs {names}. Install them from {folder}?")
-    if not slicer.util.confirmOkCancelDisplay(question.format(names=", ".join(wanted), folder=folder)):
+    if not _agreed(wanted, folder):
         return False
     with _constraints() as constraints:
         offline = ["--no-index", "--find-links", folder, "--constraint", constraints]
@@ -176,16 +177,21 @@ def _from_internet(wanted: list[str]) -> bool:
             return False
     rest = [name for name in wanted if name != TORCH]
     if rest:
+        # Asked here: that users decline, pip_ensure() tells by nothing but the words of its error.
+        if not _agreed(rest, _("the internet")):
+            return False
         import slicer.packaging
 
         with _constraints() as constraints:
-            try:
-                slicer.packaging.pip_ensure(rest, constraints=constraints, requester="MAPSeg")
-            except RuntimeError as error:
-                if "declined" in str(error).lower():
-                    return False
-                raise
+            slicer.packaging.pip_ensure(
+                rest, constraints=constraints, prompt_install=False, requester="MAPSeg"
+            )
     return True
+
+
+def _agreed(wanted: list[str], origin: str) -> bool:
+    question = _("MAPSeg needs {names}. Install them from {origin}?")
+    return slicer.util.confirmOkCancelDisplay(question.format(names=", ".join(wanted), origin=origin))
 
 
 class _constraints:

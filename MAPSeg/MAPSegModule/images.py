@@ -26,10 +26,9 @@ class Snapshot:
         """
         import slicer
 
-        image = node.GetImageData()
-        if image is None or not image.GetNumberOfPoints():
+        if not has_voxels(node):
             raise ValueError(f"{node.GetName()} holds no voxels.")
-        if image.GetNumberOfScalarComponents() != 1:
+        if node.GetImageData().GetNumberOfScalarComponents() != 1:
             raise ValueError(f"{node.GetName()} is a colour or vector volume.")
         lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine_of(node)
         spacing = np.array(node.GetSpacing())
@@ -99,6 +98,13 @@ def cut_labels(array: np.ndarray, affine: np.ndarray | None = None) -> Labels:
         counts[: len(found)] += found
     values = tuple(int(value) for value in counts.nonzero()[0] if value)
     return Labels(box, tuple(r[0] for r in ranges), array.shape, values, affine)
+
+
+def has_voxels(node) -> bool:
+    """Whether a volume node holds an image with values: of a volume that was loaded by half, only the size is there."""
+    image = node.GetImageData()
+    values = image.GetPointData().GetScalars() if image is not None else None
+    return values is not None and values.GetNumberOfTuples() > 0
 
 
 def affine_of(node) -> np.ndarray:

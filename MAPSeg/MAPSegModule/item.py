@@ -27,7 +27,7 @@ class Item:
     segmentation_id: str = ""
     uncertainty_id: str = ""
     result: dict[str, Any] = field(default_factory=dict)
-    """What the worker's report says of it: structures, trusted, reason, and for adaptations chosen and gate."""
+    """What the worker's report says of it: structures, trusted, reason, notes, and for adaptations chosen and gate."""
     shown: str = ""
     """Which result the segmentation holds: ``preview``, ``source`` or ``adapted``."""
     model: str = ""
@@ -127,11 +127,18 @@ class Item:
         """Say on the segmentation node what it holds, so that a saved scene tells it, too."""
         segmentation = slicer.mrmlScene.GetNodeByID(self.segmentation_id)
         if self.shown == "preview":
-            told = {"Preview": "yes", "Result": None, "Trusted": None, "Reason": None}
+            told = {"Preview": "yes", **dict.fromkeys(("Result", "Trusted", "Reason", "Notes"))}
         else:
             trusted = "yes" if self.report.get("trusted") else "no"
             reason = self.report.get("reason", "")
-            told = {"Preview": None, "Result": self.shown, "Trusted": trusted, "Reason": reason}
+            notes = " ".join(self.result.get("notes", [])) or None
+            told = {
+                "Preview": None,
+                "Result": self.shown,
+                "Trusted": trusted,
+                "Reason": reason,
+                "Notes": notes,
+            }
         scene.set_attributes(segmentation, {"Model": self.model, **told})
         doubt = _("Do not rely on it.") if told["Trusted"] == "no" else ""
         scene.describe(segmentation, " ".join(filter(None, (f"{self.model}.", doubt, told["Reason"]))))

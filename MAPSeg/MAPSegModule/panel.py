@@ -73,8 +73,9 @@ class Panel:
         ui.segmentButton.connect("clicked()", lambda: self._pressed(adapt=False))
         ui.adaptButton.connect("clicked()", lambda: self._pressed(adapt=True))
         ui.stopButton.connect("clicked()", self._stop)
-        ui.sourceFolderButton.connect("clicked()", lambda: self._choose_folder(ui.sourceFolderEdit))
-        ui.wheelFolderButton.connect("clicked()", lambda: self._choose_folder(ui.wheelFolderEdit))
+        source, wheels = _("Folder of source scans"), _("Folder of wheel files")
+        ui.sourceFolderButton.connect("clicked()", lambda: self._choose_folder(source, ui.sourceFolderEdit))
+        ui.wheelFolderButton.connect("clicked()", lambda: self._choose_folder(wheels, ui.wheelFolderEdit))
         ui.minutesSpinBox.connect("valueChanged(double)", self._options_changed)
         ui.deviceComboBox.connect("currentIndexChanged(int)", self._device_changed)
         for widget in (ui.sourceFolderEdit, ui.wheelFolderEdit):
@@ -148,8 +149,8 @@ class Panel:
         remember.remember(self.ui, self.models.entry.name if self.models.entry else "")
         self._update()
 
-    def _choose_folder(self, edit) -> None:
-        folder = qt.QFileDialog.getExistingDirectory(self.ui.runSection, edit.toolTip, edit.text)
+    def _choose_folder(self, title: str, edit) -> None:
+        folder = qt.QFileDialog.getExistingDirectory(self.ui.runSection, title, edit.text)
         if folder:
             edit.text = folder
 
@@ -293,8 +294,8 @@ class Panel:
             stopping = self._stopping and run.stage in runs.ADAPTING
             ui.stageLabel.text = _("Stopping after this step…") if stopping else _stage(run)
         ui.stopButton.setVisible(self.running and run.stage in runs.ADAPTING)
-        if not run.cancelled:  # the scene that the curves are drawn in may have closed
-            self.curves.show(run.eta_history, run.loss_history)
+        if not run.cancelled:  # the scene that the curve is drawn in may have closed
+            self.curves.show(run.eta_history)
 
     def _finished(self, run: runs.Run) -> None:
         self._timer.stop()
@@ -303,7 +304,8 @@ class Panel:
             for state in (runs.DONE, runs.FAILED, runs.CANCELLED)
         )
         took = texts.duration(time.monotonic() - self._started)
-        kept = _("{n} of {total} volumes are done.").format(n=len(done), total=len(run.items))
+        volumes = texts.counted(len(run.items), _("{n} volume"), _("{n} volumes"))
+        kept = _("{n} of {volumes} done.").format(n=len(done), volumes=volumes)
         if run.exit_code == 4 or cancelled or self._cancelling:
             self._say(texts.QUIET, "–", _("Cancelled.") + (f" {kept}" if done else ""))
         elif run.error:

@@ -1,4 +1,4 @@
-"""Curves of an adaptation in a plot view of Slicer: the share of sure voxels (η) and the loss."""
+"""The curve of an adaptation in a plot view of Slicer: the share of voxels that the model is sure of."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import numpy as np
 import slicer
 from slicer.i18n import tr as _
 
-_COLORS = {"eta": (0.19, 0.55, 0.78), "loss": (0.87, 0.49, 0.09)}
+_COLOR = (0.19, 0.55, 0.78)
+_COLUMNS = ("step", "share")
+_TEXT, _NUMBERS = 9, 8
+"""Sizes in the small view of a panel; Slicer's own are made for a view of the whole window."""
 
 
 class Curves:
@@ -19,29 +22,26 @@ class Curves:
         self._frame = frame
         self._view = None
         self._nodes: list = []
-        self._tables: dict[str, object] = {}
+        self._table = None
         self._drawn: tuple = ()
 
-    def show(self, eta: list[tuple[int, float]], loss: list[tuple[int, float]]) -> None:
-        """Draw the curves as far as they go; hides the view while there are none."""
-        histories = {"eta": eta, "loss": loss}
-        drawn = tuple(tuple(each[-1:]) + (len(each),) for each in histories.values())
+    def show(self, eta: list[tuple[int, float]]) -> None:
+        """Draw the curve as far as it goes; hides the view while there is none."""
+        drawn = (*eta[-1:], len(eta))
         if drawn == self._drawn:
             return
-        enough = max(map(len, histories.values())) > 1
+        enough = len(eta) > 1
         if enough and (not self._nodes or any(node.GetScene() is None for node in self._nodes)):
             self._make_nodes()
         self._drawn = drawn
         self._frame.setVisible(enough)
         if not enough:
             return
-        for name, history in histories.items():
-            points = np.array(history or [(0, 0.0)], dtype=float)
-            slicer.util.updateTableFromArray(self._tables[name], points, ["step", name])
+        slicer.util.updateTableFromArray(self._table, np.array(eta, dtype=float), _COLUMNS)
         self._view.fitToContent()
 
     def clear(self) -> None:
-        """Take the curves off the panel and out of the scene."""
+        """Take the curve off the panel and out of the scene."""
         self._drawn = ()
         self._frame.setVisible(False)
         if self._view is not None:
@@ -49,7 +49,7 @@ class Curves:
         for node in reversed(self._nodes):
             if node.GetScene() is not None:
                 node.GetScene().RemoveNode(node)
-        self._nodes, self._tables = [], {}
+        self._nodes, self._table = [], None
 
     def _add(self, node):
         node.SetSaveWithScene(False)
@@ -68,25 +68,27 @@ class Curves:
         chart.SetYAxisTitle("")
         chart.SetTitleVisibility(False)
         chart.SetLegendVisibility(True)
+        chart.SetLegendFontSize(_TEXT)
+        chart.SetAxisTitleFontSize(_TEXT)
+        chart.SetAxisLabelFontSize(_NUMBERS)
         self._add(chart)
-        for name, title in (("eta", _("η: share of sure voxels")), ("loss", _("loss"))):
-            table = scene.CreateNodeByClass("vtkMRMLTableNode")
-            table.UnRegister(None)
-            table.SetName(f"MAPSeg {name}")
-            self._tables[name] = self._add(table)
-            series = scene.CreateNodeByClass("vtkMRMLPlotSeriesNode")
-            series.UnRegister(None)
-            series.SetName(title)
-            series.SetPlotType(series.PlotTypeScatter)
-            series.SetMarkerStyle(series.MarkerStyleNone)
-            series.SetLineWidth(2)
-            series.SetColor(*_COLORS[name])
-            slicer.util.updateTableFromArray(table, np.zeros((1, 2)), ["step", name])
-            self._add(series)
-            series.SetAndObserveTableNodeID(table.GetID())
-            series.SetXColumnName("step")
-            series.SetYColumnName(name)
-            chart.AddAndObservePlotSeriesNodeID(series.GetID())
+        table = scene.CreateNodeByClass("vtkMRMLTableNode")
+        table.UnRegister(None)
+        table.SetName("MAPSeg adaptation")
+        self._table = self._add(table)
+        series = scene.CreateNodeByClass("vtkMRMLPlotSeriesNode")
+        series.UnRegister(None)
+        series.SetName(_("share of sure voxels"))  # in words: VTK's font has no Greek letters
+        series.SetPlotType(series.PlotTypeScatter)
+        series.SetMarkerStyle(series.MarkerStyleNone)
+        series.SetLineWidth(2)
+        series.SetColor(*_COLOR)
+        slicer.util.updateTableFromArray(table, np.zeros((1, 2)), _COLUMNS)
+        self._add(series)
+        series.SetAndObserveTableNodeID(table.GetID())
+        series.SetXColumnName(_COLUMNS[0])
+        series.SetYColumnName(_COLUMNS[1])
+        chart.AddAndObservePlotSeriesNodeID(series.GetID())
         # A view node with an owner of its own is left alone by the application's layout.
         owner = scene.CreateNodeByClass("vtkMRMLScriptedModuleNode")
         owner.UnRegister(None)
@@ -97,6 +99,7 @@ class Curves:
         view.SetLayoutName("MAPSegCurves")
         view.SetLayoutLabel("MAPSeg")
         view.SetAndObserveParentLayoutNodeID(owner.GetID())
+        view.SetDoPropagatePlotChartSelection(False)  # of charts of other modules, shown in every view
         self._add(view)
         view.SetPlotChartNodeID(chart.GetID())
         if self._view is None:

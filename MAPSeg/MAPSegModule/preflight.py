@@ -11,7 +11,7 @@ from slicer.i18n import tr as _
 
 from MAPSegLib.levels import foreground_bounds, mr_levels
 
-from .images import transform_above
+from .images import has_voxels, transform_above
 from .models import ModelEntry
 
 FOREIGN = 1.6
@@ -52,9 +52,16 @@ class Preflight:
 
 def preflight(volumeNode, entry: ModelEntry) -> Preflight:
     """Look at a volume node. Takes some milliseconds: intensities are sampled, not read whole."""
+    try:
+        return _look(volumeNode, entry)
+    except Exception as error:  # of this volume: it keeps nobody from looking at the others
+        return _refused(_("It cannot be looked at: {reason}").format(reason=error))
+
+
+def _look(volumeNode, entry: ModelEntry) -> Preflight:
     problem = _unusable(volumeNode)
     if problem:
-        return Preflight((0, 0, 0), (0, 0, 0), "", False, "", 0.0, 0.0, problem, problem)
+        return _refused(problem)
     spacing = tuple(map(float, volumeNode.GetSpacing()))
     shape = volumeNode.GetImageData().GetDimensions()
     size = tuple(n * s for n, s in zip(shape, spacing, strict=True))
@@ -64,7 +71,7 @@ def preflight(volumeNode, entry: ModelEntry) -> Preflight:
     elif sample.min() == sample.max():
         problem = _("All of its voxels are alike.")
     if problem:
-        return Preflight(spacing, size, "", False, "", 0.0, 0.0, problem, problem)
+        return _refused(problem, spacing, size)
     modality = _modality(volumeNode, sample)
     wanted = entry.card["preprocessing"]
     foreign, working = _compare(sample, [s * step for s in spacing], modality, entry.card)
@@ -83,10 +90,14 @@ def preflight(volumeNode, entry: ModelEntry) -> Preflight:
     )
 
 
+def _refused(problem: str, spacing=(0, 0, 0), size=(0, 0, 0)) -> Preflight:
+    return Preflight(spacing, size, "", False, "", 0.0, 0.0, problem, problem)
+
+
 def _unusable(node) -> str:
-    image = node.GetImageData()
-    if image is None or not image.GetNumberOfPoints():
+    if not has_voxels(node):
         return _("It holds no voxels.")
+    image = node.GetImageData()
     if node.IsA("vtkMRMLLabelMapVolumeNode"):
         return _("It is a label map, not a scan.")
     if image.GetNumberOfScalarComponents() != 1:
@@ -177,5 +188,5 @@ def _summary(spacing, size, modality, foreign, wanted, memory, seconds) -> str:
         parts.append(_("but the model expects {modality}").format(modality=wanted.upper()))
     elif foreign:
         parts.append(_("intensities unlike the model's source"))
-    cost = _("about {memory:.1f} GB and {seconds:.0f} s on the CPU").format(memory=memory, seconds=seconds)
-    return ", ".join(parts) + "; " + cost
+    cost = _("segmenting takes about {seconds:.0f} s on the CPU, and {memory:.1f} GB")
+    return ", ".join(parts) + "; " + cost.format(memory=memory, seconds=seconds)

@@ -34,8 +34,8 @@ def as_text(item: Item) -> str:
         (_("Model"), item.model),
         (_("Result"), item.shown),
         (_("Verdict"), _plain_verdict(item)),
-        (_("Structure"), _("Volume, ml"), _("Confidence")),
-        *((row["structure"], *numbers(row)) for row in item.report.get("structures", [])),
+        (_("Label value"), _("Structure"), _("Volume, ml"), _("Confidence")),
+        *((_value(row), row["structure"], *numbers(row)) for row in item.report.get("structures", [])),
     ]
     return "\n".join("\t".join(line) for line in lines) + "\n"
 
@@ -44,7 +44,7 @@ def as_csv(items: Iterable[Item]) -> str:
     """The tables of the results shown of several volumes."""
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow([*_TOLD, "structure", "volume_ml", "confidence"])
+    writer.writerow([*_TOLD, "value", "structure", "volume_ml", "confidence"])
     for item in items:
         told = [
             item.present_name,
@@ -55,7 +55,8 @@ def as_csv(items: Iterable[Item]) -> str:
             _plain_verdict(item),
         ]
         for row in item.report.get("structures", []):
-            writer.writerow([*told, row["structure"], row["volume_ml"], row.get("confidence", "")])
+            measured = [row["volume_ml"], row.get("confidence", "")]
+            writer.writerow([*told, _value(row), row["structure"], *measured])
     return text.getvalue()
 
 
@@ -70,6 +71,11 @@ def numbers(row: dict[str, Any]) -> tuple[str, str]:
 def is_number(value: Any) -> bool:
     """Whether a report gives a value at all."""
     return isinstance(value, (int, float)) and not math.isnan(value)
+
+
+def _value(row: dict[str, Any]) -> str:
+    """Of a structure in label maps: without it, nobody could read one that was exported."""
+    return str(row.get("value", ""))
 
 
 def _plain_verdict(item: Item) -> str:
@@ -98,4 +104,4 @@ def _statements(item: Item) -> list[tuple[str, str, str]]:
     if item.edited:
         edited = _("The labels were edited since; these numbers are of the result before.")
         told.append((texts.WARNING, "!", edited))
-    return told
+    return told + [(texts.QUIET, "–", note) for note in result.get("notes", [])]

@@ -6,7 +6,6 @@ is left for the event loop is a few milliseconds per call of :meth:`Run.poll`.
 
 from __future__ import annotations
 
-import re
 import shutil
 import tempfile
 import time
@@ -20,7 +19,7 @@ from typing import Any
 import slicer
 from slicer.i18n import tr as _
 
-from . import images, scene
+from . import images, scene, workfiles
 from .item import CANCELLED, DONE, FAILED, RUNNING, WAITING, Item
 from .models import InputError, ModelEntry, add_model, find_entry
 from .parameters import Parameters
@@ -29,6 +28,8 @@ from .signal import Signal
 
 ADAPTING = ("search", "adapt")
 """Stages in which all volumes are adapted to; they can be ended with what they have reached."""
+_FOLDER = "MAPSeg"
+"""What the names of working folders begin with."""
 _MODEL_NAME = 24
 """Of a model's name, as many characters are in those of its segmentations."""
 
@@ -96,7 +97,9 @@ class Run:
             raise InputError(problem)
         entry = find_entry(self.parameters.model)
         try:
-            self._folder = Path(tempfile.mkdtemp(prefix="MAPSeg-", dir=slicer.app.temporaryPath))
+            workfiles.remove_abandoned(slicer.app.temporaryPath, _FOLDER)
+            prefix = f"{workfiles.own(_FOLDER)}-"
+            self._folder = Path(tempfile.mkdtemp(prefix=prefix, dir=slicer.app.temporaryPath))
         except OSError as error:
             told = _("{folder} cannot be written: {reason}.")
             raise InputError(told.format(folder=slicer.app.temporaryPath, reason=error.strerror)) from error
@@ -107,8 +110,7 @@ class Run:
         self.stage = "export"
         for index, item in enumerate(self.items):
             item.model, item.card = entry.name, entry.card
-            # Named as the volume: the worker's messages speak of the file. On Windows, readers take plain letters only.
-            name = re.sub(r"[^\w.-]+", "_", item.name, flags=re.ASCII).strip("._") or "volume"
+            name = workfiles.file_stem(item.name)  # as the volume: the worker's messages speak of the file
             name = f"{name}_{index + 1}" if len(self.items) > 1 else name
             item.file = str(self._folder / f"{name}.nrrd")
             volume = slicer.mrmlScene.GetNodeByID(item.volume_id)

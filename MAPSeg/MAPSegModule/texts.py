@@ -29,6 +29,11 @@ def duration(seconds: float) -> str:
     )
 
 
+def counted(number: int, one: str, many: str) -> str:
+    """``one`` or ``many`` of something, both with ``{n}`` in the place of the number."""
+    return (one if number == 1 else many).format(n=number)
+
+
 def measured(card: dict[str, Any]) -> list[tuple[str, float, int | None]]:
     """The Dice that was measured: name of the test set, mean, and number of scans where it is told."""
     found = []
@@ -44,7 +49,7 @@ def measured(card: dict[str, Any]) -> list[tuple[str, float, int | None]]:
 def _told_dice(card: dict[str, Any]) -> str:
     told = []
     for name, mean, scans in measured(card):
-        of = _(", {n} scans").format(n=scans) if scans else ""
+        of = ", " + counted(scans, _("{n} scan"), _("{n} scans")) if scans else ""
         told.append(f"{mean:.2f} ({name}{of})")
     return "; ".join(told) or _("none measured")
 
@@ -57,7 +62,7 @@ def modality(card: dict[str, Any]) -> str:
 def model_line(card: dict[str, Any]) -> str:
     """What a model does, in one short line: structures, modality, measured Dice, licence."""
     labels = card.get("labels", [])
-    count = _("1 structure") if len(labels) == 1 else _("{n} structures").format(n=len(labels))
+    count = counted(len(labels), _("{n} structure"), _("{n} structures"))
     # From the worst test set to the best: a mean would look poor for a model that was tried on more kinds of scans.
     scores = [mean for _name, mean, _scans in measured(card)]
     ends = dict.fromkeys(f"{end:.2f}" for end in (min(scores), max(scores))) if scores else ()
@@ -88,9 +93,9 @@ def model_details(card: dict[str, Any]) -> str:
 def _origin(card: dict[str, Any]) -> str:
     provenance = card.get("provenance", {})
     if provenance.get("adapted_from"):
-        return _("{n} scans without labels, starting from {model}").format(
-            n=provenance.get("scans", "?"), model=provenance["adapted_from"]
-        )
+        scans = counted(provenance.get("scans", "?"), _("{n} scan"), _("{n} scans"))
+        told = _("{scans} without labels, starting from {model}")
+        return told.format(scans=scans, model=provenance["adapted_from"])
     return str(provenance.get("data") or _("not stated"))
 
 

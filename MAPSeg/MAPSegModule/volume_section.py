@@ -273,7 +273,7 @@ class VolumeSection(slicer.util.VTKObservationMixin):
             text = texts.marked(texts.BAD, "✗", f"{node.GetName()}: {flight.problem}")
         else:
             text = f"{escape(node.GetName())}: {escape(flight.summary)}"
-            if flight.advice:
+            if flight.advice and not told:  # of one that was run, what to do before is no news
                 text += "<br>" + texts.marked(texts.WARNING, "!", flight.advice)
         self.ui.volumeHintLabel.text = text
         self.ui.volumeHintLabel.setVisible(bool(text))

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import slicer
 import slicer.util
+import vtk
 
 
 class Environment:
@@ -85,6 +86,14 @@ def install():
         setattr(slicer.modules, name, module)
     slicer.vtkMRMLSubjectHierarchyNode.ResolveSubjectHierarchy(scene)
     return scene
+
+
+def add_hollow(name: str):
+    """A volume whose image has dimensions and no values, as a file that was read by half leaves it."""
+    node, image = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", name), vtk.vtkImageData()
+    image.SetDimensions(20, 20, 20)
+    node.SetAndObserveImageData(image)
+    return node
 
 
 def offer_module_base_classes() -> None:

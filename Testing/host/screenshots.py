@@ -1,13 +1,18 @@
 """Pictures of the panel at work: ``python -m Testing.host.screenshots`` (about four minutes on two cores).
 
 They show real runs of the embedded model on the head that the nilearn package carries (``pip install '.[test]'``), and
-on the same head in a foreign contrast. The icon is drawn anew from its SVG file as well.
+on the same head in a foreign contrast. The icon is drawn anew from its SVG file as well. ``--output FOLDER`` leaves the
+pictures of the documentation as they are.
 """
 
 from __future__ import annotations
 
+import argparse
+import os
+import signal
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,15 +25,15 @@ WIDTH = 420
 class Stage:
     """The panel in an application with the head, and what is done to it."""
 
-    def __init__(self, dark: bool):
+    def __init__(self, folder: Path):
         from PySide6.QtTest import QTest
 
         from . import desktop, loadable, scene
 
-        self._wait, self._loadable = QTest.qWait, loadable
+        self._wait, self._loadable, self._folder = QTest.qWait, loadable, folder
         scene.install()
         desktop.install()
-        desktop.set_theme(dark)
+        desktop.set_theme(dark=False)
         import qt
 
         qt.QSettings().clear()
@@ -66,6 +71,12 @@ class Stage:
                 raise TimeoutError(self.panel.ui.statusLabel.text)
             self.pause(0.1)
 
+    def reach(self, condition: Callable[[], bool]) -> None:
+        """Let a run go on until something is so; it may not have ended by then."""
+        self.until(lambda: condition() or not self.panel.running)
+        if not self.panel.running:
+            raise RuntimeError(f"The run has ended too early: {self.panel.ui.statusLabel.text}")
+
     def picture(self, name: str) -> None:
         """The whole panel, as high as it needs to be."""
         self.area.widget().layout().activate()
@@ -73,9 +84,9 @@ class Stage:
         height = self.area.widget().heightForWidth(WIDTH)
         self.area.resize(WIDTH, max(height, self.area.widget().minimumSizeHint().height()) + 2)
         self.pause(0.3)
-        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-        self.area.grab().save(str(SCREENSHOTS / f"{name}.png"))
-        print(SCREENSHOTS / f"{name}.png")
+        path = self._folder / f"{name}.png"
+        self.area.grab().save(str(path))
+        print(path)
 
     def close(self) -> None:
         from . import pythonqt
@@ -85,7 +96,7 @@ class Stage:
         print(*pythonqt.problems, sep="\n", file=sys.stderr, end="")
 
 
-def draw_icon() -> None:
+def draw_icon(path: Path) -> None:
     """128 × 128 pixels from the SVG file."""
     from PySide6.QtCore import Qt
     from PySide6.QtGui import QImage, QPainter
@@ -96,17 +107,19 @@ def draw_icon() -> None:
     painter = QPainter(image)
     QSvgRenderer(str(ICON)).render(painter)
     painter.end()
-    image.save(str(ICON.with_suffix(".png")))
+    image.save(str(path))
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """All pictures: ready and running in light, finished in both, and a failure."""
+    folder = _folder(arguments)
     from MAPSegLib.demo import foreign_contrast, load_head
 
+    folder.mkdir(parents=True, exist_ok=True)
     head = load_head()[0]
     foreign = foreign_contrast(head)
-    stage = Stage(dark=False)
-    draw_icon()
+    stage = Stage(folder)
+    draw_icon(ICON.with_suffix(".png") if folder == SCREENSHOTS else folder / "icon.png")
     ui = stage.panel.ui
     stage.add("Head T1", head.array, head.affine)
     stage.add("Head, other contrast", foreign.array, foreign.affine)
@@ -119,7 +132,7 @@ def main() -> None:
     ui.uncertaintyCheckBox.checked = True
     ui.minutesSpinBox.value = 5
     ui.adaptButton.click()
-    stage.until(lambda: len(stage.panel.run.eta_history) > 12 or not stage.panel.running)
+    stage.reach(lambda: len(stage.panel.run.eta_history) > 12)
     stage.picture("running")
     ui.stopButton.click()
     stage.until(lambda: not stage.panel.running)
@@ -130,23 +143,31 @@ def main() -> None:
     stage.picture("dark")
     stage.close()
 
-    stage = Stage(dark=False)
+    stage = Stage(folder)
     ui = stage.panel.ui
     stage.add("Head T1", head.array, head.affine)
     ui.segmentButton.click()
-    stage.until(lambda: stage.panel.run._queue and stage.panel.run._queue.worker.pid)
-    stage.until(lambda: stage.panel.run.stage == "segment")
-    import os
-    import signal
-
+    stage.reach(lambda: stage.panel.run._queue and stage.panel.run._queue.worker.pid)
+    stage.reach(lambda: stage.panel.run.stage == "segment")
     os.kill(stage.panel.run._queue.worker.pid, signal.SIGKILL)
     stage.until(lambda: not stage.panel.running)
     stage.picture("error")
     stage.close()
 
 
-if __name__ == "__main__":
-    from . import desktop as _desktop
+def _folder(arguments: Sequence[str]) -> Path:
+    parser = argparse.ArgumentParser(
+        prog="python -m Testing.host.screenshots",
+        description="Take pictures of the panel at work; about four minutes on two cores.",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=SCREENSHOTS,
+        help="folder for the pictures, the icon among them; without it, those of the documentation are replaced",
+    )
+    return parser.parse_args(arguments).output
 
-    _desktop.install()
-    main()
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

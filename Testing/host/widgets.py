@@ -6,7 +6,7 @@ They have the properties and signals that the module uses and draw themselves pl
 from __future__ import annotations
 
 from PySide6.QtCore import Property, QEvent, QPointF, QRectF, QSize, Qt, Signal
-from PySide6.QtGui import QColor, QFontMetrics, QPainter, QPen
+from PySide6.QtGui import QColor, QFont, QFontMetrics, QPainter, QPen
 from PySide6.QtWidgets import (
     QFileDialog,
     QLineEdit,
@@ -220,10 +220,12 @@ class qMRMLPlotView(QWidget):
         self._node = node
         self.update()
 
+    def _chart(self):
+        return self._node.GetPlotChartNode() if self._node is not None and self._node.GetScene() else None
+
     def series(self) -> list[tuple[str, QColor, list[tuple[float, float]]]]:
         """Name, colour and points of every series of the chart."""
-        chart = self._node.GetPlotChartNode() if self._node is not None and self._node.GetScene() else None
-        found = []
+        chart, found = self._chart(), []
         for index in range(chart.GetNumberOfPlotSeriesNodes() if chart else 0):
             node = chart.GetNthPlotSeriesNode(index)
             table = node.GetTableNode().GetTable()
@@ -239,17 +241,23 @@ class qMRMLPlotView(QWidget):
         painter = QPainter(self)
         painter.setRenderHint(QPainter.Antialiasing)
         painter.fillRect(self.rect(), Qt.white)
-        series = self.series()
+        chart, series, font = self._chart(), self.series(), QFont(self.font())
+        if chart is None:
+            return
         points = [point for _, _, each in series for point in each]
         area = QRectF(self.rect()).adjusted(38, 20, -10, -20)
         painter.setPen(QPen(Qt.darkGray, 1))
         painter.drawRect(area)
+        font.setPixelSize(chart.GetAxisLabelFontSize())
+        painter.setFont(font)
         low, high = min([y for _, y in points] + [0.0]), max([y for _, y in points] + [0.1])
         low, high = low - 0.05 * (high - low), high + 0.05 * (high - low)
         right = max([x for x, _ in points] + [1.0])
         painter.drawText(QRectF(0, area.top() - 8, 34, 16), Qt.AlignRight, f"{high:.1f}")
         painter.drawText(QRectF(0, area.bottom() - 8, 34, 16), Qt.AlignRight, f"{low:.1f}")
         painter.drawText(QRectF(area.right() - 60, area.bottom() + 2, 60, 16), Qt.AlignRight, f"{right:.0f}")
+        font.setPixelSize(chart.GetLegendFontSize())
+        painter.setFont(font)
         left = area.left() + 4
         for name, color, each in series:
             painter.setPen(QPen(color, 2))

@@ -50,8 +50,8 @@ def test_checks_and_states_do_not_pass_to_another_scene(screen, tmp_path):
     assert screen.panel.volumes.checked_nodes() == []
 
 
-def test_curves_leave_with_their_scene(screen):
-    screen.panel.curves.show([(1, 0.1), (2, 0.2)], [(1, 3.0), (2, 2.0)])
+def test_the_curve_leaves_with_its_scene(screen):
+    screen.panel.curves.show([(1, 0.1), (2, 0.2)])
     assert not screen.ui.plotFrame._real.isHidden()
     slicer.mrmlScene.Clear(False)
     assert screen.ui.plotFrame._real.isHidden()
@@ -61,17 +61,39 @@ KINDS = ("vtkMRMLPlotChartNode", "vtkMRMLPlotSeriesNode", "vtkMRMLTableNode", "v
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_curves_are_drawn_anew_where_users_delete_a_part_of_them(screen, kind):
+def test_the_curve_is_drawn_anew_where_users_delete_a_part_of_it(screen, kind):
     curves = screen.panel.curves
-    curves.show([(1, 0.1), (2, 0.2)], [(1, 3.0), (2, 2.0)])
+    curves.show([(1, 0.1), (2, 0.2)])
     before = {kind: slicer.util.getNodesByClass(kind) for kind in KINDS}
     assert all(node.GetHideFromEditors() for kind in KINDS[:3] for node in before[kind])
     slicer.mrmlScene.RemoveNode(before[kind][0])
-    curves.show([(1, 0.1), (2, 0.2), (3, 0.3)], [(1, 3.0), (2, 2.0), (3, 1.0)])
+    curves.show([(1, 0.1), (2, 0.2), (3, 0.3)])
     after = {kind: slicer.util.getNodesByClass(kind) for kind in KINDS}
     assert {kind: len(nodes) for kind, nodes in after.items()} == {kind: len(before[kind]) for kind in KINDS}
     (view,) = [each for each in screen.ui.plotFrame.children() if hasattr(each, "setMRMLPlotViewNode")]
-    assert [len(points) for _name, _color, points in view._real.series()] == [3, 3]
+    assert [len(points) for _name, _color, points in view._real.series()] == [3]
     assert not screen.ui.plotFrame._real.isHidden()
     curves.clear()
     assert not any(slicer.util.getNodesByClass(kind) for kind in KINDS)
+
+
+def test_the_curve_can_be_read_in_a_view_as_small_as_the_panels(screen):
+    """The application's sizes are 12 to 16, and its font has no Greek letters: they would be boxes."""
+    screen.panel.curves.show([(1, 0.1), (2, 0.2)])
+    (chart,) = slicer.util.getNodesByClass("vtkMRMLPlotChartNode")
+    sizes = (chart.GetLegendFontSize(), chart.GetAxisTitleFontSize(), chart.GetAxisLabelFontSize())
+    assert sizes == (9, 9, 8)
+    (series,) = slicer.util.getNodesByClass("vtkMRMLPlotSeriesNode")
+    assert series.GetName() == "share of sure voxels"
+
+
+def test_the_chart_of_another_module_takes_no_place_in_the_panel(screen):
+    """The application shows the chart that was chosen last in every view that takes it."""
+    screen.panel.curves.show([(1, 0.1), (2, 0.2)])
+    (view,) = slicer.util.getNodesByClass("vtkMRMLPlotViewNode")
+    (own,) = slicer.util.getNodesByClass("vtkMRMLPlotChartNode")
+    other = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLPlotChartNode", "other")
+    logic = slicer.app.applicationLogic()
+    logic.GetSelectionNode().SetActivePlotChartID(other.GetID())
+    logic.PropagatePlotChartSelection()
+    assert view.GetPlotChartNodeID() == own.GetID()

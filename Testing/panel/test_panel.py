@@ -27,6 +27,7 @@ def models_shown(screen):
 
 def test_research_use_is_in_sight(screen):
     assert screen.ui.researchLabel._real.isVisible()
+    assert screen.ui.researchLabel.enabled  # what is not has too little contrast
     assert "not for clinical use" in screen.ui.researchLabel.text
 
 
@@ -305,6 +306,7 @@ def test_source_scans_are_chosen(screen):
     screen.ui.optionsSection.collapsed = False
     dialogs.expect("getExistingDirectory", "/source")
     screen.click("sourceFolderButton")
+    assert dialogs.asked[-1][1][1] == "Folder of source scans"
     assert screen.panel.parameters(adapt=True).source_folder == "/source"
 
 
@@ -327,7 +329,8 @@ def test_results_are_copied_exported_and_shown_in_3d(finished, tmp_path):
     assert lines[:3] == [["Volume", "scan/1"], ["Model", "ball"], ["Result", "source"]]
     [name, verdict] = lines[3]
     assert name == "Verdict" and finished.panel.results.item.result["reason"] in verdict
-    assert lines[4] == ["Structure", "Volume, ml", "Confidence"] and lines[5:] == finished.rows()
+    assert lines[4] == ["Label value", "Structure", "Volume, ml", "Confidence"]
+    assert lines[5:] == [[value, *row] for value, row in zip("12", finished.rows(), strict=True)]
 
     table = tmp_path / "table.csv"
     dialogs.expect("save", str(table))
@@ -335,6 +338,7 @@ def test_results_are_copied_exported_and_shown_in_3d(finished, tmp_path):
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["structure"] for row in rows] == [row[0] for row in finished.rows()]
+    assert [row["value"] for row in rows] == ["1", "2"]
     assert {(row["volume"], row["model"], row["result"]) for row in rows} == {("scan/1", "ball", "source")}
     assert {row["verdict"] for row in rows} == {verdict}
 

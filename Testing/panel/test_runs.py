@@ -48,7 +48,7 @@ def adapt(screen, seconds=60.0):
     screen.click("adaptButton")
 
 
-def test_adapting_shows_previews_and_curves_and_keeps_the_best(screen, home):
+def test_adapting_shows_previews_and_a_curve_and_keeps_the_best(screen, home):
     import qt
     import slicer
 
@@ -62,8 +62,8 @@ def test_adapting_shows_previews_and_curves_and_keeps_the_best(screen, home):
     screen.wait(lambda: len(screen.panel.run.eta_history) > 3)
     assert screen.ui.plotFrame.visible
     (view,) = [w for w in screen.ui.plotFrame.children() if hasattr(w, "setMRMLPlotViewNode")]
-    drawn = {name: points for name, _color, points in view._real.series()}
-    assert [len(points) > 2 for points in drawn.values()] == [True, True]
+    [(name, _color, points)] = view._real.series()
+    assert name.isascii() and len(points) > 2
     assert screen.ui.stopButton.visible and "Adapting, step" in screen.ui.stageLabel.text
     screen.click("stopButton")
     for on in (False, True):

@@ -205,7 +205,7 @@ def test_a_batch_continues_where_it_was(inputs, tmp_path, arguments, capfd):
     (output / "head_2.seg.nrrd").unlink()
     capfd.readouterr()
     assert host.run_script([*arguments, *two]) == 0
-    assert "2 scans, 1 of them done before." in capfd.readouterr().out
+    assert "2 scans, 1 done before." in capfd.readouterr().out
     after = {name: (output / name).stat().st_mtime_ns for name in before}
     assert {name for name in before if before[name] != after[name]} == {
         "head_2.seg.nrrd",
@@ -213,10 +213,10 @@ def test_a_batch_continues_where_it_was(inputs, tmp_path, arguments, capfd):
     }
     os.utime(inputs / "head.nii.gz")
     assert host.run_script([*arguments, *two]) == 0
-    assert "2 scans, 1 of them done before." in capfd.readouterr().out
+    assert "2 scans, 1 done before." in capfd.readouterr().out
     for further in (["--uncertainty"], ["--uncertainty", "--overwrite"]):
         assert host.run_script([*arguments, *two, *further]) == 0
-        assert "2 scans, 0 of them done before." in capfd.readouterr().out
+        assert "2 scans, 0 done before." in capfd.readouterr().out
 
 
 def test_a_batch_does_cases_again_whose_scan_or_model_is_another(inputs, tmp_path, arguments, model, capfd):
@@ -232,7 +232,7 @@ def test_a_batch_does_cases_again_whose_scan_or_model_is_another(inputs, tmp_pat
         (elsewhere, ["--model", str(other)], 0),
     ):
         assert host.run_script([*arguments, "--input", str(scan), *further]) == 0
-        assert f"1 scans, {done} of them done before." in capfd.readouterr().out
+        assert f"1 scan, {done} done before." in capfd.readouterr().out
     report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     assert [one["file"] for one in report["scans"]] == [str(elsewhere)]
 

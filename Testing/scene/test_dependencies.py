@@ -26,7 +26,12 @@ def installed(scene, monkeypatch):
         versions.update({each.split(">=")[0]: "99.0" for each in requirements})
 
     packaging = types.ModuleType("slicer.packaging")
-    packaging.pip_ensure = lambda wanted, constraints, requester: install(requester, wanted, constraints)
+
+    def pip_ensure(wanted, constraints, prompt_install, requester):
+        assert not prompt_install  # it was asked before
+        install(requester, wanted, constraints)
+
+    packaging.pip_ensure = pip_ensure
     torch = types.ModuleType("PyTorchUtils")
 
     class PyTorchUtilsLogic:
@@ -42,6 +47,7 @@ def installed(scene, monkeypatch):
     monkeypatch.setattr(slicer, "packaging", packaging, raising=False)
     monkeypatch.setitem(sys.modules, "PyTorchUtils", torch)
     monkeypatch.setattr(slicer.util, "settingsValue", lambda key, default: default)
+    monkeypatch.setattr(slicer.util, "confirmOkCancelDisplay", lambda text: True)
     monkeypatch.setattr(
         slicer.util,
         "pip_install",
@@ -110,21 +116,19 @@ def test_declining_installs_nothing(installed, monkeypatch):
     monkeypatch.setattr(installed.torch.PyTorchUtilsLogic, "installTorch", lambda self, **_: None)
     assert dependencies.ensure() is False and installed.calls == []
     installed.versions["torch"] = "2.10"
-
-    def decline(*_, **__):
-        raise RuntimeError("User declined package installation")
-
-    monkeypatch.setattr(installed.packaging, "pip_ensure", decline)
-    assert dependencies.ensure() is False
+    asked = []
+    monkeypatch.setattr(slicer.util, "confirmOkCancelDisplay", lambda text: asked.append(text) or False)
+    assert dependencies.ensure() is False and installed.calls == []
+    assert len(asked) == 1 and all(name in asked[0] for name in dependencies.requirements())
 
 
 def test_failures_are_raised(installed, monkeypatch):
     def fail(*_, **__):
-        raise RuntimeError("no route to host")
+        raise RuntimeError("the server declined")
 
     installed.versions["torch"] = "2.10"
     monkeypatch.setattr(installed.packaging, "pip_ensure", fail)
-    with pytest.raises(RuntimeError, match="no route"):
+    with pytest.raises(RuntimeError, match="the server declined"):
         dependencies.ensure()
     monkeypatch.setattr(installed.packaging, "pip_ensure", lambda *_, **__: None)
     with pytest.raises(RuntimeError, match="still missing: .*nibabel"):
@@ -153,7 +157,7 @@ def test_the_device_is_tried_in_a_process_of_its_own(scene):
     dependencies.try_devices.cache_clear()
     told = dependencies.describe_device("auto")
     assert "CPU, " in told or "tried and working" in told
-    assert dependencies.describe_device("cpu").endswith("threads, as chosen.")
+    assert dependencies.describe_device("cpu").endswith(", as chosen.")
 
 
 @pytest.mark.parametrize(
@@ -167,6 +171,7 @@ def test_the_device_is_tried_in_a_process_of_its_own(scene):
         ("cuda", {"kind": "cuda", "gpu": "Some GPU", "works": True}, "Some GPU, tried and working."),
         ("auto", {"kind": "mps", "gpu": "Apple GPU", "works": True}, "Apple GPU, tried and working."),
         ("auto", {"why": "no driver"}, "CPU, 8 threads: no driver."),
+        ("auto", {"threads": 1, "why": "no driver"}, "CPU, 1 thread: no driver."),
         ("cpu", {"kind": "cuda", "gpu": "Some GPU", "works": True}, "CPU, 8 threads, as chosen."),
     ],
 )

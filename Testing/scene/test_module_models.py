@@ -72,3 +72,12 @@ def test_files_that_cannot_segment_are_not_offered(model):
             models.find_entry(folder / f"{name}.safetensors")
         with pytest.raises(InputError, match=told):
             models.add_model(folder / f"{name}.safetensors", "other")
+
+
+def test_of_one_scan_there_is_no_plural():
+    scores = {"a": {"dice": 0.9, "scans": 1}}
+    for scans, told in ((1, "1 scan without labels, starting from brain"), (2, "2 scans without labels")):
+        card = {"labels": [{"name": "x"}], "provenance": {"adapted_from": "brain", "scans": scans}}
+        assert told in texts.model_details(card | {"scores": scores})
+        assert "0.90 (a, 1 scan)" in texts.model_details(card | {"scores": scores})
+        assert texts.model_line(card).startswith("1 structure ")

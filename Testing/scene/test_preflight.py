@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 import slicer
+from MAPSegModule import images
 from MAPSegModule import preflight as preflights
 from MAPSegModule.models import ModelEntry, find_entry
 from MAPSegModule.preflight import preflight
+
+from Testing.host.scene import add_hollow
 
 from .conftest import add_ball, add_volume, matrix_of, oblique
 
@@ -57,6 +60,19 @@ def test_nodes_that_are_no_scans(entry):
     colours = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLVectorVolumeNode")
     slicer.util.updateVolumeFromArray(colours, np.ones((5, 5, 5, 3), np.uint8))
     assert "colour" in preflight(colours, entry).problem
+
+
+def test_an_image_that_has_a_size_and_no_values_holds_no_voxels(entry):
+    hollow = add_hollow("hollow")
+    assert preflight(hollow, entry).problem == "It holds no voxels."
+    with pytest.raises(ValueError, match="hollow holds no voxels"):
+        images.Snapshot.of(hollow)
+
+
+def test_whatever_a_look_at_a_volume_raises_is_its_own_problem(entry, monkeypatch):
+    monkeypatch.setattr(preflights, "_modality", lambda *_: 1 / 0)
+    told = preflight(add_ball(), entry)
+    assert told.problem == told.summary == "It cannot be looked at: division by zero"
 
 
 def test_another_modality_is_foreign(entry, rng):

@@ -123,7 +123,7 @@ def test_only_the_panels_files_know_qt():
         "preflight",
         "console",
     }
-    plain |= {"dependencies", "batch", "cases", "selftest", "samples"}
+    plain |= {"dependencies", "batch", "cases", "selftest", "samples", "workfiles"}
     assert not known & plain
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +64,20 @@ class Labels:
     """Those that occur, in order; 0 is left out."""
     affine: np.ndarray | None = None
     """Of the whole map, as its file says: (i, j, k) to RAS mm."""
+    sums: dict[int, int] = field(default_factory=dict)
+    """By value: see :func:`voxel_sums`."""
+
+    def lies_on(self, affine: np.ndarray) -> bool:
+        """Whether the map's corners lie where those of such a grid do, to a quarter of a voxel.
+
+        Slicer turns left-handed grids right-handed as it loads files, by reversing the slices. A map that was made from
+        such a file, not from the volume node, has its voxels in another order: it would be shown mirrored.
+        """
+        if self.affine is None:
+            return True
+        corners = np.array(list(itertools.product(*((0, n - 1) for n in reversed(self.shape)))))
+        here, there = (corners @ each[:3, :3].T + each[:3, 3] for each in (self.affine, affine))
+        return bool(np.abs(here - there).max() < 0.25 * spacing_of(affine).min())
 
 
 def read_array(path: str | Path) -> np.ndarray:
@@ -92,12 +108,24 @@ def cut_labels(array: np.ndarray, affine: np.ndarray | None = None) -> Labels:
         return Labels(array[:0, :0, :0], (0, 0, 0), array.shape, (), affine)
     ranges = [(int(line.argmax()), len(line) - int(line[::-1].argmax())) for line in lines]
     box = np.ascontiguousarray(array[tuple(slice(*r) for r in ranges)])
-    counts = np.zeros(65536, np.int64)
-    for plane in box:  # a plane at a time: bincount wants 8 bytes a voxel
-        found = np.bincount(plane.ravel())
-        counts[: len(found)] += found
-    values = tuple(int(value) for value in counts.nonzero()[0] if value)
-    return Labels(box, tuple(r[0] for r in ranges), array.shape, values, affine)
+    start = tuple(r[0] for r in ranges)
+    sums = voxel_sums(box, start)
+    return Labels(box, start, array.shape, tuple(sums), affine, sums)
+
+
+def voxel_sums(array: np.ndarray, start: Sequence[int] = (0, 0, 0)) -> dict[int, int]:
+    """Of every value but 0 in a label map (k, j, i), a sum over the places of its voxels, to tell changes by.
+
+    Args:
+        start: of the array in the whole map, (k, j, i): which box of the map it is makes no difference.
+    """
+    j, i = (first + np.arange(count) for first, count in zip(start[1:], array.shape[1:], strict=True))
+    weights = ((73_856_093 * j[:, None] + 19_349_663 * i + j[:, None] * i) % 65_521 + 1.0).ravel()
+    sums = np.zeros(65536, np.int64)
+    for k, plane in enumerate(array, start[0]):  # a plane at a time: bincount wants 16 bytes a voxel
+        found = np.bincount(plane.ravel(), weights)
+        sums[: len(found)] += (7_919 * k + 1) * found.astype(np.int64)
+    return {int(value): int(sums[value]) for value in sums.nonzero()[0] if value}
 
 
 def has_voxels(node) -> bool:
@@ -117,6 +145,11 @@ def affine_of(node) -> np.ndarray:
     return slicer.util.arrayFromVTKMatrix(matrix)
 
 
+def spacing_of(affine: np.ndarray) -> np.ndarray:
+    """Of a grid, in mm."""
+    return np.linalg.norm(affine[:3, :3], axis=0)
+
+
 def transform_above(node) -> np.ndarray | None:
     """Of all transforms above a node, (4, 4) in RAS mm; None where one of them is not linear."""
     import slicer
@@ -132,5 +165,5 @@ def transform_above(node) -> np.ndarray | None:
 
 def is_sheared(affine: np.ndarray) -> bool:
     """Whether axes are not at right angles: Slicer would set them upright, and what lies on them beside the scan."""
-    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    axes = affine[:3, :3] / spacing_of(affine)
     return bool(np.abs(axes.T @ axes - np.eye(3)).max() > 1e-3)

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import slicer
 from slicer.i18n import tr as _
 
-from . import scene
+from . import images, scene
 from .models import InputError
 
 WAITING, RUNNING, DONE, FAILED, CANCELLED = "waiting", "running", "done", "failed", "cancelled"
@@ -36,6 +37,14 @@ class Item:
     file: str = ""
     label_state: tuple = ()
     """Of the segmentation's label maps when they were last put in, to tell edits by."""
+    label_sums: dict[int, int] = field(default_factory=dict, repr=False)
+    """Of the label map that was put in: a changed state is no edit as long as its voxels are there."""
+    edited_state: tuple = ()
+    """The last state whose voxels were found to be others, so as not to look at them again."""
+    preview_name: str = ""
+    """Of the segmentation node, until the result is there."""
+    affine: np.ndarray | None = field(default=None, repr=False)
+    """Of the volume when it was handed over: its label maps lie on that grid, wherever it is by now."""
     voxel_state: int = 0
     """Of the volume's voxels when they were handed over, later when the result came, to tell changes by."""
 
@@ -68,7 +77,14 @@ class Item:
     def edited(self) -> bool:
         """Whether somebody changed the labels since they were put in."""
         segmentation = slicer.mrmlScene.GetNodeByID(self.segmentation_id)
-        return segmentation is not None and scene.label_state(segmentation) != self.label_state
+        if segmentation is None:
+            return False
+        state = scene.label_state(segmentation)
+        if state not in (self.label_state, self.edited_state):
+            # A segment that users add shares the label map, and files are written with layers merged.
+            same = scene.label_sums(segmentation) == self.label_sums
+            self.label_state, self.edited_state = (state, ()) if same else (self.label_state, state)
+        return state != self.label_state
 
     @property
     def worked_on(self) -> bool:
@@ -83,6 +99,14 @@ class Item:
         return volume is not None and scene.voxel_state(volume) != self.voxel_state
 
     @property
+    def resized(self) -> bool:
+        """Whether the volume's voxels have another size by now."""
+        volume = slicer.mrmlScene.GetNodeByID(self.volume_id)
+        if volume is None or self.affine is None:
+            return False
+        return not np.allclose(volume.GetSpacing(), images.spacing_of(self.affine), rtol=0.01)
+
+    @property
     def apart(self) -> bool:
         """Whether volume and segmentation lie under different transforms: one of them was moved alone."""
         nodes = [slicer.mrmlScene.GetNodeByID(each) for each in (self.volume_id, self.segmentation_id)]
@@ -94,7 +118,7 @@ class Item:
         Edits of the result shown are lost: see ``edited``.
 
         Raises:
-            InputError: there is no such result, volume or segmentation left the scene, or the volume has another grid.
+            InputError: there is no such result, volume or segmentation left the scene, or the volume was resampled.
         """
         volume, segmentation = map(slicer.mrmlScene.GetNodeByID, (self.volume_id, self.segmentation_id))
         if which not in self.files or volume is None or segmentation is None:
@@ -102,12 +126,34 @@ class Item:
             raise InputError(told.format(which=which, name=self.name))
         if which != self.shown:
             try:
-                scene.replace_labels(segmentation, self.files[which], volume, self.card, surfaces=True)
+                self.put(images.read_labels(self.files[which]), volume, surfaces=True)
             except ValueError as error:
-                told = _("{name} was moved or resampled since: only the result shown fits it as it was.")
+                told = _("{name} was resampled since: only the result shown fits it as it was.")
                 raise InputError(told.format(name=self.present_name)) from error
-            self.shown, self.label_state = which, scene.label_state(segmentation)
+            self.shown = which
             self.describe()
+
+    def put(
+        self, labels: images.Labels, volume, name: str = "", preview: bool = False, surfaces: bool = False
+    ) -> None:
+        """Put a label map into the segmentation, or into a new one of that name; see :func:`.scene.replace_labels`.
+
+        Raises:
+            ValueError: the label map is not on the volume's grid.
+        """
+        grid = None if self.volume_changed else self.affine  # other voxels may be those of a resampled volume
+        node = slicer.mrmlScene.GetNodeByID(self.segmentation_id) if self.segmentation_id else None
+        unique = slicer.mrmlScene.GenerateUniqueName
+        if node is None:
+            node = scene.load_labels(
+                labels, volume, self.card, unique(f"{name} (preview)" if preview else name), grid
+            )
+            self.segmentation_id, self.preview_name = node.GetID(), node.GetName() if preview else ""
+        else:
+            scene.replace_labels(node, labels, volume, self.card, surfaces, grid, carry=not self.edited)
+        if not preview and node.GetName() == self.preview_name:
+            node.SetName(unique(name))
+        self.label_state, self.label_sums = scene.label_state(node), labels.sums
 
     def save_labels(self, path: str | Path) -> None:
         """Write the segmentation in the format that the file's name asks for: :func:`.scene.export_segmentation`.
@@ -116,12 +162,7 @@ class Item:
             OSError: it cannot be written so.
         """
         segmentation, volume = map(slicer.mrmlScene.GetNodeByID, (self.segmentation_id, self.volume_id))
-        edited = self.edited
-        try:
-            scene.export_segmentation(segmentation, volume, path)
-        finally:
-            if not edited:
-                self.label_state = scene.label_state(segmentation)  # writing may have merged the layers
+        scene.export_segmentation(segmentation, volume, path)
 
     def describe(self) -> None:
         """Say on the segmentation node what it holds, so that a saved scene tells it, too."""

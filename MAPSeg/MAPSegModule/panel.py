@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 
@@ -67,6 +68,7 @@ class Panel:
 
         self.models.changed.connect(self._model_changed)
         self.volumes.changed.connect(self._update)
+        self.volumes.changed.connect(self.results.judge)
         self.results.model_saved.connect(self.models.refresh)
         self.volumes.addObserver(slicer.mrmlScene, slicer.mrmlScene.NodeRemovedEvent, self._node_left)
         self.volumes.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self._scene_closed)
@@ -101,15 +103,19 @@ class Panel:
         self.results.exit()
 
     def cleanup(self) -> None:
-        """End everything: the panel is about to go. Results stay in the scene."""
-        for timer in (self._timer, self._device_timer):
-            timer.stop()
+        """End everything: the panel is about to go, and Qt may have taken its widgets. Results stay in the scene."""
+        steps = [self._timer.stop, self._device_timer.stop]
         if self.run is not None:
-            self.run.clean()
-        self.results.close()
-        self.models.close()
-        self.volumes.close()
-        self.curves.clear()
+            self.run.changed.disconnect(self._show_progress)
+            self.run.item_changed.disconnect(self._show_item)
+            self.run.finished.disconnect(self._finished)
+            steps.append(self.run.clean)
+        steps += [self.results.close, self.models.close, self.volumes.close, self.curves.clear]
+        for step in steps:
+            try:
+                step()
+            except Exception:  # the others are to end all the same
+                logging.getLogger(__name__).info("while the panel was closed", exc_info=True)
 
     # What would be run
 
@@ -215,11 +221,14 @@ class Panel:
     def _may_discard(self) -> bool:
         """Ask, where an adaptation has gone on for a while; it may end while the question stands."""
         run = self.run
-        if run.stage not in runs.ADAPTING or time.monotonic() - self._started < LONG:
+        if not run.parameters.adapt or time.monotonic() - self._started < LONG:
             return True
-        question = _(
-            "Discard what the adaptation has reached? ‘Stop and keep the best’ would go on to the results."
-        )
+        question = _("Discard what the adaptation has reached?")
+        if run.stage in runs.ADAPTING:
+            told = _("‘Stop and keep the best’ would go on to the results.")
+        else:
+            told = _("Left to itself, it goes on to the results.")
+        question = f"{question} {told}"
         return slicer.util.confirmOkCancelDisplay(question) and self.running and self.run is run
 
     def start(self, adapt: bool) -> None:
@@ -266,6 +275,13 @@ class Panel:
         self._update()
         self._show_progress()
 
+    def _offer_stop(self) -> None:
+        """Beside *Cancel* to the end of an adaptation: where it went, *Cancel* would take its place under the mouse."""
+        adapting = self.running and self.run.parameters.adapt
+        now = adapting and self.run.stage in runs.ADAPTING and not (self._cancelling or self._stopping)
+        self.ui.stopButton.setVisible(adapting)
+        self.ui.stopButton.enabled = now
+
     def _poll(self) -> None:
         if not self.run.poll():
             self._timer.stop()
@@ -293,7 +309,7 @@ class Panel:
         if not self._cancelling:
             stopping = self._stopping and run.stage in runs.ADAPTING
             ui.stageLabel.text = _("Stopping after this step…") if stopping else _stage(run)
-        ui.stopButton.setVisible(self.running and run.stage in runs.ADAPTING)
+        self._offer_stop()
         if not run.cancelled:  # the scene that the curve is drawn in may have closed
             self.curves.show(run.eta_history)
 
@@ -354,9 +370,7 @@ class Panel:
             end = _("End now. What is complete stays.")
             button.toolTip = end if running else problem or tip
             button.enabled = not (self._cancelling if running else problem)
-        if not running:
-            ui.stopButton.setVisible(False)
-        ui.stopButton.enabled = running and not (self._cancelling or self._stopping)
+        self._offer_stop()
         if self._cancelling and running:
             ui.stageLabel.text = _("Cancelling…")
         ui.progressFrame.setVisible(running)

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
 import qt
 import slicer
 from slicer.i18n import tr as _
 
-from . import result_texts, scene, texts
+from . import overlay, result_table, result_texts, texts
 from . import run as runs
-from .result_texts import is_kept, is_number, numbers
+from .result_texts import is_kept
 from .signal import Signal
 
-_COLOR, _STRUCTURE, _VOLUME, _CONFIDENCE = range(4)
-_DOUBTFUL = 0.7
-"""A confidence below this is marked."""
 _LABEL_FILES = {
     ".seg.nrrd": "Segmentation",
     ".nii.gz": "NIfTI label map",
@@ -43,17 +39,15 @@ class ResultSection:
         self._to_show: runs.Item | None = None
         self._to_hide: set[runs.Item] = set()
         """What is left to be arranged when the module is shown: until then the views are another module's."""
-        table = ui.resultTable
-        table.setColumnCount(4)
-        table.setHorizontalHeaderLabels(_header(_("Structure")))
-        header = table.horizontalHeader()
-        for column in (_COLOR, _VOLUME, _CONFIDENCE):
-            header.setSectionResizeMode(column, qt.QHeaderView.ResizeToContents)
-        header.setSectionResizeMode(_STRUCTURE, qt.QHeaderView.Stretch)
-        header.setHighlightSections(False)
-        table.verticalHeader().setVisible(False)
-        table.verticalHeader().setDefaultSectionSize(22)
-        ui.resultComboBox.connect("currentIndexChanged(int)", self._choose)
+        self._preview: runs.Item | None = None
+        """What is in the slices in the place of the result that verdict and table are of."""
+        self._previews: list[runs.Item] = []
+        """The volumes of the run that goes on whose previews there are."""
+        self._passed_over = False
+        """Whether the user has left these for a result."""
+        result_table.prepare(ui.resultTable)
+        for signal in ("currentIndexChanged(int)", "activated(int)"):  # also the one that is chosen again
+            ui.resultComboBox.connect(signal, self._pick)
         ui.sourceButton.connect("clicked()", lambda: self._show_side("source"))
         ui.adaptedButton.connect("clicked()", lambda: self._show_side("adapted"))
         ui.overlayCheckBox.connect("toggled(bool)", self._overlay)
@@ -84,7 +78,7 @@ class ResultSection:
         self._entered = True
         for index, title in enumerate(self._titles()):
             self.ui.resultComboBox.setItemText(index, title)
-        self._judge()
+        self.judge()
         self._arrange()
 
     def exit(self) -> None:
@@ -93,6 +87,7 @@ class ResultSection:
 
     def refresh(self) -> None:
         """Show what has become known of the result by the end of its run."""
+        self._previews, self._passed_over = [], False
         self._let_go()
         self._choose()
 
@@ -102,6 +97,9 @@ class ResultSection:
         self._to_hide = {item for item in self._to_hide if node(item.segmentation_id) is not None}
         if self._to_show is not None and node(self._to_show.segmentation_id) is None:
             self._to_show = None
+        self._previews = [item for item in self._previews if node(item.segmentation_id) is not None]
+        if self._preview not in self._previews:
+            self._preview = None
         if self._overlaid is not None and node(self._overlaid.uncertainty_id) is None:
             self._overlaid = None
         kept = {
@@ -117,21 +115,45 @@ class ResultSection:
 
     def close(self) -> None:
         """Delete the working files of all runs."""
-        self._results = {}
-        self._let_go()
+        for run in self._runs:
+            run.clean()
+        self._results, self._runs = {}, []
 
     def _let_go(self) -> None:
-        """Delete the working files of runs that no result needs any more."""
+        """Delete the working files of runs that no result needs any more; the last adapted model can still be saved."""
         needed = [run for _item, run in self._results.values()]
+        for run in needed:
+            if run not in self._runs:
+                self._runs.append(run)
+        needed.append(self._last_adapted)
         for run in self._runs:
             if run not in needed and not run.running:
                 run.clean()
         self._runs = [run for run in self._runs if run in needed or run.running]
-        self._runs += [run for run in needed if run not in self._runs]
+
+    @property
+    def _last_adapted(self) -> runs.Run | None:
+        return next((run for run in reversed(self._runs) if run.has_model), None)
+
+    @property
+    def _savable(self) -> tuple[runs.Item, runs.Run] | None:
+        """Whose model can be saved: that of the result shown, or the last one if it has lost its results."""
+        pair, last = self._pair, self._last_adapted
+        if pair is not None and pair[1].has_model:
+            return pair
+        lost = last is not None and all(run is not last for _item, run in self._results.values())
+        return (last.items[0], last) if lost else None
 
     def show_previews(self, run: runs.Run, item: runs.Item) -> None:
-        """Show one volume of a run in the slices, and only its labels."""
-        self._show_nodes(item, run.items)
+        """Show one volume of a run in the slices, and only its labels, unless the user has left them for a result."""
+        self._previews = [each for each in run.items if each.segmentation_id]
+        if self._passed_over and self.item is not None:
+            self._to_hide.update(self._previews)
+            self._arrange()
+        else:
+            self._preview = item
+            self._show_nodes(item)
+            self.judge()
 
     def _fill(self, segmentation_id: str) -> None:
         box = self.ui.resultComboBox
@@ -142,67 +164,67 @@ class ResultSection:
         known = list(self._results)
         box.setCurrentIndex(known.index(segmentation_id) if segmentation_id in known else 0)
         box.blockSignals(False)
-        self.ui.resultSection.enabled = bool(self._results)
-        self.ui.resultSection.collapsed = not self._results
+        there = bool(self._results) or self._savable is not None
+        self.ui.resultSection.enabled = there
+        self.ui.resultSection.collapsed = not there
         self._choose()
 
     def _titles(self) -> list[str]:
         """What the list of results says of each; the second one of a volume and a model has a number."""
-        plain = [_title(item) for item, _run in self._results.values()]
+        plain = [result_texts.title(item) for item, _run in self._results.values()]
         numbers = [plain[: index + 1].count(title) for index, title in enumerate(plain)]
         return [title if n == 1 else f"{title} ({n})" for title, n in zip(plain, numbers, strict=True)]
 
-    def _choose(self, _index: int = 0) -> None:
-        pair = self._pair
+    def _pick(self, _index: int = 0) -> None:
+        """The user wants to see a result: previews that go on leave it in view."""
+        self._passed_over = bool(self._previews)
+        self._choose()
+
+    def _choose(self) -> None:
+        pair, ui = self._pair, self.ui
+        self._preview = None
+        for widget in (
+            ui.resultComboBox,
+            ui.adaptedButton,
+            ui.sourceButton,
+            ui.exportSegmentationButton,
+            ui.copyTableButton,
+            ui.exportTableButton,
+        ):
+            widget.enabled = pair is not None
+        ui.overlayCheckBox.enabled = pair is not None and bool(pair[0].uncertainty_id) and is_kept(pair[0])
+        ui.saveModelButton.enabled = self._savable is not None
         if pair is None:
             self._in_slices = None
             self._arrange()
-            self.ui.resultTable.setRowCount(0)
-            self.ui.resultTable.setHorizontalHeaderLabels(_header(_("Structure")))
-            self._judge()
+            result_table.clear(self.ui.resultTable)
+            self.judge()
             self.ui.show3DButton.setSegmentationNode(None)
             return
-        item, run = pair
-        result = item.result
-        both = "chosen" in result
+        item = pair[0]
+        both = "chosen" in item.result
         for widget in (self.ui.adaptedButton, self.ui.sourceButton):
             widget.setVisible(both)
-        self.ui.overlayCheckBox.enabled = bool(item.uncertainty_id) and is_kept(item)
-        self.ui.saveModelButton.enabled = run.has_model
         (self.ui.adaptedButton if item.shown == "adapted" else self.ui.sourceButton).checked = True
-        self._judge()
+        self.judge()
         self.ui.show3DButton.setSegmentationNode(slicer.mrmlScene.GetNodeByID(item.segmentation_id))
-        self._fill_table(item)
+        result_table.fill(self.ui.resultTable, item)
         self._show_nodes(item)
 
-    def _judge(self) -> None:
+    def judge(self) -> None:
         """Say what is to be thought of the result by now."""
-        self.ui.verdictLabel.text = result_texts.verdict(self.item) if self.item is not None else ""
+        if self.item is not None:
+            self.ui.verdictLabel.text = result_texts.verdict(self.item, self._preview)
+        elif self._savable is not None:
+            gone = _("The results left the scene. The adapted model can still be saved.")
+            self.ui.verdictLabel.text = texts.marked(texts.QUIET, "–", gone)
+        else:
+            self.ui.verdictLabel.text = ""
 
-    def _fill_table(self, item: runs.Item) -> None:
-        table, rows = self.ui.resultTable, item.report.get("structures", [])
-        table.setHorizontalHeaderLabels(_header(_("Structure ({model})").format(model=item.model)))
-        colors = _segment_colors(item.segmentation_id)
-        table.setRowCount(len(rows))
-        for index, row in enumerate(rows):
-            cells = [qt.QTableWidgetItem(text) for text in ("", row["structure"], *numbers(row))]
-            color = colors.get(row["structure"])
-            if color:
-                cells[_COLOR].setIcon(_swatch(color))
-            cells[_STRUCTURE].setToolTip(row["structure"])
-            for cell in cells[_VOLUME:]:
-                cell.setTextAlignment(qt.Qt.AlignRight | qt.Qt.AlignVCenter)
-            confidence = row.get("confidence")
-            if is_number(confidence) and confidence < _DOUBTFUL:
-                cells[_CONFIDENCE].setData(qt.Qt.ForegroundRole, qt.QBrush(qt.QColor(texts.WARNING)))
-                cells[_CONFIDENCE].setToolTip(_("The model was not sure of this structure: look at it."))
-            for column, cell in enumerate(cells):
-                table.setItem(index, column, cell)
-
-    def _show_nodes(self, item: runs.Item, others: Iterable[runs.Item] = ()) -> None:
-        """Show the labels of a volume; those of the others, and of the other results, would lie over it."""
+    def _show_nodes(self, item: runs.Item) -> None:
+        """Show the labels of a volume; previews of the others, and the other results, would lie over it."""
         self._to_show = item
-        self._to_hide.update(others, (result for result, _run in self._results.values()))
+        self._to_hide.update(self._previews, (result for result, _run in self._results.values()))
         self._to_hide.discard(item)
         self._arrange()
 
@@ -240,7 +262,7 @@ class ResultSection:
                 ):
                     item.show(which)
         finally:  # what is told as an error goes on as one, and the buttons have to say what is shown
-            self._choose()
+            self._pick()
 
     def _overlay(self, _on: bool = False) -> None:
         """Show the uncertainty map of the result that was kept, where that is the one shown; there is no other."""
@@ -251,12 +273,12 @@ class ResultSection:
         if (item if on else None) is not self._overlaid:
             self._overlaid = item if on else None
             ids = (item.volume_id, item.uncertainty_id) if on else ("", "")
-            scene.show_overlay(*map(slicer.mrmlScene.GetNodeByID, ids))
+            overlay.show_overlay(*map(slicer.mrmlScene.GetNodeByID, ids))
 
     def copy_table(self) -> None:
         """Put the table into the clipboard, with the verdict."""
         if self.item is not None:
-            self._judge()
+            self.judge()
             slicer.app.clipboard().setText(result_texts.as_text(self.item))
             slicer.util.showStatusMessage(_("Table copied."), 3000)
 
@@ -265,7 +287,7 @@ class ResultSection:
         path = self._ask_path(_("Export the tables of all results"), "volumes", {".csv": "CSV"})
         if path:
             with slicer.util.tryWithErrorDisplay(_("The table could not be written.")):
-                self._judge()
+                self.judge()
                 text = result_texts.as_csv(item for item, _run in self._results.values())
                 Path(path).write_text(text, encoding="utf-8", newline="")
 
@@ -280,15 +302,15 @@ class ResultSection:
             told = _("{path} is the scan itself. Choose another name for the labels.")
             slicer.util.errorDisplay(told.format(path=path))
         elif path:
-            self._judge()
+            self.judge()
             with slicer.util.tryWithErrorDisplay(_("The labels could not be written."), waitCursor=True):
                 item.save_labels(path)
 
     def save_model(self) -> None:
         """Keep the adapted model among the user's models, under a name that the user gives."""
-        if self._pair is None:
+        if self._savable is None:
             return
-        item, run = self._pair
+        item, run = self._savable
         if not any(each.result.get("chosen") == "adapted" for each in run.items):
             question = _(
                 "The adapted result was kept for no volume: the model may be no better than {model}, which it "
@@ -296,11 +318,13 @@ class ResultSection:
             )
             if not slicer.util.confirmOkCancelDisplay(question.format(model=item.model)):
                 return
-        suggested = re.sub(r"[^\w.+-]+", "-", f"{item.model}-{item.present_name}").strip("-")
+        # A lost volume's ID may be another one's by now.
+        volume = item.present_name if item is self.item else item.name
+        suggested = re.sub(r"[^\w.+-]+", "-", f"{item.model}-{volume}").strip("-")
         name = qt.QInputDialog.getText(
             self.ui.resultSection,
             _("Save the adapted model"),
-            _("Name of the model:"),
+            _("Name of the model that was adapted to {volume}:").format(volume=volume),
             qt.QLineEdit.Normal,
             suggested,
         )
@@ -335,16 +359,6 @@ class ResultSection:
         return path if not Path(path).exists() or slicer.util.confirmOkCancelDisplay(question) else ""
 
 
-def _header(structure: str) -> list[str]:
-    return ["", structure, _("Volume, ml"), _("Confidence")]
-
-
-def _title(item: runs.Item) -> str:
-    """What the list of results says."""
-    adapted = _("{model}, adapted").format(model=item.model) if "chosen" in item.result else item.model
-    return f"{item.present_name}  ·  {adapted}"
-
-
 def _file_of(volume_id: str) -> Path | None:
     """Where a volume was loaded from."""
     node = slicer.mrmlScene.GetNodeByID(volume_id)
@@ -359,25 +373,6 @@ def _may_replace(item: runs.Item) -> bool:
         "The labels of {name} were edited. If the other result takes their place, the edits are lost."
     )
     return not item.edited or slicer.util.confirmOkCancelDisplay(question.format(name=item.present_name))
-
-
-def _segment_colors(segmentation_id: str) -> dict[str, tuple[int, int, int]]:
-    node = slicer.mrmlScene.GetNodeByID(segmentation_id)
-    if node is None:
-        return {}
-    segments = node.GetSegmentation()
-    found = (segments.GetNthSegment(index) for index in range(segments.GetNumberOfSegments()))
-    return {each.GetName(): tuple(round(255 * part) for part in each.GetColor()) for each in found}
-
-
-def _swatch(color: tuple[int, int, int]):
-    """A square of a colour, framed: some structures are nearly white."""
-    pixmap = qt.QPixmap(14, 14)
-    pixmap.fill(qt.QColor(texts.QUIET))
-    painter = qt.QPainter(pixmap)
-    painter.fillRect(1, 1, 12, 12, qt.QColor(*color))
-    painter.end()
-    return qt.QIcon(pixmap)
 
 
 def _set_visible(segmentation_id: str, visible: bool) -> None:

@@ -22,9 +22,24 @@ def is_kept(item: Item) -> bool:
     return item.shown == item.result.get("chosen", item.shown)
 
 
-def verdict(item: Item) -> str:
-    """Rich text on the result shown, on which of two the gate kept, and on what has changed since."""
-    return "<br>".join(texts.marked(*each) for each in _statements(item))
+def verdict(item: Item, preview: Item | None = None) -> str:
+    """Rich text on the result shown, on which of two the gate kept, and on what has changed since.
+
+    Args:
+        preview: what is in the slices in its place.
+    """
+    told = _statements(item)
+    if preview is not None:
+        seen = _("A preview of {name} is in the slices. What is said here is of an earlier result: {result}.")
+        names = {"name": preview.present_name, "result": title(item)}
+        told.insert(0, (texts.BUSY, "●", seen.format(**names)))
+    return "<br>".join(texts.marked(*each) for each in told)
+
+
+def title(item: Item) -> str:
+    """What the list of results says."""
+    adapted = _("{model}, adapted").format(model=item.model) if "chosen" in item.result else item.model
+    return f"{item.present_name}  ·  {adapted}"
 
 
 def as_text(item: Item) -> str:
@@ -65,7 +80,8 @@ def numbers(row: dict[str, Any]) -> tuple[str, str]:
     confidence = row.get("confidence")
     volume = row["volume_ml"]
     told = f"{volume:.2f}" if volume < 10 else f"{volume:.1f}"
-    return told, f"{confidence:.0%}" if is_number(confidence) else "–"
+    told = "<0.01" if 0 < volume < 0.01 else told
+    return told, _percent(confidence) if is_number(confidence) else "–"
 
 
 def is_number(value: Any) -> bool:
@@ -76,6 +92,11 @@ def is_number(value: Any) -> bool:
 def _value(row: dict[str, Any]) -> str:
     """Of a structure in label maps: without it, nobody could read one that was exported."""
     return str(row.get("value", ""))
+
+
+def _percent(share: float) -> str:
+    """Rounded down: what lies below a limit is not to look as if it reached it, nor 100 % as if there were no doubt."""
+    return f"{math.floor(round(100 * share, 6))}%"
 
 
 def _plain_verdict(item: Item) -> str:
@@ -98,6 +119,9 @@ def _statements(item: Item) -> list[tuple[str, str, str]]:
     if item.volume_changed:
         changed = _("The volume has changed since; this result is of what it was before.")
         told.append((texts.WARNING, "!", changed))
+    if item.resized:
+        resized = _("The voxels have another size since; these volumes are of what they had before.")
+        told.append((texts.WARNING, "!", resized))
     if item.apart:
         apart = _("Volume and labels lie under different transforms: they do not cover each other.")
         told.append((texts.WARNING, "!", apart))

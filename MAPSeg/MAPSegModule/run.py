@@ -49,7 +49,6 @@ class Run:
         self.steps = 0
         self.seconds_left: float | None = None
         self.eta_history: list[tuple[int, float]] = []
-        self.loss_history: list[tuple[int, float]] = []
         self.error = ""
         """Why the run as a whole failed; empty when it did not."""
         self.exit_code: int | None = None
@@ -120,7 +119,7 @@ class Run:
                 text = str(error) if isinstance(error, ValueError) else _("It left the scene.")
                 self._set(item, FAILED, text)
             else:
-                item.voxel_state = scene.voxel_state(volume)
+                item.affine, item.voxel_state = images.affine_of(volume), scene.voxel_state(volume)
                 self._exports.append((item, self._thread.submit(snapshot.write, item.file)))
         self.changed.emit()
 
@@ -163,13 +162,18 @@ class Run:
                 self._queue.cancel()
 
     def wait(self, callback: Callable[[Run], None] | None = None) -> None:
-        """Poll to the end, processing the application's events; ``callback(run)`` is called at every change."""
+        """Poll to the end, processing the application's events; ``callback(run)`` is called at every change.
+
+        The run is cancelled when the application's last window closes: it could not quit meanwhile.
+        """
+        cancel = self.cancel  # the same object for both: PythonQt tells receivers apart by it
 
         def tell() -> None:
             if callback is not None:
                 callback(self)
 
         self.changed.connect(tell)
+        slicer.app.connect("lastWindowClosed()", cancel)
         try:
             while self.poll():
                 slicer.app.processEvents()
@@ -179,6 +183,7 @@ class Run:
             raise
         finally:
             self.changed.disconnect(tell)
+            slicer.app.disconnect("lastWindowClosed()", cancel)
 
     def save_model(self, name: str) -> ModelEntry:
         """Keep the adapted model among the user's models.
@@ -248,8 +253,6 @@ class Run:
             self.seconds_left = event.get("seconds_left")
             if event.get("eta") is not None:
                 self.eta_history.append((self.step, event["eta"]))
-            if "loss" in (event.get("losses") or {}):
-                self.loss_history.append((self.step, event["losses"]["loss"]))
             self._now_running(item)
         elif kind == "result":
             self._model_file = event.get("model_file", "")
@@ -283,13 +286,20 @@ class Run:
         if volume is None:
             self._set(item, FAILED, _("The volume left the scene."))
             return
+        if volume.GetImageData() is None:
+            told = _("The voxels of {name} were taken away during the run.")
+            self._set(item, FAILED, told.format(name=item.name))
+            return
         labels, uncertainty = future.result()
+        if item.edited:
+            item.segmentation_id = ""  # left to the user, as it is
         try:
-            self._show(item, volume, labels)
+            name = f"{volume.GetName()} MAPSeg {item.model[:_MODEL_NAME].strip()}"
+            item.put(labels, volume, name, preview=what == "preview")
             if uncertainty is not None:
                 item.uncertainty_id = scene.load_uncertainty(uncertainty, volume).GetID()
         except ValueError:  # exported from this very node, the map lay on its grid
-            told = _("{name} was moved or resampled during the run.")
+            told = _("{name} was resampled during the run.")
             self._set(item, FAILED, told.format(name=item.name))
             return
         if what == "preview":
@@ -298,7 +308,7 @@ class Run:
             self.item_changed.emit(item)
         else:
             item.shown = item.result.get("chosen", "source")
-            if item.volume_changed:
+            if item.volume_changed or item.resized:
                 _distrust(
                     item.result,
                     _("The volume changed during the run, and the labels are of what it was before."),
@@ -307,19 +317,6 @@ class Run:
             item.describe()
             told = (item.result.get("gate"), item.result.get("reason"))
             self._set(item, DONE, " ".join(filter(None, told)))
-
-    def _show(self, item: Item, volume, labels: images.Labels) -> None:
-        if item.edited:
-            item.segmentation_id = ""  # left to the user, as it is
-        segmentation = slicer.mrmlScene.GetNodeByID(item.segmentation_id) if item.segmentation_id else None
-        if segmentation is not None:
-            scene.replace_labels(segmentation, labels, volume, item.card)
-        else:
-            name = f"{volume.GetName()} MAPSeg {item.model[:_MODEL_NAME].strip()}"
-            name = slicer.mrmlScene.GenerateUniqueName(name)
-            segmentation = scene.load_labels(labels, volume, item.card, name)
-            item.segmentation_id = segmentation.GetID()
-        item.label_state = scene.label_state(segmentation)
 
     def _end(self, code: int | None, error: str) -> None:
         self.exit_code, self.error = code, error

@@ -6,23 +6,21 @@ Importing through a labelmap node instead would rename structures whose colour t
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import slicer
 import vtk
-from vtk.util.numpy_support import numpy_to_vtk
+from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
-from .images import Labels, affine_of, is_sheared, read_array, read_labels
+from .images import Labels, affine_of, is_sheared, read_array, read_labels, voxel_sums
 
 VALUE_TAG = "MAPSeg.LabelValue"
 """Segment tag with the model's label value, which survives editing, unlike the segment's own."""
 UNCERTAINTY = "MAPSeg.Uncertainty"
 """Attribute of uncertainty maps, with their volume's ID: they are no volumes to segment."""
-_COVERED = "MAPSeg.Covered"
-"""Attribute of slice views, with the foreground volume's ID and opacity that an uncertainty map covers."""
 _ATTRIBUTES = "MAPSeg."
 """What names of nodes' attributes begin with."""
 _CATEGORY = (
@@ -32,32 +30,42 @@ _REGION = "Anatomic codes - DICOM master list~^^~^^"
 _SIDES = {"left": "SCT^7771000^Left", "right": "SCT^24028007^Right"}
 
 
-def load_labels(labels: Labels | str | Path, volumeNode, card: dict[str, Any], name: str = ""):
+def load_labels(
+    labels: Labels | str | Path,
+    volumeNode,
+    card: dict[str, Any],
+    name: str = "",
+    grid: np.ndarray | None = None,
+):
     """A label map on a volume's grid as a new segmentation node: beside the volume, under the same transform.
 
     Args:
         labels: a file, or what :func:`.images.read_labels` made of it.
         card: of the model; its ``labels`` give names, colours and codes. Other values get numbers as names.
         name: of the node; without, it is named after the volume, as no other node is.
+        grid: the affine that the volume had when the map was made of it, if its voxels are still the same.
 
     Raises:
         ValueError: the label map is not on the volume's grid.
     """
-    labels = _on_grid(labels, volumeNode)
+    labels = _on_grid(labels, volumeNode, grid)
     name = name or slicer.mrmlScene.GenerateUniqueName(f"{volumeNode.GetName()} MAPSeg")
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", name)
     node.CreateDefaultDisplayNodes()
-    place_beside(
-        node, volumeNode
-    )  # before the geometry, which Slicer takes relative to the node's own transform
-    node.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
+    place_beside(node, volumeNode)
     node.GetSegmentation().SetSourceRepresentationName(_labelmap())
-    replace_labels(node, labels, volumeNode, card)
+    replace_labels(node, labels, volumeNode, card, grid=grid)
     return node
 
 
 def replace_labels(
-    segmentationNode, labels: Labels | str | Path, volumeNode, card: dict[str, Any], surfaces: bool = False
+    segmentationNode,
+    labels: Labels | str | Path,
+    volumeNode,
+    card: dict[str, Any],
+    surfaces: bool = False,
+    grid: np.ndarray | None = None,
+    carry: bool = False,
 ) -> None:
     """Put another label map of the same volume into a segmentation, where the volume is by now.
 
@@ -65,11 +73,13 @@ def replace_labels(
 
     Args:
         surfaces: make 3D surfaces anew where there were some. It takes seconds: without, they go until asked for.
+        grid: the affine that the volume had when the map was made of it, if its voxels are still the same.
+        carry: users' segments go along where the volume got another geometry since the model's were put in.
 
     Raises:
         ValueError: the label map is not on the volume's grid.
     """
-    labels = _on_grid(labels, volumeNode)
+    labels = _on_grid(labels, volumeNode, grid)
     image = _oriented_image(labels, volumeNode)
     segmentation = segmentationNode.GetSegmentation()
     named = {int(label["value"]): label for label in card.get("labels", [])}
@@ -79,8 +89,12 @@ def replace_labels(
     try:
         if in_3d:
             segmentation.RemoveRepresentation(surface)
-        segmentationNode.SetAndObserveTransformNodeID(volumeNode.GetTransformNodeID())
         known = _model_segments(segmentation)
+        if carry:
+            _carry_along(segmentationNode, known.values(), image)
+        segmentationNode.SetAndObserveTransformNodeID(volumeNode.GetTransformNodeID())
+        # After the transform: Slicer takes the geometry relative to the node's own.
+        segmentationNode.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
         for value in known.keys() - set(labels.values):
             segmentation.RemoveSegment(known[value])
         for value in labels.values:
@@ -99,13 +113,29 @@ def replace_labels(
 
 
 def label_state(segmentationNode) -> tuple:
-    """What changes when the model's segments are edited or removed, but not when they are only displayed otherwise."""
+    """What changes when the model's segments are edited or removed, but not when they are only displayed otherwise.
+
+    It changes with users' segments, too, where they share a layer with the model's: :func:`label_sums` does not.
+    """
     segmentation = segmentationNode.GetSegmentation()
     maps = {
         value: segmentation.GetSegment(identifier).GetRepresentation(_labelmap())
         for value, identifier in _model_segments(segmentation).items()
     }
     return tuple((value, image and image.GetMTime()) for value, image in maps.items())
+
+
+def label_sums(segmentationNode) -> dict[int, int]:
+    """By the model's values, what :attr:`.images.Labels.sums` says of a map: the same where the voxels are."""
+    segmentation = segmentationNode.GetSegmentation()
+    layers: dict[int, dict[int, int]] = {}
+    found = {}
+    for value, identifier in _model_segments(segmentation).items():
+        segment, layer = segmentation.GetSegment(identifier), segmentation.GetLayerIndex(identifier)
+        if layer not in layers:
+            layers[layer] = _sums_of(segment.GetRepresentation(_labelmap()))
+        found[value] = layers[layer].get(segment.GetLabelValue(), 0)
+    return found
 
 
 def users_segments(segmentationNode) -> list[str]:
@@ -170,29 +200,6 @@ def load_uncertainty(uncertainty, volumeNode, name: str = ""):
     return node
 
 
-def show_overlay(volumeNode, uncertaintyNode, opacity: float = 0.5) -> None:
-    """Show an uncertainty map over its volume in all slice views; what it covers there comes back after it.
-
-    None for the map takes uncertainty maps out of the foreground, and leaves what else users put there.
-    """
-    for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
-        over = slicer.mrmlScene.GetNodeByID(composite.GetForegroundVolumeID() or "")
-        overlaid = over is not None and bool(over.GetAttribute(UNCERTAINTY))
-        if uncertaintyNode is not None:
-            if not overlaid:
-                covered = f"{composite.GetForegroundVolumeID() or ''} {composite.GetForegroundOpacity()}"
-                composite.SetAttribute(_COVERED, covered)
-            composite.SetBackgroundVolumeID(volumeNode.GetID())
-            composite.SetForegroundVolumeID(uncertaintyNode.GetID())
-            composite.SetForegroundOpacity(opacity)
-        elif overlaid:
-            before, _space, share = (composite.GetAttribute(_COVERED) or " 0").partition(" ")
-            there = before and slicer.mrmlScene.GetNodeByID(before) is not None
-            composite.SetForegroundVolumeID(before if there else None)
-            composite.SetForegroundOpacity(float(share) if there else 0.0)
-            composite.SetAttribute(_COVERED, None)
-
-
 def export_segmentation(segmentationNode, volumeNode, path: str | Path) -> Path:
     """Write ``.seg.nrrd``, or a label map with the model's values for other suffixes (``.nii.gz``, ``.nrrd``).
 
@@ -254,12 +261,15 @@ def place_beside(node, volumeNode) -> None:
 
 
 def remove(node) -> None:
-    """Take a node out of the scene, with its place in the subject hierarchy."""
+    """Take a node out of the scene, with its place in the subject hierarchy, its display and its storage nodes."""
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
     item = hierarchy.GetItemByDataNode(node) if hierarchy is not None else 0
     if item:
         hierarchy.RemoveItem(item, False, False)
-    slicer.mrmlScene.RemoveNode(node)
+    own = [node.GetNthDisplayNode(index) for index in range(node.GetNumberOfDisplayNodes())]
+    own += [node.GetNthStorageNode(index) for index in range(node.GetNumberOfStorageNodes())]
+    for each in (node, *filter(None, own)):
+        slicer.mrmlScene.RemoveNode(each)
 
 
 def terminology_entry(label: dict[str, Any]) -> str:
@@ -298,29 +308,38 @@ def _labelmap() -> str:
 
 
 def _shape(volumeNode) -> tuple[int, ...]:
-    return tuple(reversed(volumeNode.GetImageData().GetDimensions()))
+    image = volumeNode.GetImageData()
+    return tuple(reversed(image.GetDimensions())) if image is not None else ()
 
 
-def _on_grid(labels: Labels | str | Path, volumeNode) -> Labels:
+def _on_grid(labels: Labels | str | Path, volumeNode, grid: np.ndarray | None) -> Labels:
     labels = labels if isinstance(labels, Labels) else read_labels(labels)
-    if tuple(labels.shape) != _shape(volumeNode) or not _same_place(labels, volumeNode):
+    grid = affine_of(volumeNode) if grid is None else grid
+    if tuple(labels.shape) != _shape(volumeNode) or not labels.lies_on(grid):
         raise ValueError(f"The label map is not on the grid of {volumeNode.GetName()}.")
     return labels
 
 
-def _same_place(labels: Labels, volumeNode) -> bool:
-    """Whether the map's corners lie where the volume's do, to a quarter of a voxel.
+def _sums_of(image) -> dict[int, int]:
+    scalars = image.GetPointData().GetScalars() if image is not None else None
+    if scalars is None:
+        return {}
+    array = vtk_to_numpy(scalars).reshape(image.GetDimensions()[::-1])
+    return voxel_sums(array, image.GetExtent()[4::-2])
 
-    Slicer turns left-handed grids right-handed as it loads files, by reversing the slices. A map that was made from
-    such a file, not from the volume node, has its voxels in another order: it would be shown mirrored.
-    """
-    if labels.affine is None:
-        return True
-    corners = np.array(list(itertools.product(*((0, n - 1) for n in reversed(labels.shape)))))
-    here, there = (
-        corners @ affine[:3, :3].T + affine[:3, 3] for affine in (labels.affine, affine_of(volumeNode))
-    )
-    return bool(np.abs(here - there).max() < 0.25 * min(volumeNode.GetSpacing()))
+
+def _carry_along(segmentationNode, identifiers: Iterable[str], image) -> None:
+    """Move all segments as the model's will be by this label map, which has their voxels in another geometry."""
+    segmentation = segmentationNode.GetSegmentation()
+    for identifier in identifiers:
+        before, after = vtk.vtkMatrix4x4(), vtk.vtkMatrix4x4()
+        segmentation.GetSegment(identifier).GetRepresentation(_labelmap()).GetImageToWorldMatrix(before)
+        image.GetImageToWorldMatrix(after)
+        before.Invert()
+        vtk.vtkMatrix4x4.Multiply4x4(after, before, after)
+        if not np.allclose(slicer.util.arrayFromVTKMatrix(after), np.eye(4), atol=1e-6):
+            segmentationNode.ApplyTransformMatrix(after)
+        return
 
 
 def _oriented_image(labels: Labels, volumeNode):

@@ -32,6 +32,7 @@ class Application:
     def __init__(self, logic):
         self._logic = logic
         self._started: list[Callable] = []
+        self._closed: list[Callable] = []
         self.mrmlScene = slicer.mrmlScene
         self.temporaryPath = tempfile.gettempdir()
         self.returnCode: int | None = None
@@ -51,10 +52,21 @@ class Application:
     def connect(self, signal, receiver):
         if signal == "startupCompleted()":
             self._started.append(receiver)
+        elif signal == "lastWindowClosed()":
+            self._closed.append(receiver)
+
+    def disconnect(self, signal, receiver):
+        assert signal == "lastWindowClosed()"
+        self._closed.remove(receiver)
 
     def startupCompleted(self):
         """What the application tells when its window is there."""
         for receiver in self._started:
+            receiver()
+
+    def lastWindowClosed(self):
+        """What the application tells when a user has closed its window; it quits as soon as it can."""
+        for receiver in list(self._closed):
             receiver()
 
     def layoutManager(self):

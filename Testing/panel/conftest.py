@@ -209,6 +209,13 @@ def add_ball(name="ball", seed=5, radius=7.0):
     )
 
 
+def adapt(screen, seconds=60.0):
+    """Begin an adaptation that would go on for long."""
+    screen.ui.minutesSpinBox.value = seconds / 60
+    screen.wait(lambda: screen.ui.adaptButton.enabled, 5)
+    screen.click("adaptButton")
+
+
 @pytest.fixture
 def home(desktop, model, tmp_path, monkeypatch):
     """A user whose only own model is the tiny one, chosen in the settings."""
@@ -232,3 +239,14 @@ def screen(home):
     assert not workers(), "a worker was left behind"
     for name in [name for name in sys.modules if name.partition(".")[0] == "MAPSegModule"]:
         del sys.modules[name]
+
+
+@pytest.fixture
+def result(screen, tmp_path):
+    """A panel that shows the result of an adaptation."""
+    from .scenes import make_result
+
+    screen.item, screen.run = make_result(tmp_path)
+    screen.panel.results.add(screen.item, screen.run)
+    screen.pause(0.1)
+    return screen

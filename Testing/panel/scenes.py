@@ -35,6 +35,26 @@ def make_result(folder, name="ball", chosen="adapted"):
     return item, SimpleNamespace(items=[item], running=False, has_model=True, clean=lambda: None)
 
 
+def seen():
+    """Names of the segmentations that are shown."""
+    import slicer
+
+    nodes = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+    return [node.GetName() for node in nodes if node.GetDisplayNode().GetVisibility()]
+
+
+def preview(item):
+    """A run that previews a volume of an earlier result, and that volume's part in it."""
+    import slicer
+    from MAPSegModule import run, scene
+
+    volume = slicer.mrmlScene.GetNodeByID(item.volume_id)
+    labels = scene.load_labels(item.files["source"], volume, {}, "preview")
+    mine = run.Item(volume.GetID(), item.name, run.RUNNING, segmentation_id=labels.GetID(), shown="preview")
+    mine.label_state = scene.label_state(labels)
+    return SimpleNamespace(items=[mine], running=True, has_model=False, clean=lambda: None), mine
+
+
 def add_slices(*names):
     """Slice views, as far as they say which volumes they show."""
     import slicer

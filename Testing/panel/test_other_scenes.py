@@ -5,9 +5,8 @@ import slicer
 
 from Testing.processes import alive
 
-from .conftest import add_ball
+from .conftest import adapt, add_ball
 from .scenes import load_scene, save_scene
-from .test_runs import adapt
 
 
 def test_a_scene_loaded_during_an_adaptation_stays_whole(screen, tmp_path):

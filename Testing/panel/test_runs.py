@@ -11,7 +11,7 @@ from Testing.host import loadable
 from Testing.host.pythonqt import dialogs
 from Testing.processes import alive
 
-from .conftest import MODULE, Heartbeat, add_ball, measured, workers
+from .conftest import MODULE, Heartbeat, adapt, add_ball, measured, workers
 
 
 def test_a_click_segments(screen):
@@ -39,13 +39,6 @@ def test_a_click_segments(screen):
     assert screen.ui.verdictLabel.text and not screen.ui.adaptedButton.visible
     assert screen.ui.resultTable.horizontalHeaderItem(1).text() == "Structure (ball)"
     assert not screen.ui.overlayCheckBox.enabled and not screen.ui.saveModelButton.enabled
-
-
-def adapt(screen, seconds=60.0):
-    """Begin an adaptation that would go on for long."""
-    screen.ui.minutesSpinBox.value = seconds / 60
-    screen.wait(lambda: screen.ui.adaptButton.enabled, 5)
-    screen.click("adaptButton")
 
 
 def test_adapting_shows_previews_and_a_curve_and_keeps_the_best(screen, home):
@@ -83,11 +76,11 @@ def test_adapting_shows_previews_and_a_curve_and_keeps_the_best(screen, home):
     screen.click(f"{other}Button")
     assert item.shown == other and slicer.mrmlScene.GetNodeByID(item.segmentation_id) is node
     # The table is of what is shown, not of what was kept.
-    from MAPSegModule import images
+    from MAPSegModule import images, result_texts
 
     side = item.result[other]
     assert "not kept" in screen.ui.verdictLabel.text and side["reason"] in screen.ui.verdictLabel.text
-    assert [row[2] for row in screen.rows()] == [f"{s['confidence']:.0%}" for s in side["structures"]]
+    assert [row[2] for row in screen.rows()] == [result_texts.numbers(s)[1] for s in side["structures"]]
     labels = images.read_labels(item.result[other]["output"])
     counts = [np.count_nonzero(labels.array == value) * 8 / 1000 for value in (1, 2)]
     assert [float(row[1]) for row in screen.rows()] == pytest.approx(counts, abs=0.06)
@@ -116,7 +109,7 @@ def test_an_edited_preview_stays_in_sight(screen):
     corner = np.zeros((32, 38, 34), np.uint8)
     corner[:3, :3, :3] = 1
     slicer.util.updateSegmentBinaryLabelmapFromArray(corner, edited, "Segment_1", volume)
-    screen.wait(lambda: screen.ui.stopButton.visible)
+    screen.wait(lambda: screen.ui.stopButton.enabled)
     screen.click("stopButton")
     screen.finish()
     item = screen.panel.results.item

@@ -85,6 +85,14 @@ def add_ball(name="scan", radius=7.0, affine=None, seed=0):
     return add_volume(image, np.diag([2.0, 2.0, 2.0, 1.0]) if affine is None else affine, name)
 
 
+def harden(volume):
+    """Put a transform over a volume, and into its geometry, as the Data module does."""
+    transform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
+    transform.SetMatrixTransformToParent(matrix_of(oblique((1, 1, 1))))
+    volume.SetAndObserveTransformNodeID(transform.GetID())
+    assert volume.HardenTransform()
+
+
 def voxels_of(segmentation, volume) -> np.ndarray:
     """The label values that a segmentation gives the volume's voxels."""
     from MAPSegModule.scene import VALUE_TAG

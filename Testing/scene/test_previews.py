@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import slicer
-from MAPSegModule import images
+from MAPSegModule import images, item
 from MAPSegModule import scene as mrml
 
-from .conftest import add_ball, until, voxels_of
+from .conftest import add_ball, harden, until, voxels_of
 
 
 def previewed(start, **options):
@@ -54,15 +54,26 @@ def test_a_result_that_is_not_to_be_trusted_says_so_in_the_scene(start):
         assert ("Do not rely on it." in node.GetDescription()) is not trusted
 
 
+def test_previews_are_called_so_until_the_result_is_there(start, model):
+    run, volume, preview = previewed(start)
+    assert preview.GetName() == f"{volume.GetName()} MAPSeg {model.stem} (preview)"
+    run.stop()
+    run.wait()
+    assert run.segmentations == [preview] and preview.GetName() == f"{volume.GetName()} MAPSeg {model.stem}"
+
+
 def test_what_ends_without_a_result_leaves_nothing(start):
     """Neither a preview in the scene nor the scan on the disk, without anybody's call of clean()."""
     for end in (lambda run: run.cancel(), lambda run: os.kill(run._queue.worker.pid, signal.SIGKILL)):
         run, _, preview = previewed(start)
         folder = Path(run.items[0].file).parent
+        preview.AddDefaultStorageNode()
         end(run)
         run.wait()
         assert run.items[0].state in ("cancelled", "failed")
         assert preview.GetScene() is None and not folder.exists()
+        for kind in ("vtkMRMLSegmentationDisplayNode", "vtkMRMLSegmentationStorageNode"):
+            assert not slicer.util.getNodesByClass(kind)
 
 
 def test_what_users_put_into_a_preview_stays(start):
@@ -80,19 +91,47 @@ def test_what_users_put_into_a_preview_stays(start):
     assert not [name for name in preview.GetAttributeNames() if name.startswith("MAPSeg.")]
 
 
-def test_a_preview_that_users_painted_in_stays(start):
-    """All of it: what they painted may be in the model's own segments."""
+def test_a_segment_that_users_painted_into_a_preview_stays_alone(start):
+    """It shares the label map with the model's, and is none of its."""
     corner = np.zeros((32, 38, 34), np.uint8)
     corner[:3, :3, :3] = 1
     run, volume, preview = previewed(start)
     mine = preview.GetSegmentation().AddEmptySegment("", "mine")
     slicer.util.updateSegmentBinaryLabelmapFromArray(corner, preview, mine, volume)
-    before = preview.GetSegmentation().GetSegmentIDs()
+    assert not run.items[0].edited
     run.cancel()
     run.wait()
-    assert preview.GetScene() is not None and preview.GetSegmentation().GetSegmentIDs() == before
+    assert preview.GetScene() is not None and preview.GetSegmentation().GetSegmentIDs() == (mine,)
     assert np.array_equal(slicer.util.arrayFromSegmentBinaryLabelmap(preview, mine, volume) > 0, corner > 0)
-    assert preview.GetAttribute("MAPSeg.Preview") == "yes"
+
+
+def test_painting_beside_the_models_segments_is_no_edit_of_them(scene):
+    volume, labels = add_ball(), np.zeros((32, 38, 34), np.uint8)
+    labels[4:9, 4:9, 4:9], labels[10:20, 10:20, 10:20] = 1, 2
+    one = item.Item(volume.GetID(), "scan")
+    one.put(images.cut_labels(labels), volume, "labels")
+    segments = slicer.mrmlScene.GetNodeByID(one.segmentation_id).GetSegmentation()
+    mine = segments.GetSegment(segments.AddEmptySegment("mine", "mine"))
+    layer = mine.GetRepresentation(slicer.vtkSegmentationConverter.GetBinaryLabelmapRepresentationName())
+    for voxel, edited in (((5, 12, 12), False), ((12, 12, 12), True)):  # (i, j, k); the second is the model's
+        layer.SetScalarComponentFromDouble(*voxel, 0, mine.GetLabelValue())
+        layer.Modified()
+        before = one.label_state
+        assert one.edited is edited and one.edited is edited
+        assert (one.label_state == before) is edited  # what is no edit is not looked for again
+
+
+def test_users_segments_go_along_with_voxels_that_a_transform_was_hardened_on(start):
+    corner = np.zeros((32, 38, 34), np.uint8)
+    corner[:3, :3, :3] = 1
+    run, volume, preview = previewed(start)
+    mine = preview.GetSegmentation().AddEmptySegment("", "mine")
+    slicer.util.updateSegmentBinaryLabelmapFromArray(corner, preview, mine, volume)
+    harden(volume)
+    run.stop()
+    run.wait()
+    found = slicer.util.arrayFromSegmentBinaryLabelmap(preview, mine, volume) > 0
+    assert run.segmentations == [preview] and np.array_equal(found, corner > 0)
 
 
 def paint(node, volume) -> np.ndarray:

@@ -8,7 +8,7 @@ import pytest
 import SimpleITK as sitk
 import slicer
 import vtk
-from MAPSegModule import images
+from MAPSegModule import images, overlay
 from MAPSegModule import scene as mrml
 from MAPSegModule.models import find_entry
 
@@ -353,11 +353,11 @@ def test_uncertainty_is_shown_where_it_is(scene):
     node.GetIJKToRASMatrix(other)
     assert np.array_equal(slicer.util.arrayFromVTKMatrix(matrix), slicer.util.arrayFromVTKMatrix(other))
     view = render.SliceView("Axial", (200, 200))
-    mrml.show_overlay(volume, node)
+    overlay.show_overlay(volume, node)
     view.logic.FitSliceToBackground()
     coloured = np.ptp(view.pixels(50.0).astype(int), axis=2) > 30
     assert 0.08 < coloured.mean() < 0.25
-    mrml.show_overlay(volume, None)
+    overlay.show_overlay(volume, None)
     assert not (np.ptp(view.pixels(50.0).astype(int), axis=2) > 30).any()
     with pytest.raises(ValueError, match="not on the grid"):
         mrml.load_uncertainty(sure[1:], volume)
@@ -370,12 +370,12 @@ def test_what_the_overlay_covers_comes_back(scene, gone):
     composite = scene.AddNewNodeByClass("vtkMRMLSliceCompositeNode")
     composite.SetForegroundVolumeID(other.GetID())
     composite.SetForegroundOpacity(0.4)
-    mrml.show_overlay(volume, node)
-    mrml.show_overlay(volume, node)  # twice: the map itself is not what it covers
+    overlay.show_overlay(volume, node)
+    overlay.show_overlay(volume, node)  # twice: the map itself is not what it covers
     assert composite.GetForegroundVolumeID() == node.GetID()
     if gone:
         scene.RemoveNode(other)
-    mrml.show_overlay(volume, None)
+    overlay.show_overlay(volume, None)
     shown = composite.GetForegroundVolumeID(), composite.GetForegroundOpacity()
     assert shown == ((None, 0.0) if gone else (other.GetID(), 0.4))
 
@@ -387,7 +387,7 @@ def test_removing_the_overlay_leaves_what_users_put_there(scene):
     views[0].SetForegroundOpacity(0.3)
     views[1].SetBackgroundVolumeID(second.GetID())
     views[1].SetForegroundVolumeID(mrml.load_uncertainty(np.zeros((5, 5, 5), np.float32), volume).GetID())
-    mrml.show_overlay(volume, None)
+    overlay.show_overlay(volume, None)
     assert views[0].GetForegroundVolumeID() == second.GetID() and views[0].GetForegroundOpacity() == 0.3
     assert not views[0].GetBackgroundVolumeID() and views[1].GetBackgroundVolumeID() == second.GetID()
     assert not views[1].GetForegroundVolumeID()

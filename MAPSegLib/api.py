@@ -6,18 +6,19 @@ under ``failed``. Options are those of :mod:`MAPSegLib.config`, given by name. `
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import MAPSegError
+from .errors import InputError, MAPSegError
 from .jobs import Emit, build_job
 from .models import list_models
 from .worker import explained, run_job
 
 __all__ = ["adapt", "evaluate", "list_models", "pretrain", "segment", "train"]
 
-PathLike = str | Path
+PathLike = str | os.PathLike
 
 
 def segment(
@@ -46,9 +47,9 @@ def segment(
     return _run(
         report,
         task="segment",
-        model=str(model),
-        scans=_several(scans),
-        output=output,
+        model=str(_path(model, "model")),
+        scans=_several(scans, "scans"),
+        output=_path(output, "output"),
         uncertainty=uncertainty,
         overwrite=overwrite,
         options=options,
@@ -86,13 +87,13 @@ def adapt(
     return _run(
         report,
         task="adapt",
-        model=str(model),
-        scans=_several(scans),
-        output=output,
+        model=str(_path(model, "model")),
+        scans=_several(scans, "scans"),
+        output=_path(output, "output"),
         uncertainty=uncertainty,
-        source=source,
-        source_labels=source_labels,
-        source_from_labels=source_from_labels,
+        source=_maybe(source, "source"),
+        source_labels=_maybe(source_labels, "source_labels"),
+        source_from_labels=_maybe(source_from_labels, "source_from_labels"),
         source_contrast=source_contrast,
         save_model=save_model,
         overwrite=overwrite,
@@ -137,15 +138,15 @@ def train(
     return _run(
         report,
         task="train",
-        output=output,
+        output=_path(output, "output"),
         name=name,
-        images=images,
-        labels=labels,
-        from_labels=from_labels,
+        images=_maybe(images, "images"),
+        labels=_maybe(labels, "labels"),
+        from_labels=_maybe(from_labels, "from_labels"),
         contrast=contrast,
-        label_table=None if label_table is None else str(label_table),
+        label_table=None if label_table is None else str(_path(label_table, "label_table")),
         preset=preset,
-        init=None if init is None else str(init),
+        init=None if init is None else str(_path(init, "init")),
         preprocessing=preprocessing,
         holdout=holdout,
         description=description,
@@ -188,10 +189,10 @@ def pretrain(
     return _run(
         report,
         task="pretrain",
-        output=output,
+        output=_path(output, "output"),
         name=name,
-        domains=_several(domains),
-        from_labels=from_labels,
+        domains=_several(domains, "domains"),
+        from_labels=_maybe(from_labels, "from_labels"),
         contrast=contrast,
         preset=preset,
         preprocessing=preprocessing or {},
@@ -227,17 +228,32 @@ def evaluate(
     return _run(
         report,
         task="evaluate",
-        prediction=prediction,
-        reference=reference,
-        output=output,
-        model=None if model is None else str(model),
+        prediction=_path(prediction, "prediction"),
+        reference=_path(reference, "reference"),
+        output=_path(output, "output"),
+        model=None if model is None else str(_path(model, "model")),
         mapping=mapping,
         overwrite=overwrite,
     )
 
 
-def _several(scans: PathLike | Sequence[PathLike]) -> list[PathLike]:
-    return [scans] if isinstance(scans, (str, Path)) else list(scans)
+def _path(given: Any, what: str) -> str | Path:
+    """A path in whatever form; ``what`` it is of goes into the message."""
+    if isinstance(given, str):
+        return given
+    if isinstance(given, os.PathLike):
+        return Path(os.fsdecode(given))
+    raise InputError(f"{what}: {given!r} is not a path.", "Give text, or a path of pathlib.")
+
+
+def _maybe(given: Any, what: str) -> str | Path | None:
+    return None if given is None else _path(given, what)
+
+
+def _several(given: Any, what: str) -> list[str | Path]:
+    """Paths, one of them given alone."""
+    alone = isinstance(given, str) or not isinstance(given, Iterable)
+    return [_path(one, what) for one in ([given] if alone else given)]
 
 
 def _run(report: Emit | None, **content: Any) -> dict[str, Any]:

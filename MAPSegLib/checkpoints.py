@@ -81,6 +81,8 @@ def import_checkpoint(
 def _read(path: Path) -> dict[str, Tensor]:
     import torch
 
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, and a checkpoint is needed.", "Give the file in it.")
     if not path.is_file():
         raise InputError(f"{path} does not exist.", "Check the path.")
     advice = "Export its state dict alone, as torch.save(model.state_dict(), path) does."
@@ -108,6 +110,11 @@ def _weights(state: dict[str, Tensor], file: str) -> dict[str, Tensor]:
                 if key.startswith(prefix) and pattern.match(key[len(prefix) :]):
                     renamed[pattern.sub(ours, key[len(prefix) :])] = tensor.float()
         if any(key.startswith("encoder.") for key in renamed):
+            if not all(bool(tensor.isfinite().all()) for tensor in renamed.values()):
+                raise InputError(
+                    f"{file} holds weights that are not finite numbers.",
+                    "Give a checkpoint from before that.",
+                )
             return renamed
     raise InputError(f"{file} does not hold the weights of a MAPSeg network.")
 

@@ -6,6 +6,7 @@ Section numbers refer to the paper (arXiv 2303.09373).
 from __future__ import annotations
 
 import math
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -322,7 +323,7 @@ Made for thousands of steps: in a short run such a teacher would hardly move.
 
 
 def check_path(path: str | Path) -> Path:
-    """Expand ``~`` and return an absolute path.
+    """Expand ``~``, where it names a user's folder, and return an absolute path.
 
     Raises:
         InputError: it is empty, which would be the current folder.
@@ -331,4 +332,4 @@ def check_path(path: str | Path) -> Path:
         from .errors import InputError
 
         raise InputError("A path is empty.", "Give a file or a folder.")
-    return Path(path).expanduser().absolute()
+    return Path(os.path.expanduser(path)).absolute()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 LOG_SECONDS = 60.0
 """Between two lines of progress, where they go to a file."""
-_out, _err = Console(), Console(stderr=True)
+_out, _err = Console(emoji=False), Console(stderr=True, emoji=False)  # a name such as sub:x:y means itself
 _TITLES = {
     "read": "Reading",
     "search": "Looking for a curve",
@@ -49,12 +49,12 @@ def run(task: str, content: dict[str, Any], flags: dict[str, Any] | None, option
             stream.reconfigure(errors="replace")
 
     def load():
-        from .jobs import build_job
+        from .jobs import build_job, read_mapping
         from .reports import read_json
 
         job = {"task": task, **content}
         if isinstance(job.get("mapping"), Path):
-            job["mapping"] = read_json(job["mapping"], "a mapping")
+            job["mapping"] = read_mapping(job["mapping"])
         if flags is not None:
             more = read_json(options, "options") if options else {}
             if not isinstance(more, dict):
@@ -76,7 +76,7 @@ class _Display:
 
     def __init__(self) -> None:
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             TimeElapsedColumn(),
@@ -118,7 +118,7 @@ class _Display:
         if (event["stage"], scan) != self.stage:
             if self.bar is not None:
                 self.progress.remove_task(self.bar)
-            title = f"{_TITLES.get(event['stage'], event['stage'].capitalize())} {escape(scan)}".rstrip()
+            title = f"{_TITLES.get(event['stage'], event['stage'].capitalize())} {scan}".rstrip()
             self.stage = (event["stage"], scan)
             self.bar = self.progress.add_task(title, total=event["steps"], note="")
         notes = []
@@ -133,7 +133,7 @@ class _Display:
             self.told_at = time.monotonic()
             title = self.progress.tasks[-1].description
             line = f"{title} {event['step']}/{event['steps']}{''.join(f', {note}' for note in notes)}"
-            _err.print(line, highlight=False, soft_wrap=True)
+            _err.print(escape(line), highlight=False, soft_wrap=True)
 
     def _tell(self, event: dict[str, Any]) -> None:
         sentence = (event["message"], event["advice"])

@@ -17,7 +17,7 @@ from .augmentation import uniform
 from .config import Contrast, Label, Preprocessing
 from .errors import InputError
 from .preprocessing import canonical, labels_to_working, prepare
-from .synthesis import Anatomy, brain_priors, known_codes, synthesise
+from .synthesis import OUTSIDE_BRAIN, Anatomy, brain_priors, known_codes, synthesise
 from .volumes import check_same_grid, map_values, read_image, read_labels
 
 
@@ -151,8 +151,11 @@ def _anatomy(path: Path, class_of: dict[int, int]) -> Anatomy:
     array = known_codes(array)
     found = set(np.unique(array).tolist())
     known = {code for prior in brain_priors() for code in prior["labels"]}
-    if (known - {0}).isdisjoint(found):
-        raise InputError(f"{path}: holds none of FreeSurfer's codes that images are synthesised from.")
+    if (known - OUTSIDE_BRAIN).isdisjoint(found):
+        raise InputError(
+            f"{path}: holds none of FreeSurfer's codes of the brain, which images are synthesised from.",
+            "Give label maps of the brain, such as FreeSurfer's aseg.",
+        )
     if unknown := sorted(found - known):
         told = ", ".join(map(str, unknown[:5])) + (", …" if len(unknown) > 5 else "")
         raise InputError(

@@ -295,6 +295,17 @@ def parse_job(path: str | Path) -> Job:
     return build_job(content)
 
 
+def read_mapping(path: Path) -> dict[int, int]:
+    """The reference values and label values in a JSON file. Raises InputError: missing, or not such a file."""
+    try:
+        return TypeAdapter(dict[LabelValue, LabelValue]).validate_python(read_json(path, "a mapping"))
+    except ValidationError as error:
+        raise InputError(
+            f"{path} is not a mapping: {first_problem(error)}.",
+            'It should hold {"10": 1}: reference values, and label values, from 0 to 65535.',
+        ) from error
+
+
 _PLAIN = {
     "extra_forbidden": "there is no such option",
     "too_short": "at least one is needed",

@@ -57,9 +57,16 @@ class _Scan(_Side):
     adapted: _Side | None = None
 
 
+class _Unfinished(BaseModel):
+    files: list[str] = []
+
+
 class _Report(BaseModel):
     task: Literal["segment", "adapt"]
     scans: list[_Scan]
+    model_file: str | None = None
+    unfinished: _Unfinished = _Unfinished()
+    """What a job that was killed may have been writing."""
 
 
 def list_scans(place: Path) -> list[Path]:
@@ -99,13 +106,14 @@ def _sides_in(folder: Path) -> set[Path]:
 
 
 def reported_in(folder: Path) -> set[Path]:
-    """The maps in a folder that the reports in it tell of."""
+    """The maps in a folder, and the adapted models, that the reports in it tell of."""
     found: set[Path] = set()
     for path in folder.glob("*report.json"):
         with suppress(InputError, ValidationError):
             report = _Report.model_validate(read_json(path, "a report"))
             sides = [side for scan in report.scans for side in (scan, scan.source, scan.adapted) if side]
             names = [name for side in sides for name in (side.output, side.uncertainty) if name]
+            names += [*report.unfinished.files, *([report.model_file] if report.model_file else [])]
             found |= {folder / Path(name).name for name in names}
     return found
 

@@ -23,7 +23,7 @@ _PICKLED = (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05")
 
 def user_folder() -> Path:
     """Where a user's models are kept: ``$MAPSEG_HOME/models``, or ``~/.mapseg/models``."""
-    return Path(os.environ.get("MAPSEG_HOME") or "~/.mapseg").expanduser().absolute() / "models"
+    return Path(os.path.expanduser(os.environ.get("MAPSEG_HOME") or "~/.mapseg")).absolute() / "models"
 
 
 def embedded_folders() -> tuple[Path, ...]:

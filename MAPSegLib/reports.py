@@ -10,7 +10,7 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from .errors import InputError
 
 CHECKPOINT, RECORD = "checkpoint.pt", "metrics.jsonl"
 """What a training keeps in its folder: all that it needs to go on, until it ends, and a line for every step."""
+TEMPORARY = f".{'[0-9a-f]' * 8}-"
+"""How the names of files that are being written begin, as a pattern."""
 
 
 @contextlib.contextmanager
@@ -38,6 +40,17 @@ def replacing(path: Path, overwrite: bool = False) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def remove_leftovers(paths: Iterable[Path]) -> None:
+    """Remove the temporary files that killed processes left beside ``paths``, which no other one may be writing."""
+    names: dict[Path, set[str]] = {}
+    for path in paths:
+        names.setdefault(path.parent, set()).add(path.name)
+    for folder, own in names.items():
+        for file in folder.glob(f"{TEMPORARY}*"):
+            if file.name[len(".01234567-") :] in own:
+                file.unlink(missing_ok=True)
 
 
 def reason(error: OSError) -> str:

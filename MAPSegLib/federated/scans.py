@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +20,8 @@ class SiteData(Options):
 
     def beside(self, folder: Path) -> SiteData:
         """The same, with relative paths taken from ``folder``."""
-        labels = folder / self.labels.expanduser() if self.labels else None
-        return self.model_copy(update={"images": folder / self.images.expanduser(), "labels": labels})
+        labels = folder / os.path.expanduser(self.labels) if self.labels else None
+        return self.model_copy(update={"images": folder / os.path.expanduser(self.images), "labels": labels})
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ def evaluate(job: EvaluateJob, report: Report) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     failed: list[dict[str, Any]] = []
     errors: list[MAPSegError] = []
+    advice = "Check the references, --model and --mapping."
     with output_folder(folder):
         for prediction, reference in told(pairs, report, [path for path, _ in pairs], "evaluate"):
             try:
@@ -52,13 +53,12 @@ def evaluate(job: EvaluateJob, report: Report) -> dict[str, Any]:
                 failed[-1]["scan"] = str(prediction)
                 report("error", **failed[-1])
         if not rows:
-            raise errors[0] if errors else InputError("The references hold no structures to score.")
+            errors.append(InputError(f"{job.reference} holds no structures to score.", advice))
+            raise errors[0]
         held = {row["value"] for row in rows if row["reference_ml"]}
         absent = {row["value"]: row["name"] for row in rows if row["value"] not in held}
         if not held:
-            raise InputError(
-                "The references hold none of the structures to score.", "Check --model and --mapping."
-            )
+            raise InputError(f"{job.reference} holds none of the structures to score.", advice)
         if absent:  # another protocol: that is not the label map's fault
             report("log", message=f"Not scored, as no reference holds them: {', '.join(absent.values())}.")
         rows = [row for row in rows if row["value"] in held]

@@ -1,24 +1,23 @@
-"""What a segmentation or an adaptation tells of its scans, in files and events, and what an earlier one told."""
+"""What a segmentation or an adaptation tells of its scans, in files and events."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..errors import Cancelled, InputError, MAPSegError, MemoryExhausted
+from ..errors import Cancelled, MAPSegError, MemoryExhausted
 from ..jobs import AdaptJob, Report, SegmentJob
-from ..manifests import reported_in
 from ..models import ModelCard
-from ..reports import plain, read_json, write_csv, write_json
+from ..reports import plain, write_csv, write_json
 from ..volumes import Volume, write_volume
-from . import resume
-from .outputs import ScanOutputs, refuse_existing
+from .earlier import ADAPTED_MODEL, REPORTS, UNFINISHED, Beginning, written_maps
+from .outputs import ScanOutputs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,48 +25,52 @@ if TYPE_CHECKING:
     from ..inference import Segmentation
     from ..quality import Assessment
 
-REPORTS = ("report.json", "volumes.csv")
-ADAPTED_MODEL = "adapted_model.safetensors"
-UNFINISHED = "unfinished"
-"""In the report of a segmentation as long as it goes on: what the same job, given again, is known by."""
-
 
 @dataclass
 class Findings:
-    """What ``report.json`` and ``volumes.csv`` say, rewritten after every scan."""
+    """What ``report.json`` and ``volumes.csv`` say, written before the first map and after every scan."""
 
     job: SegmentJob | AdaptJob
     card: ModelCard
     outputs: ScanOutputs
     report: Report
+    begun: Beginning
     scans: list[dict[str, Any]] = field(default_factory=list)
     failed: list[dict[str, Any]] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
     errors: list[MAPSegError] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
-    earlier: frozenset[Path] = frozenset()
-    """Results that lie there, of a run whose results may be overwritten."""
     written: bool = False
-    """Whether the reports are this job's: another one may have written some since it began."""
+    """Whether the reports are this run's: another one may have written some since it began."""
+
+    def __post_init__(self) -> None:
+        self.scans += self.begun.done
+        self.files += written_maps(self.scans)
+        self.extra[UNFINISHED] = self.begun.mark
 
     def volume(self, path: Path, array: np.ndarray, like: Volume) -> str:
         """Write a map, and return its path."""
+        if not self.written:
+            self._write_report()  # first, so that the same command knows what a killed job leaves
         write_volume(path, array, like, self.job.overwrite)
         self.files.append(str(path))
         return str(path)
 
     def add(self, entry: dict[str, Any]) -> None:
+        """Tell of a scan; of an adaptation's, the report tells at the end, as the same command makes them all anew."""
         self.scans.append(entry)
         try:
-            self.write()
+            if self.job.task == "segment":
+                self.write()
         except BaseException:
             self.scans.pop()
             raise
         self.report("scan", scan=entry["file"], entry=plain(entry))
 
-    def forgetresults_before(self, scans: Iterable[Path]) -> None:
+    def forget_results_before(self, scans: Iterable[Path]) -> None:
         """Remove an earlier run's results of scans: what this one does not write again would be taken for its own."""
-        stale = [path for scan in scans for path in self.outputs.every(scan) if path in self.earlier]
+        known = {path for scan in scans for path in self.outputs.every(scan)}
+        stale = self.begun.earlier & (known | {self.outputs.beside(ADAPTED_MODEL)})
         stale = [path for path in stale if str(path) not in self.files and path.exists()]
         if stale and not self.written:
             self.write()  # the earlier report must not tell of what is no longer there
@@ -85,6 +88,8 @@ class Findings:
                 for file in self.files[before:]:
                     Path(file).unlink(missing_ok=True)
                 del self.files[before:]
+                if not (self.scans or self.begun.earlier):
+                    self.withdraw()  # a report of nothing
             if isinstance(error, Cancelled) or not isinstance(error, Exception):
                 raise
             from ..devices import is_out_of_memory
@@ -107,18 +112,26 @@ class Findings:
         for path in (*map(Path, self.files), *reports):
             with suppress(OSError):
                 path.unlink()
+        self.files.clear()
+        self.written = False
 
     def write(self) -> None:
-        report, volumes = map(self.outputs.beside, REPORTS)
-        overwrite = self.written or self.job.overwrite
-        write_json(report, self.summary(), overwrite)
-        self.written = True
         rows = [
             {"scan": Path(entry["file"]).name, **structure, "trusted": entry["trusted"]}
             for entry in self.scans
             for structure in entry["structures"]
         ]
-        write_csv(volumes, rows, overwrite)
+        write_csv(self.outputs.beside(REPORTS[1]), rows, self._mine)
+        self._write_report()  # last: without a mark it says that the job is done
+
+    def _write_report(self) -> None:
+        write_json(self.outputs.beside(REPORTS[0]), self.summary(), self._mine)
+        self.written = True
+
+    @property
+    def _mine(self) -> bool:
+        """Whether the reports that lie there may be replaced."""
+        return self.written or self.begun.continued or self.job.overwrite
 
     def summary(self) -> dict[str, Any]:
         return {
@@ -170,82 +183,3 @@ class Findings:
                 for value, ml in segmentation.volumes_ml.items()
             ],
         }
-
-
-def stamps_of(scans: Sequence[Path]) -> dict[str, list[int]]:
-    """Size and time of the last change of the scans that are there, by their paths as a report has them."""
-    found = {}
-    for scan in scans:
-        with suppress(OSError):  # told when it is its turn
-            found[plain(str(scan))] = resume.stamp(scan)
-    return found
-
-
-def done_before(
-    outputs: ScanOutputs, begun: dict[str, Any]
-) -> tuple[list[dict[str, Any]], dict[str, list[int]]]:
-    """What the report of the same job, which was ended, says of scans that are as they were and have their results.
-
-    Returns: their entries and stamps; none of a job that was started without the right to overwrite, given with it.
-    """
-    with suppress(InputError, KeyError, TypeError, ValueError):  # no report, or something else
-        report = read_json(outputs.beside(REPORTS[0]), "a report")
-        then = report[UNFINISHED]
-        if {key: then[key] for key in begun} == begun:
-            stamps = stamps_of([Path(entry["file"]) for entry in report["scans"]])
-            same = {scan: stamp for scan, stamp in stamps.items() if then["scans"].get(scan) == stamp}
-            done = [
-                entry
-                for entry in report["scans"]
-                if entry["file"] in same and all(Path(file).is_file() for file in written_maps([entry]))
-            ]
-            return done, same
-    return [], {}
-
-
-def written_maps(entries: Sequence[dict[str, Any]]) -> list[str]:
-    """The maps that entries of a segmentation's report tell of."""
-    return [entry[kind] for entry in entries for kind in ("output", "uncertainty") if kind in entry]
-
-
-def results_before(
-    job: SegmentJob | AdaptJob, outputs: ScanOutputs, scans: Sequence[Path]
-) -> frozenset[Path]:
-    """Results that may be removed: those that a report tells of, but for the scans themselves."""
-    return frozenset(reported_in(outputs.folder) - set(scans)) if job.overwrite else frozenset()
-
-
-def _told_of(report: Path) -> set[str]:
-    """The scans that a report tells of."""
-    with suppress(InputError, KeyError, TypeError):
-        return {entry["file"] for entry in read_json(report, "a report")["scans"]}
-    return set()
-
-
-def refuse_results(
-    job: SegmentJob | AdaptJob,
-    outputs: ScanOutputs,
-    scans: Sequence[Path],
-    kinds: Sequence[str],
-    continued: bool = False,
-) -> None:
-    """Refuse to replace results, but for the reports of a job that is ``continued``."""
-    paths = [outputs.label_map(scan) for scan in scans]
-    paths += [outputs.volume(scan, kind) for scan in scans for kind in kinds]
-    names = [*REPORTS]
-    names += [ADAPTED_MODEL] if getattr(job, "save_model", False) else []
-    given = {scan.resolve() for scan in scans}
-    for path in paths:
-        if path.resolve() in given:
-            raise InputError(f"A result would replace the scan {path}.", "Choose another output.")
-    report = outputs.beside(REPORTS[0])
-    theirs = report.exists() and not any(path.exists() for path in paths)
-    theirs = theirs and not _told_of(report) & {plain(str(scan)) for scan in scans}
-    if theirs and not (continued or job.overwrite or outputs.single):
-        name = f"name the result (-o {paths[0]})" if len(scans) == 1 else "choose another output"
-        raise InputError(
-            f"{report} already there, of other scans.",
-            f"Give all scans to one command, or {name}; --overwrite replaces the report.",
-        )
-    beside = [] if continued else map(outputs.beside, names)
-    refuse_existing([*paths, *beside], job.overwrite)

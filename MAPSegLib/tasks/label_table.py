@@ -35,6 +35,11 @@ def read_label_table(name: str | Path) -> tuple[Label, ...]:
     if isinstance(content, dict) and isinstance(content.get("labels"), dict):  # nnU-Net's dataset.json
         content = content["labels"]
     if isinstance(content, dict):
+        if any(isinstance(value, list) for value in content.values()):
+            raise InputError(
+                f"{path.name}: regions, which are made of several values, are not supported.",
+                "Give each value a name of its own.",
+            )
         named_first = all(isinstance(value, int) for value in content.values())
         pairs = [(b, a) if named_first else (a, b) for a, b in content.items()]
         if named_first and "ignore" in content:

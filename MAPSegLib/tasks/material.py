@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..checkpoints import import_checkpoint
 from ..config import Preprocessing, check_path
+from ..errors import InputError
 from ..jobs import DemoJob, ImportJob, Report, SynthesiseJob
 from ..manifests import by_name
 from ..models import SUFFIX, user_folder
 from ..volumes import Volume, find_scans, scan_stem, write_volume
 from .label_table import read_label_table
 from .outputs import output_folder, refuse_embedded, refuse_existing
+from .reading import told
+
+if TYPE_CHECKING:
+    from ..synthesis import Anatomy
+
+LEAST = 4
+"""Voxels of a brain along each axis, so that what is left of it when it shrinks and is cut is a volume still."""
 
 
 def synthesise(job: SynthesiseJob, report: Report) -> dict[str, Any]:
@@ -32,24 +41,34 @@ def synthesise(job: SynthesiseJob, report: Report) -> dict[str, Any]:
     codes = np.array([0, *(label.value for label in labels)])
     affine = np.diag([*spacing, 1.0])
     with output_folder(folder / "images"), output_folder(folder / "labels"):
+        # All are read before any is drawn from: a bad one leaves no part of a set.
+        source = SyntheticSource(told(maps, report), labels, Preprocessing(spacing=spacing), job.contrast)
+        for path, anatomy in zip(maps, source.anatomies, strict=True):
+            _refuse_flat(path, anatomy, job.spacing)
         generator = torch.Generator().manual_seed(job.seed)
-        for index, path in enumerate(maps):
-            source = SyntheticSource([path], labels, Preprocessing(spacing=spacing), job.contrast)
-            for k in range(job.count):
-                done = index * job.count + k
-                report(
-                    "progress",
-                    stage="synthesise",
-                    scan=str(path),
-                    step=done,
-                    steps=len(files),
-                    seconds_left=None,
-                )
-                image, classes = draw(source.anatomies[0], spacing, generator, job.contrast)
-                like = Volume(image.numpy(), affine)
-                write_volume(files[done][0], like.array, like, job.overwrite)
-                write_volume(files[done][1], codes[classes.numpy()], like, job.overwrite)
+        draws = [anatomy for anatomy in source.anatomies for _ in range(job.count)]
+        paths = [path for path in maps for _ in range(job.count)]
+        for anatomy, pair in zip(draws, told(files, report, paths, "synthesise"), strict=True):
+            image, classes = draw(anatomy, spacing, generator, job.contrast)
+            like = Volume(image.numpy(), affine)
+            write_volume(pair[0], like.array, like, job.overwrite)
+            write_volume(pair[1], codes[classes.numpy()], like, job.overwrite)
     return {"files": [str(path) for pair in files for path in pair], "failed": []}
+
+
+def _refuse_flat(path: Path, anatomy: Anatomy, spacing: float) -> None:
+    """Raise InputError where images of the brain, deformed and cut to it, might be no volumes."""
+    from ..augmentation import bounding_box
+    from ..synthesis import OUTSIDE_BRAIN
+
+    inside = anatomy.codes.new_tensor([value not in OUTSIDE_BRAIN for value in anatomy.values])
+    box = bounding_box(inside[anatomy.codes.long()] > 0)
+    edges = [(part.stop - part.start) * float(mm) for part, mm in zip(box, anatomy.spacing, strict=True)]
+    if min(edges) < LEAST * spacing:
+        raise InputError(
+            f"{path}: its brain has fewer than {LEAST} voxels of {spacing:g} mm along an axis.",
+            "Give a smaller --spacing.",
+        )
 
 
 def import_model(job: ImportJob, report: Report) -> dict[str, Any]:
@@ -72,8 +91,7 @@ def import_model(job: ImportJob, report: Report) -> dict[str, Any]:
         )
     sizes = card.architecture
     what = f"{len(card.labels)} structures" if card.labels else "A pretrained encoder"
-    told = f"{what}, {sizes.width} channels, {sizes.depth} blocks."
-    report("log", message=told)
+    report("log", message=f"{what}, {sizes.width} channels, {sizes.depth} blocks.")
     return {"files": [str(path)], "model": str(path), "failed": []}
 
 

@@ -27,10 +27,12 @@ def collect_scans(given: Iterable[Path]) -> list[Path]:
     Raises:
         InputError: a folder without scans. Files that do not exist are left for the reader to refuse one by one.
     """
-    found: dict[Path, None] = {}
+    found: dict[tuple[str, str], Path] = {}
     for path in map(check_path, given):
-        found |= dict.fromkeys(list_scans(path) if os.path.isdir(path) or path.suffix == ".json" else [path])
-    return list(found)
+        for scan in list_scans(path) if os.path.isdir(path) or path.suffix == ".json" else [path]:
+            # However it is spelled; a link of another name stands for a scan, and results, of its own.
+            found.setdefault((os.path.realpath(scan), scan.name), scan)
+    return list(found.values())
 
 
 @dataclass(frozen=True)

@@ -59,9 +59,8 @@ def pretrain(job: PretrainJob, report: Report) -> dict[str, Any]:
             with output_folder(pictures), replacing(path, overwrite=True) as temporary:
                 reconstructions(rows, temporary)
 
-        with resume.claim(
-            folder, job, [*maps, *(file for files in scans.values() for file in files)]
-        ) as resumed:
+        given = [*maps, *(file for files in scans.values() for file in files)]
+        with resume.claim(folder, job, given, [final]) as resumed:
             if resumed:
                 report("log", message="Continuing a pretraining that was interrupted.")
             elif distributed.rank() == 0:

@@ -13,7 +13,7 @@ from typing import IO, Any
 from .. import __version__, distributed
 from ..config import Options
 from ..errors import InputError
-from ..reports import CHECKPOINT, RECORD, plain, read_json, write_json
+from ..reports import CHECKPOINT, RECORD, plain, read_json, remove_leftovers, write_json
 
 OWNER, LOCK = "checkpoint.json", ".mapseg.lock"
 _FREE = (
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def claim(folder: Path, job: Options, files: Iterable[Path]) -> Iterator[bool]:
+def claim(folder: Path, job: Options, files: Iterable[Path], results: Iterable[Path] = ()) -> Iterator[bool]:
     """Bind ``folder`` to a job and its input files; yields whether there is a checkpoint to continue from.
 
     A checkpoint of another job is removed where the job may overwrite. A block that ends well, or fails before its
@@ -43,12 +43,13 @@ def claim(folder: Path, job: Options, files: Iterable[Path]) -> Iterator[bool]:
 
     Args:
         files: all that the result depends on, in an order of their own.
+        results: what the job will write, beside which a killed one may have left temporary files.
 
     Raises:
         InputError: the checkpoint or the record is another job's, or another run is using the folder.
     """
     with contextlib.ExitStack() as held:
-        resumed = distributed.on_first(lambda: _bind(folder, job, files, held))
+        resumed = distributed.on_first(lambda: _bind(folder, job, files, results, held))
         try:
             yield resumed
             if distributed.rank() == 0:
@@ -63,8 +64,11 @@ def claim(folder: Path, job: Options, files: Iterable[Path]) -> Iterator[bool]:
                 (folder / f"{CHECKPOINT}.part").unlink(missing_ok=True)
 
 
-def _bind(folder: Path, job: Options, files: Iterable[Path], held: contextlib.ExitStack) -> bool:
+def _bind(
+    folder: Path, job: Options, files: Iterable[Path], results: Iterable[Path], held: contextlib.ExitStack
+) -> bool:
     held.enter_context(alone(folder / LOCK))
+    remove_leftovers([folder / OWNER, folder / RECORD, *results])
     return _take(folder, job, files)
 
 

@@ -15,20 +15,12 @@ from ..errors import InputError
 from ..jobs import AdaptJob, Report, SegmentJob
 from ..manifests import list_pairs
 from ..models import ModelCard, load_card, members, resolve, save_model
-from ..reports import plain
+from ..reports import TEMPORARY, remove_leftovers
 from ..volumes import Volume, find_scans, read_image, write_volume
 from . import resume
 from .candidates import Candidate, choose, choose_for_all, load_candidates, view
-from .findings import (
-    ADAPTED_MODEL,
-    UNFINISHED,
-    Findings,
-    done_before,
-    refuse_results,
-    results_before,
-    stamps_of,
-    written_maps,
-)
+from .earlier import ADAPTED_MODEL, begin, remaining
+from .findings import Findings
 from .outputs import ScanOutputs, collect_scans, output_folder
 from .reading import told
 
@@ -52,19 +44,15 @@ def segment(job: SegmentJob, report: Report) -> dict[str, Any]:
     kinds = ["uncertainty"] if job.uncertainty else []
     path = resolve(job.model)
     card = load_card(path, choice=True)
-    begun = {"job": resume.fingerprint(job, members(path)), "overwrite": job.overwrite}
-    done, stamps = done_before(outputs, begun)
-    begun["scans"] = stamps | stamps_of(scans)
-    earlier = results_before(job, outputs, scans)
-    scans = [scan for scan in scans if plain(str(scan)) not in {entry["file"] for entry in done}]
-    refuse_results(job, outputs, scans, kinds, bool(done))
+    begun = begin(job, outputs, scans, kinds, members(path))
+    scans = remaining(scans, begun.done)
     with output_folder(outputs.folder), resume.alone(outputs.beside(resume.LOCK)):
+        remove_leftovers(begun.results)
         candidates = load_candidates(path, job.options.device)
-        findings = Findings(job, card, outputs, report, earlier=earlier)
-        findings.extra[UNFINISHED] = begun
-        if done:
-            report("log", message=f"Continuing a job that was interrupted: {len(done)} scans are done.")
-            findings.scans, findings.files, findings.written = done, written_maps(done), True
+        findings = Findings(job, card, outputs, report, begun)
+        if begun.done:
+            message = f"Continuing a job that was interrupted: {len(begun.done)} scans are done."
+            report("log", message=message)
         started = time.monotonic()
         # Told before anything is done to a scan: a caller knows which one a worker died over.
         for index, scan in enumerate(told(scans, report)):
@@ -81,7 +69,7 @@ def segment(job: SegmentJob, report: Report) -> dict[str, Any]:
                     seconds_left=None if left is None else round(left, 1),
                 )
 
-            findings.forgetresults_before([scan])
+            findings.forget_results_before([scan])
             with findings.isolated(scan):
                 found = _segment_one(candidates, scan, job, progress)
                 findings.add(_write_segmented(findings, scan, *found))
@@ -136,18 +124,17 @@ def adapt(job: AdaptJob, report: Report) -> dict[str, Any]:
     scans = collect_scans(job.scans)
     outputs = ScanOutputs.plan(job.output, scans)
     kinds = ["seg_source", "seg_adapted", *(["uncertainty"] if job.uncertainty else [])]
-    refuse_results(job, outputs, scans, kinds)
     path = resolve(job.model)
     load_card(path, choice=True)
+    known = _source_files(job)
+    files = [file for case in known for file in case if file]
+    begun = begin(job, outputs, scans, kinds, [*members(path), *files])
     long = [scan for scan in scans if len(os.fsencode(outputs.volume(scan, "seg_adapted").name)) > LONGEST]
     if long:
         raise InputError(f"{long[0].name}: the name is too long for results named after it.", "Rename it.")
-    known = _source_files(job)
     with output_folder(outputs.folder), output_folder(outputs.beside("adaptation")) as folder:
         candidates = load_candidates(path, job.options.device)
-        findings = Findings(
-            job, candidates[0].card, outputs, report, earlier=results_before(job, outputs, scans)
-        )
+        findings = Findings(job, candidates[0].card, outputs, report, begun)
         volumes: dict[Path, Volume] = {}
         for scan in told(scans, report):
             with findings.isolated(scan):
@@ -155,17 +142,16 @@ def adapt(job: AdaptJob, report: Report) -> dict[str, Any]:
                 for preprocessing in {candidate.card.preprocessing for candidate in candidates}:
                     prepare(volume, preprocessing)  # what it refuses stops no other scan
                 volumes[scan] = volume
-        if volumes:
-            model, card, path = _chosen(candidates, volumes, job, report)
-            findings.card = card
-            source = _source(job, card, known, report)
-            files = [file for case in known for file in case if file]
-            with resume.claim(folder, job, [path, *volumes, *files]) as resumed:
-                if resumed:
-                    report("log", message="Continuing an adaptation that was interrupted.")
-                adapted = _adapt(model, card, volumes, source, job, folder, report)
-                distributed.on_first(lambda: _write_all(findings, volumes, adapted))
-        return distributed.on_first(findings.finish)
+        if not volumes:
+            return distributed.on_first(findings.finish)
+        model, card, path = _chosen(candidates, volumes, job, report)
+        findings.card = card
+        source = _source(job, card, known, report)
+        with resume.claim(folder, job, [path, *volumes, *files], begun.results) as resumed:
+            if resumed:
+                report("log", message="Continuing an adaptation that was interrupted.")
+            adapted = _adapt(model, card, volumes, source, job, folder, report)
+            return distributed.on_first(lambda: _write_all(findings, volumes, adapted))
 
 
 def _chosen(
@@ -184,10 +170,11 @@ def _chosen(
     return candidates[index]
 
 
-def _write_all(findings: Findings, volumes: dict[Path, Volume], adapted: Adapted) -> None:
+def _write_all(findings: Findings, volumes: dict[Path, Volume], adapted: Adapted) -> dict[str, Any]:
     """Write everything, or nothing: the same command, which continues from the checkpoint, finds no results there."""
     try:
         _write_each(findings, volumes, adapted)
+        return findings.finish()
     except BaseException:
         findings.withdraw()
         raise
@@ -199,7 +186,7 @@ def _write_each(findings: Findings, volumes: dict[Path, Volume], adapted: Adapte
         "best_step": adapted.best_step,
         "history": adapted.history,
     }
-    findings.forgetresults_before([*volumes, *(Path(failure["scan"]) for failure in findings.failed)])
+    findings.forget_results_before([*volumes, *(Path(failure["scan"]) for failure in findings.failed)])
     for (scan, volume), result in zip(volumes.items(), adapted.results, strict=True):
         findings.add(_write_adapted(findings, scan, volume, result))
     if findings.job.save_model:
@@ -264,7 +251,8 @@ def _adapt(
         shows = preview if distributed.rank() == 0 else None
         return run(model, card, scans, job.options, folder, report, shows, job.uncertainty, source=source)
     finally:
-        for file in folder.glob("preview_*.nii.gz"):  # those of a killed run, too
+        names = ("preview_*.nii.gz", f"{TEMPORARY}preview_*.nii.gz")
+        for file in [path for name in names for path in folder.glob(name)]:  # those of a killed run, too
             with suppress(OSError):
                 file.unlink()
 

@@ -55,14 +55,21 @@ def train(job: TrainJob, report: Report) -> dict[str, Any]:
         source, validation = _material(job, card, training, [cases[i] for i in sorted(kept)], report)
         found = {int(value) for classes, _ in source.label_maps() for value in classes.unique()}
         unused = [label.name for index, label in enumerate(card.labels, 1) if index not in found]
+        grid = " x ".join(f"{mm:g}" for mm in sorted(set(card.preprocessing.spacing)))
+        if len(unused) == len(card.labels):
+            raise InputError(
+                f"No structure of the label maps is left at {grid} mm.",
+                "Give a smaller --spacing, or a label table of structures that they hold.",
+            )
         if unused:
-            report("log", message=f"No label map holds {', '.join(unused)}: not to be learnt from these.")
+            names = ", ".join(unused)
+            report("log", message=f"No label map holds {names} at {grid} mm: not to be learnt from these.")
         counts = f"{len(training)} cases to learn from, {len(kept)} kept back, {len(card.labels)} structures."
         report("log", message=counts)
         files = [path for case in cases for path in case if path]
         files += [resolve(job.init)] if job.init else []
         files += [check_path(job.label_table)] if job.label_table not in (None, "brain") else []
-        with resume.claim(folder, job, files) as resumed:
+        with resume.claim(folder, job, files, [final]) as resumed:
             if resumed:
                 report("log", message="Continuing a training that was interrupted.")
             torch.manual_seed(job.options.seed)

@@ -20,7 +20,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from .. import distributed
 from ..devices import is_out_of_memory, pick_device, precision_context, prepare_process
 from ..errors import InputError, MAPSegError, MemoryExhausted
-from ..reports import plain, unwritable, write_text
+from ..reports import plain, reason, unwritable, write_text
 from .optimizer import Optimizer
 
 T = TypeVar("T")
@@ -169,9 +169,10 @@ class Loop:
         try:
             torch.save(state, temporary)
             os.replace(temporary, path)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError) as error:  # what PyTorch says is for its programmers
+            why = f": {reason(error)}" if isinstance(error, OSError) else ""
             raise InputError(
-                f"{path}: the checkpoint could not be written ({error}).", "Free some space."
+                f"The checkpoint {path} could not be written{why}.", "Free some space."
             ) from error
         finally:  # also when interrupted
             temporary.unlink(missing_ok=True)

@@ -385,6 +385,50 @@ def test_in_python_every_failure_has_a_sentence(call, model, data, tmp_path, mon
     assert isinstance(failure.value.__cause__, ZeroDivisionError)
 
 
+@pytest.mark.parametrize("content", ['{"a": 1}', "[1]", '{"1": 70000}'])
+def test_a_mapping_that_is_none_is_told_with_its_file(content, data, tmp_path):
+    mapping = tmp_path / "mapping.json"
+    mapping.write_text(content)
+    told = refused("evaluate", data / "labels", data / "labels", "-o", tmp_path / "o", "--mapping", mapping)
+    assert f"{mapping} is not a mapping: " in told and 'It should hold {"10": 1}' in told
+
+
+def test_references_without_structures_are_told_with_their_place(data, tmp_path):
+    empty = tmp_path / "r0"
+    empty.mkdir()
+    for path in (data / "labels").iterdir():
+        whole = nib.load(path)
+        nib.save(nib.Nifti1Image(np.zeros(whole.shape, np.uint8), whole.affine), empty / path.name)
+    told = refused("evaluate", data / "labels", empty, "-o", tmp_path / "o")
+    assert f"{empty} holds no structures to score. Check the references" in told
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda: api.segment("brain", 5, "o"), "scans: 5 is not a path"),
+        (lambda: api.segment("brain", ["a.nii", None], "o"), "scans: None is not a path"),
+        (lambda: api.segment("brain", None, "o"), "scans: None is not a path"),
+        (lambda: api.segment(None, "a.nii", "o"), "model: None is not a path"),
+        (lambda: api.adapt("brain", "a.nii", None), "output: None is not a path"),
+        (lambda: api.pretrain("o", "x", domains=None), "domains: None is not a path"),
+        (lambda: api.train("o", "x", images=3), "images: 3 is not a path"),
+        (lambda: api.evaluate("p", "r", "s", model=3), "model: 3 is not a path"),
+    ],
+)
+def test_in_python_what_is_no_path_is_told(call, told):
+    with pytest.raises(InputError, match=told) as refusal:
+        call()
+    assert refusal.value.advice
+
+
+def test_in_python_a_path_may_have_any_form(model, data, tmp_path):
+    with os.scandir(data / "images") as entries:
+        scan = next(entry for entry in entries if entry.name == "case0.nii.gz")
+    result = api.segment(model, scan, tmp_path / "out", device="cpu", threads=1)
+    assert [entry["file"] for entry in result["scans"]] == [scan.path]
+
+
 def test_a_report_that_another_job_wrote_meanwhile_stays(model, data, tmp_path):
     def meanwhile(event):
         if event.get("stage") == "segment":

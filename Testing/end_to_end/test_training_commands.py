@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -60,10 +61,24 @@ def test_structures_that_no_label_map_holds_are_told(data, tmp_path):
     arguments = ["--images", data / "images", "--labels", data / "labels", "--name", "x", "--preset", "tiny"]
     arguments += ["--spacing", 2, "--steps", 1, "--label-table", table, "-o", tmp_path / "t", *CPU]
     _, told = mapseg("train", *arguments)
-    assert "No label map holds typo" in told
+    assert "No label map holds typo at 2 mm: not to be learnt from these." in told
     labels = load_card(tmp_path / "t" / "x.safetensors").labels
     assert [(label.value, label.name) for label in labels] == [(1, "shell"), (2, "core"), (3, "typo")]
     assert len({label.color for label in labels}) == 3
+
+
+def test_a_grid_that_no_structure_survives_is_refused(data, tmp_path):
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    for path in (data / "labels").iterdir():
+        whole = nib.load(path)
+        small = np.zeros(whole.shape, np.uint8)
+        small[14, 15, 14] = 1
+        nib.save(nib.Nifti1Image(small, whole.affine), labels / path.name)
+    arguments = ["--images", data / "images", "--labels", labels, "--name", "x", "--preset", "tiny"]
+    told = refused("train", *arguments, "--steps", 1, "--spacing", 19, "-o", tmp_path / "t", *CPU)
+    assert "No structure of the label maps is left at 19 mm. Give a smaller --spacing" in told
+    assert not (tmp_path / "t").exists()
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +201,20 @@ def test_images_are_drawn_from_label_maps(anatomy, tmp_path):
     assert not np.array_equal(pairs[0], pairs[1])
     assert np.array_equal(pairs[0], labels_of(tmp_path / "b" / drawn[0]))
     refused("synthesise", anatomy, "-o", tmp_path / "a", *arguments)
+
+
+def test_label_maps_are_all_read_before_an_image_is_written(anatomy, tmp_path):
+    """And none is drawn that MAPSeg itself would not read."""
+    shutil.copytree(anatomy, tmp_path / "maps")
+    shutil.copy(other_codes(tmp_path) / "a.nii.gz", tmp_path / "maps" / "z.nii.gz")
+    out = tmp_path / "out"
+    assert "z.nii.gz: holds none of" in refused("synthesise", tmp_path / "maps", "-o", out, "--spacing", 4)
+    head = nib.load(anatomy / "head.nii.gz")
+    small = nib.Nifti1Image(labels_of(anatomy / "head.nii.gz"), np.diag([1.0, 1.0, 1.0, 1.0]), head.header)
+    nib.save(small, tmp_path / "small.nii.gz")
+    told = refused("synthesise", tmp_path / "small.nii.gz", "-o", out, "--spacing", 20)
+    assert "small.nii.gz: its brain has fewer than 4 voxels of 20 mm along an axis." in told
+    assert not out.exists()
 
 
 def test_every_file_is_told_while_it_is_read(model, anatomy, data, tmp_path):

@@ -253,6 +253,17 @@ def test_codes_without_intensities_are_refused_and_parcels_are_cortex(tmp_path):
         SyntheticSource([path], brain_labels(), FOUR)
 
 
+@pytest.mark.parametrize("code", [0, 24, 507])
+def test_label_maps_without_a_brain_are_refused(tmp_path, code):
+    """Fluid and skin have intensities, but nothing to extract, or to cut the neck off below."""
+    path = save(tmp_path / "skin.nii.gz", (head() > 0).numpy().astype(np.int32) * code, "RAS", np.int32)
+    with pytest.raises(
+        InputError, match=r"skin.nii.gz: holds none of FreeSurfer's codes of the brain"
+    ) as refusal:
+        SyntheticSource([path], brain_labels(), FOUR)
+    assert refusal.value.advice
+
+
 def test_a_patch_knows_which_of_its_voxels_lie_within_the_scan():
     scan = torch.ones(20, 9, 16)
     batch = cut_patches(scan, 3, 16, 16, generator())

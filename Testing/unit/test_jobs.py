@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from MAPSegLib import console
 from MAPSegLib.config import AdaptationOptions, CentralisedOptions, Label, check_path
 from MAPSegLib.errors import InputError
 from MAPSegLib.jobs import AdaptJob, SegmentJob, TrainJob, build_job, parse_job
@@ -122,6 +123,16 @@ def test_folders_stand_for_their_scans(tmp_path):
     assert [path.name for path in found] == ["a.nii.gz", "b.nii.gz"]
 
 
+def test_a_scan_that_is_spelled_in_two_ways_is_one(tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "a.nii.gz").touch()
+    (tmp_path / "b.nii.gz").symlink_to("a.nii.gz")
+    (tmp_path / "here").symlink_to(tmp_path)
+    given = [tmp_path / name for name in ("a.nii.gz", "d/../a.nii.gz", "here/a.nii.gz", "b.nii.gz")]
+    assert collect_scans(given) == [given[0], given[3]]
+    assert ScanOutputs.plan(tmp_path / "out", collect_scans(given)).label_map(given[3]).name == "b_seg.nii.gz"
+
+
 def test_a_failed_job_leaves_no_empty_folders(tmp_path):
     with pytest.raises(ZeroDivisionError), output_folder(tmp_path / "x" / "y"):
         raise ZeroDivisionError
@@ -183,6 +194,27 @@ def test_a_checkpoint_serves_its_own_job_only(tmp_path):
     with resume.claim(tmp_path, forced, [scan]) as resumed:
         assert not resumed
     assert list(tmp_path.iterdir()) == [scan]
+
+
+def test_a_checkpoint_of_another_seed_version_or_scan_of_equal_size_is_another_runs(tmp_path, monkeypatch):
+    scan, job = tmp_path / "a.nii", adaptation(tmp_path, steps=5)
+    scan.write_text("scan")
+    with interrupted(tmp_path, job, [scan]) as resumed:
+        assert not resumed
+
+    def refused(other, what):
+        with pytest.raises(InputError, match=f"with other {what}"), resume.claim(tmp_path, other, [scan]):
+            pass
+
+    refused(adaptation(tmp_path, steps=5, seed=1), "options")
+    with monkeypatch.context() as other:
+        other.setattr(resume, "__version__", "99")
+        refused(job, "settings")
+    with interrupted(tmp_path, job, [scan]) as resumed:
+        assert resumed
+    scan.write_text("nacs")
+    os.utime(scan, ns=(0, scan.stat().st_mtime_ns + 1_000_000_000))
+    refused(job, "files")
 
 
 def test_a_folder_serves_one_run_at_a_time_and_keeps_the_record_of_another(tmp_path):
@@ -249,6 +281,14 @@ def test_label_tables(tmp_path):
         path.write_text(json.dumps(wrong))
         with pytest.raises(InputError, match="not a label table"):
             read_label_table(path)
+
+
+def test_regions_of_several_values_are_refused_with_a_way_on(tmp_path):
+    path = tmp_path / "dataset.json"
+    path.write_text(json.dumps({"labels": {"background": 0, "whole": [1, 2], "core": 2}}))
+    with pytest.raises(InputError, match="dataset.json: regions, .* are not supported") as refusal:
+        read_label_table(path)
+    assert refusal.value.advice
 
 
 def test_mirror_images_are_named_on_both_sides(tmp_path):
@@ -327,6 +367,23 @@ def test_label_maps_with_references_of_their_own_are_no_side_results(tmp_path):
 def test_an_empty_path_is_not_the_current_folder():
     with pytest.raises(InputError, match="A path is empty"):
         check_path("")
+
+
+def test_a_tilde_that_names_nobody_is_part_of_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert check_path("~nobody-of-that-name/a.nii") == tmp_path / "~nobody-of-that-name" / "a.nii"
+    assert check_path("~/a.nii") == Path.home() / "a.nii"
+    monkeypatch.setenv("MAPSEG_HOME", "~nobody-of-that-name")
+    assert user_folder() == tmp_path / "~nobody-of-that-name" / "models"
+
+
+def test_flags_win_over_the_file_of_options(tmp_path, monkeypatch):
+    built, file = [], tmp_path / "options.json"
+    file.write_text('{"batch": 2, "overlap": 0.25}')
+    monkeypatch.setattr(console, "execute", lambda load, *_: built.append(load()) or 0)
+    content = {key: value for key, value in SEGMENT.items() if key != "task"}
+    assert console.run("segment", content, {"overlap": 0.0, "batch": None}, file) == 0
+    assert (built[0].options.overlap, built[0].options.batch) == (0.0, 2)
 
 
 def test_options_of_the_other_setting_name_what_they_need():

@@ -67,18 +67,26 @@ def test_a_checkpoint_that_cannot_be_written_is_told(tmp_path):
         small_loop().save(tmp_path / "missing" / "checkpoint.pt")
 
 
-def test_a_disk_that_fills_up_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("failure", "told"),
+    [
+        (OSError(28, "No space left on device"), "written: no space left on the disk."),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"), "written."),
+    ],
+)
+def test_a_disk_that_fills_up_leaves_the_last_checkpoint(failure, told, tmp_path, monkeypatch):
     loop = small_loop()
     loop.save(tmp_path / "checkpoint.pt")
     before = (tmp_path / "checkpoint.pt").read_bytes()
 
     def full(state, path):
         path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
+        raise failure
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(InputError, match="No space left"):
+    with pytest.raises(InputError) as refusal:
         loop.save(tmp_path / "checkpoint.pt")
+    assert refusal.value.message == f"The checkpoint {tmp_path / 'checkpoint.pt'} could not be {told}"
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
 

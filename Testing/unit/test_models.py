@@ -1,6 +1,7 @@
 """Model files, the registry, and the import of the authors' checkpoints."""
 
 import json
+import math
 import pickle
 import re
 import resource
@@ -366,6 +367,7 @@ def test_other_checkpoints_are_told_apart(tmp_path):
         (partial, (), "lacks weights"),
         (state | {stem: torch.zeros(100, 1, 4, 4, 4)}, LABELS[:1], "in other sizes"),
         (state, LABELS, "label table names 3"),
+        (state | {stem: state[stem] * math.nan}, LABELS[:1], "x.pth holds weights that are not finite"),
     ]
     for content, labels, message in cases:
         torch.save(content, path)
@@ -374,6 +376,8 @@ def test_other_checkpoints_are_told_apart(tmp_path):
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(InputError, match="damaged"):
         import_checkpoint(path, out, name="x")
+    with pytest.raises(InputError, match="is a folder, and a checkpoint is needed"):
+        import_checkpoint(tmp_path, out, name="x")
     assert not out.exists()
 
 

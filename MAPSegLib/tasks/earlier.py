@@ -1,0 +1,160 @@
+"""What an earlier job left where this one writes: part of this very job, or results to refuse or to remove."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..jobs import AdaptJob, SegmentJob
+from ..manifests import reported_in
+from ..reports import plain, read_json
+from . import resume
+from .outputs import ScanOutputs, refuse_existing
+
+REPORTS = ("report.json", "volumes.csv")
+ADAPTED_MODEL = "adapted_model.safetensors"
+UNFINISHED = "unfinished"
+"""In the report of a job as long as it goes on: what the same job, given again, is known by, and what it may write."""
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """How a job begins: from nothing, or where the same one was ended."""
+
+    mark: dict[str, Any]
+    """What its report says of it as long as it goes on (:data:`UNFINISHED`)."""
+    continued: bool
+    """Whether the report that lies there is this very job's."""
+    done: list[dict[str, Any]]
+    """Of that report, the entries of scans that are as they were and have their results."""
+    earlier: frozenset[Path]
+    """Results that may be removed: an earlier run's that may be overwritten, or those this very job was writing."""
+    results: tuple[Path, ...]
+    """All that is still to be written."""
+
+
+def begin(
+    job: SegmentJob | AdaptJob,
+    outputs: ScanOutputs,
+    scans: Sequence[Path],
+    kinds: Sequence[str],
+    files: Sequence[Path],
+) -> Beginning:
+    """See what lies there, before anything is computed.
+
+    Args:
+        kinds: of the maps beside the label maps.
+        files: all that the results depend on, beside the scans.
+
+    Raises:
+        InputError: results that are there would be replaced, and neither is that allowed nor are they this very job's.
+    """
+    mark = {"job": resume.fingerprint(job, files), "overwrite": job.overwrite}
+    continued, done, stamps, half = _left_by_the_same(outputs, mark)
+    rest = remaining(scans, done)
+    maps = [outputs.label_map(scan) for scan in rest]
+    maps += [outputs.volume(scan, kind) for scan in rest for kind in kinds]
+    reports = [outputs.beside(name) for name in REPORTS]
+    model = [outputs.beside(ADAPTED_MODEL)] if getattr(job, "save_model", False) else []
+    _refuse_scans(maps, rest)
+    if not (continued or job.overwrite or outputs.single):
+        _refuse_others(reports[0], maps, rest)
+    mine = half.union(reports if continued else ())
+    refuse_existing([path for path in [*maps, *reports, *model] if path not in mine], job.overwrite)
+    found = _told_before(outputs, scans) if job.overwrite else half
+    earlier = frozenset(found.difference(_among(found, [*scans, *files])))
+    known = [path for scan in rest for path in outputs.every(scan)] + [outputs.beside(ADAPTED_MODEL)]
+    claimed = [path for path in [*maps, *model] if not path.exists()] + [p for p in known if p in earlier]
+    mark |= {"scans": stamps | stamps_of(scans), "files": sorted({path.name for path in claimed})}
+    return Beginning(mark, continued, done, earlier, (*maps, *reports, *model))
+
+
+def remaining(scans: Sequence[Path], done: Sequence[dict[str, Any]]) -> list[Path]:
+    """The scans that entries do not tell of."""
+    told = {entry["file"] for entry in done}
+    return [scan for scan in scans if plain(str(scan)) not in told]
+
+
+def stamps_of(scans: Sequence[Path]) -> dict[str, list[int]]:
+    """Size and time of the last change of the scans that are there, by their paths as a report has them."""
+    found = {}
+    for scan in scans:
+        with suppress(OSError):  # told when it is its turn
+            found[plain(str(scan))] = resume.stamp(scan)
+    return found
+
+
+def written_maps(entries: Sequence[dict[str, Any]]) -> list[str]:
+    """The maps that entries of a segmentation's report tell of."""
+    return [entry[kind] for entry in entries for kind in ("output", "uncertainty") if kind in entry]
+
+
+def _left_by_the_same(
+    outputs: ScanOutputs, mark: dict[str, Any]
+) -> tuple[bool, list[dict[str, Any]], dict[str, list[int]], set[Path]]:
+    """What the report of the same job, which was ended, says, if there is one.
+
+    Returns: whether there is one; its entries of scans that are as they were and have their results, and the stamps of
+    those scans; and what that job was writing as it was killed: it began where nothing had these names.
+    """
+    with suppress(InputError, KeyError, TypeError, ValueError):  # no report, or something else
+        report = read_json(outputs.beside(REPORTS[0]), "a report")
+        then = report[UNFINISHED]
+        if {key: then[key] for key in mark} == mark:
+            stamps = stamps_of([Path(entry["file"]) for entry in report["scans"]])
+            same = {scan: stamp for scan, stamp in stamps.items() if then["scans"].get(scan) == stamp}
+            done = [
+                entry
+                for entry in report["scans"]
+                if entry["file"] in same and all(Path(file).is_file() for file in written_maps([entry]))
+            ]
+            told = {Path(file).name for file in written_maps(report["scans"])}
+            return True, done, same, {outputs.folder / name for name in then["files"] if name not in told}
+    return False, [], {}, set()
+
+
+def _refuse_scans(maps: Sequence[Path], scans: Sequence[Path]) -> None:
+    """Raise InputError if a result would replace a scan."""
+    for path in _among(maps, scans):
+        raise InputError(f"A result would replace the scan {path}.", "Choose another output.")
+
+
+def _among(paths: Iterable[Path], others: Iterable[Path]) -> list[Path]:
+    """The paths that name one of the other files, however it is spelled."""
+    known = set(map(os.path.realpath, others))  # which, unlike resolve(), takes links that lead nowhere
+    return [path for path in paths if os.path.realpath(path) in known]
+
+
+def _told_before(outputs: ScanOutputs, scans: Sequence[Path]) -> set[Path]:
+    """The results that reports tell of, but for a model that was adapted to other scans."""
+    found = reported_in(outputs.folder)
+    if _told_of(outputs.beside(REPORTS[0])).isdisjoint(plain(str(scan)) for scan in scans):
+        found.discard(outputs.beside(ADAPTED_MODEL))
+    return found
+
+
+def _refuse_others(report: Path, maps: Sequence[Path], scans: Sequence[Path]) -> None:
+    """Raise InputError for a report of other scans, with a way on."""
+    if not report.exists() or any(path.exists() for path in maps):
+        return
+    if _told_of(report).isdisjoint(plain(str(scan)) for scan in scans):
+        name = f"name the result (-o {maps[0]})" if len(scans) == 1 else "choose another output"
+        raise InputError(
+            f"{report} already there, of other scans.",
+            f"Give all scans to one command, or {name}; --overwrite replaces the report.",
+        )
+
+
+def _told_of(report: Path) -> set[str]:
+    """The scans that a report tells of, or would have told of."""
+    with suppress(InputError, KeyError, TypeError, AttributeError):
+        content = read_json(report, "a report")
+        return {entry["file"] for entry in content["scans"]} | content.get(UNFINISHED, {}).get(
+            "scans", {}
+        ).keys()
+    return set()

@@ -91,11 +91,10 @@ def segment_scan(
         working: list[Tensor] = []
 
         def watched() -> Iterator[tuple[int, Tensor]]:
-            pieces = class_probabilities(model.to(device), scan.image, device, batch, options, progress)
-            for start, piece in pieces:
-                working.append(
-                    piece.max(0).indices.to("cpu", torch.int16)
-                )  # argmax takes three times as long
+            for start, sides in class_logits(model.to(device), scan.image, device, batch, options, progress):
+                piece = _both(sides)
+                # argmax takes three times as long
+                working.append(piece.max(0).indices.to("cpu", torch.int16))
                 yield start, piece
 
         result = _label(watched(), labels, scan.grid, uncertainty)
@@ -114,9 +113,10 @@ def predict_classes(
     """Class indices, int16 (X, Y, Z) on the working grid of ``image``."""
 
     def run(device: torch.device, batch: int) -> Tensor:
-        pieces = class_probabilities(model.to(device), image, device, batch, options, progress)
+        pieces = class_logits(model.to(device), image, device, batch, options, progress)
+        found = (_both(sides) if len(sides) > 1 else sides[0] for _, sides in pieces)
         # at once to the CPU: the device has room for one row of windows
-        return torch.cat([piece.max(0).indices.to("cpu", torch.int16) for _, piece in pieces])
+        return torch.cat([piece.max(0).indices.to("cpu", torch.int16) for piece in found])
 
     return run_with_notes(run, options)[0]
 
@@ -172,24 +172,25 @@ def gaussian_window(window: int) -> Tensor:
 
 
 @torch.inference_mode()
-def class_probabilities(
+def class_logits(
     model: Segmenter,
     image: Tensor,
     device: torch.device,
     batch: int,
     options: InferenceOptions,
     progress: Progress | None = None,
-) -> Iterator[tuple[int, Tensor]]:
-    """Probabilities of a prepared scan, a few planes along the first axis at a time.
+) -> Iterator[tuple[int, list[Tensor]]]:
+    """Logits of a prepared scan, a few planes along the first axis at a time: the weighted means of all windows.
 
-    They are those of the weighted mean logits of all windows. Where the labels name their mirror images, every window
-    is also shown mirrored, under the mirrored whole, and the probabilities of both are averaged (``options.mirror``).
+    Where the labels name their mirror images, every window is also shown mirrored, under the mirrored whole
+    (``options.mirror``); it is the probabilities of both sides that are to be averaged.
 
     Args:
         image: (X, Y, Z) on the working grid, in [0, 1]; the first axis runs left to right.
 
     Yields:
-        first plane, and probabilities (classes, planes, Y, Z), for consecutive pieces that cover the scan.
+        first plane, and logits (classes, planes, Y, Z), for consecutive pieces that cover the scan: those of the scan
+        and, where windows are shown mirrored, those of the mirrored one, mirrored back.
     """
     model.eval()
     window = model.architecture.patch
@@ -227,27 +228,26 @@ def class_probabilities(
         finished = min(window, starts[i + 1] - x if i + 1 < len(starts) else image.shape[0] - x)
         for first in range(0, finished, PLANES):
             piece = slice(first, min(first + PLANES, finished)), *map(slice, image.shape[1:])
-            yield x + first, _probabilities(model, [side[piece] for side in sums], weights[piece], twin)
+            sides = [_mean_logits(model, side[piece], weights[piece]) for side in sums]
+            yield x + first, sides if twin is None else [sides[0], sides[1][twin]]
         if i + 1 < len(rows):  # in place: fresh memory costs more than all that is done with it
             for buffer in (*sums, weights):
                 buffer[: window - finished] = buffer[finished:].clone()
                 buffer[window - finished :] = 0
 
 
-def _probabilities(model: Segmenter, sums: list[Tensor], weights: Tensor, twin: Tensor | None) -> Tensor:
-    """(classes, planes, Y, Z), of weighted sums of maps (planes, Y, Z, channels) and the sum of weights.
-
-    Args:
-        sums: of windows, and of mirrored ones where there is a ``twin`` of each class.
-    """
+def _mean_logits(model: Segmenter, sums: Tensor, weights: Tensor) -> Tensor:
+    """(classes, planes, Y, Z), of weighted sums of maps (planes, Y, Z, channels) and the sum of weights."""
     unseen = weights == 0
     share = 1 / weights.masked_fill(unseen, 1)[..., None]
-    sides = []
-    for side in sums:
-        logits = model.blended_logits((side * share).movedim(-1, 0)[None])[0]
-        logits[0].masked_fill_(unseen, NOTHING)
-        sides.append(logits.softmax(0))
-    return sides[0] if twin is None else sides[0].add_(sides[1][twin]).div_(2)
+    logits = model.blended_logits((sums * share).movedim(-1, 0)[None])[0]
+    logits[0].masked_fill_(unseen, NOTHING)
+    return logits
+
+
+def _both(sides: list[Tensor]) -> Tensor:
+    """Mean probabilities of the sides that :func:`class_logits` yields."""
+    return sum(side.softmax(0) for side in sides) / len(sides)
 
 
 def _shared_out(row: list, batch: int) -> list[list]:

@@ -144,30 +144,28 @@ def adapt(job: AdaptJob, report: Report) -> dict[str, Any]:
                 volumes[scan] = volume
         if not volumes:
             return distributed.on_first(findings.finish)
-        model, card, path = _chosen(candidates, volumes, job, report)
+        (model, card, path), why = _chosen(candidates, volumes, job, report)
         findings.card = card
         source = _source(job, card, known, report)
         with resume.claim(folder, job, [path, *volumes, *files], begun.results) as resumed:
             if resumed:
                 report("log", message="Continuing an adaptation that was interrupted.")
             adapted = _adapt(model, card, volumes, source, job, folder, report)
+            for result in adapted.results:
+                result.segmentation.notes += [why] if why else []
             return distributed.on_first(lambda: _write_all(findings, volumes, adapted))
 
 
 def _chosen(
     candidates: Sequence[Candidate], volumes: dict[Path, Volume], job: AdaptJob, report: Report
-) -> Candidate:
-    """The model to adapt, the same in every process."""
+) -> tuple[Candidate, str]:
+    """The model to adapt, the same in every process, and why, if there was a choice."""
     options = job.options.for_inference()
 
-    def work() -> tuple[int, str]:
-        best, why = choose_for_all(candidates, list(volumes.values()), options)
-        return best, why.replace("Segmented with", "Adapting")
-
-    index, why = distributed.on_first(work)
+    index, why = distributed.on_first(lambda: choose_for_all(candidates, list(volumes.values()), options))
     if why:
-        report("log", message=why)
-    return candidates[index]
+        report("log", message=why.replace("Segmented with", "Adapting"))
+    return candidates[index], why
 
 
 def _write_all(findings: Findings, volumes: dict[Path, Volume], adapted: Adapted) -> dict[str, Any]:

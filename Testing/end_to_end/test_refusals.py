@@ -300,7 +300,7 @@ def test_memory_that_runs_out_is_told(model, data, tmp_path, monkeypatch):
     def no_memory(*arguments, **named):
         raise MemoryError
 
-    monkeypatch.setattr(inference, "class_probabilities", no_memory)
+    monkeypatch.setattr(inference, "class_logits", no_memory)
     scan = data / "images" / "case0.nii.gz"
     assert "Not enough memory" in refused("segment", model, scan, "-o", tmp_path / "out", *CPU, code=3)
     assert not (tmp_path / "out").exists()

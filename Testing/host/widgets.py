@@ -251,7 +251,7 @@ class qMRMLPlotView(QWidget):
         font.setPixelSize(chart.GetAxisLabelFontSize())
         painter.setFont(font)
         low, high = min([y for _, y in points] + [0.0]), max([y for _, y in points] + [0.1])
-        low, high = low - 0.05 * (high - low), high + 0.05 * (high - low)
+        high += 0.05 * (high - low)
         right = max([x for x, _ in points] + [1.0])
         painter.drawText(QRectF(0, area.top() - 8, 34, 16), Qt.AlignRight, f"{high:.1f}")
         painter.drawText(QRectF(0, area.bottom() - 8, 34, 16), Qt.AlignRight, f"{low:.1f}")

@@ -20,7 +20,7 @@ from MAPSegLib.datasets import crop, resize_whole
 from MAPSegLib.devices import has_fast_bf16, is_out_of_memory, pick_device, prepare_process
 from MAPSegLib.errors import MemoryExhausted
 from MAPSegLib.inference import (
-    class_probabilities,
+    class_logits,
     gaussian_window,
     predict_classes,
     run_with_notes,
@@ -73,8 +73,8 @@ def naive_probabilities(model, image, overlap=0.5):
 
 def whole_probabilities(model, image, options=FP32):
     """Of all pieces, (classes, X, Y, Z)."""
-    pieces = class_probabilities(model, image, torch.device("cpu"), options.batch, options)
-    return torch.cat([piece for _, piece in pieces], 1)
+    pieces = class_logits(model, image, torch.device("cpu"), options.batch, options)
+    return torch.cat([sum(side.softmax(0) for side in sides) / len(sides) for _, sides in pieces], 1)
 
 
 def likelihood(model, image, options=FP32):

@@ -24,7 +24,7 @@ def looked(monkeypatch) -> list[int]:
         if progress:
             progress(1, 2)
             progress(2, 2)
-        return Looks(image, image)
+        return Looks(image, image, image)
 
     def assess(card, looks, spacing):
         return Assessment(True, "", {"score": SCORES[card.name][len(looks.plain)]})

@@ -42,8 +42,11 @@ def _computes(kind: str) -> bool:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             trial = torch.nn.Sequential(
-                torch.nn.Conv3d(8, 16, 4, 4), torch.nn.Conv3d(16, 16, 3, padding=1), torch.nn.GroupNorm(4, 16)
-            ).append(torch.nn.ConvTranspose3d(16, 8, 4, 4))
+                torch.nn.Conv3d(8, 16, 4, 4),
+                torch.nn.Conv3d(16, 16, 3, padding=1),
+                torch.nn.GroupNorm(4, 16),
+                torch.nn.ConvTranspose3d(16, 8, 4, 4),
+            )
             image = torch.rand(1, 8, 16, 16, 16)
         with torch.inference_mode():
             expected = trial(image)
@@ -77,12 +80,8 @@ def precision_context(device: torch.device, precision: str = "auto") -> Abstract
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an allocation failed, on whatever device."""
     text = str(error).lower()  # of other errors it may hold a path, in which "alloc" says nothing
-    words = (
-        "alloc",
-        "out of memory",
-        "valid cudnn algorithm",
-        "unable to find an engine",
-    )  # cuDNN's own for it
+    # The last two are cuDNN's own words for it.
+    words = "alloc", "out of memory", "valid cudnn algorithm", "unable to find an engine"
     told = isinstance(error, RuntimeError) and any(word in text for word in words)
     refused = isinstance(error, OSError) and error.errno == errno.ENOMEM
     return told or refused or isinstance(error, MemoryError)

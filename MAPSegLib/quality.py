@@ -297,9 +297,8 @@ def trust_limits(measures: Sequence[dict[str, float]]) -> dict[str, float]:
     limits = {"agreement": max(LOWEST, min(m["agreement"] for m in measures) - 0.15)}
     if all("shape_deviation" in m for m in measures):
         limits["shape_deviation"] = min(HIGHEST, max(m["shape_deviation"] for m in measures) + 0.75)
-    if all(
-        "border_contrast" in m for m in measures
-    ):  # other contrasts show some borders less: right results half
+    if all("border_contrast" in m for m in measures):
+        # Other contrasts show borders less: right results have half of it.
         limits["border_contrast"] = max(0.0, min(m["border_contrast"] for m in measures) / 3)
     return {name: round(value, 3) for name, value in limits.items()}
 

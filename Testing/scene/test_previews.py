@@ -22,6 +22,20 @@ def previewed(start, **options):
     return run, volume, slicer.mrmlScene.GetNodeByID(run.items[0].segmentation_id)
 
 
+def in_a_corner() -> np.ndarray:
+    """A few voxels of the volume that nothing else holds, as labels."""
+    corner = np.zeros((32, 38, 34), np.uint8)
+    corner[:3, :3, :3] = 1
+    return corner
+
+
+def with_users_segment(preview, volume) -> tuple[str, np.ndarray]:
+    """A segment of users' own, in the label map of the model's: its ID and voxels."""
+    mine, corner = preview.GetSegmentation().AddEmptySegment("", "mine"), in_a_corner()
+    slicer.util.updateSegmentBinaryLabelmapFromArray(corner, preview, mine, volume)
+    return mine, corner
+
+
 def told_by(node) -> dict[str, str | None]:
     names = ("Model", "Preview", "Result", "Trusted", "Reason")
     return {name: node.GetAttribute(f"MAPSeg.{name}") for name in names}
@@ -77,8 +91,7 @@ def test_what_ends_without_a_result_leaves_nothing(start):
 
 
 def test_what_users_put_into_a_preview_stays(start):
-    corner = np.zeros((32, 38, 34), np.uint8)
-    corner[:3, :3, :3] = 1
+    corner = in_a_corner()
     run, volume, preview = previewed(start)
     own = mrml.load_labels(images.cut_labels(corner), volume, {}, "own")
     segmentation = preview.GetSegmentation()
@@ -93,11 +106,8 @@ def test_what_users_put_into_a_preview_stays(start):
 
 def test_a_segment_that_users_painted_into_a_preview_stays_alone(start):
     """It shares the label map with the model's, and is none of its."""
-    corner = np.zeros((32, 38, 34), np.uint8)
-    corner[:3, :3, :3] = 1
     run, volume, preview = previewed(start)
-    mine = preview.GetSegmentation().AddEmptySegment("", "mine")
-    slicer.util.updateSegmentBinaryLabelmapFromArray(corner, preview, mine, volume)
+    mine, corner = with_users_segment(preview, volume)
     assert not run.items[0].edited
     run.cancel()
     run.wait()
@@ -122,11 +132,8 @@ def test_painting_beside_the_models_segments_is_no_edit_of_them(scene):
 
 
 def test_users_segments_go_along_with_voxels_that_a_transform_was_hardened_on(start):
-    corner = np.zeros((32, 38, 34), np.uint8)
-    corner[:3, :3, :3] = 1
     run, volume, preview = previewed(start)
-    mine = preview.GetSegmentation().AddEmptySegment("", "mine")
-    slicer.util.updateSegmentBinaryLabelmapFromArray(corner, preview, mine, volume)
+    mine, corner = with_users_segment(preview, volume)
     harden(volume)
     run.stop()
     run.wait()

@@ -18,11 +18,14 @@ from Testing.host import loadable, pythonqt
 from Testing.host import scene as host_scene
 
 MODULE = Path(__file__).resolve().parents[2] / "MAPSeg" / "MAPSeg.py"
-measured: list[str] = []
-"""What tests measured, told at the end of the session."""
+answers: dict[str, subprocess.CompletedProcess] = {}
+"""What small programs printed that panels have started."""
 
 
 def pytest_terminal_summary(terminalreporter):
+    """What tests measured (``record_property``), whichever process they ran in."""
+    reports = [r for r in terminalreporter.stats.get("passed", []) if r.when == "call"]
+    measured = [f"{what}: {value}" for report in reports for what, value in report.user_properties]
     if measured:
         terminalreporter.section("measured in the panel")
         for line in measured:
@@ -38,6 +41,21 @@ def same_backend():
         if name not in known:
             del sys.modules[name]
     sys.modules.update(known)
+
+
+@pytest.fixture(autouse=True)
+def device_tried_once(monkeypatch):
+    """Every panel has a process try the devices, for seconds; the first one's answer stands for all."""
+    run = subprocess.run
+
+    def answer(command, **options):
+        if command[1:2] != ["-c"]:
+            return run(command, **options)
+        if command[2] not in answers:
+            answers[command[2]] = run(command, **options)
+        return answers[command[2]]
+
+    monkeypatch.setattr(subprocess, "run", answer)
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from Testing.host import loadable
 from Testing.host.pythonqt import dialogs
 from Testing.processes import alive
 
-from .conftest import MODULE, Heartbeat, adapt, add_ball, measured, workers
+from .conftest import MODULE, Heartbeat, adapt, add_ball, workers
 
 
-def test_a_click_segments(screen):
+def test_a_click_segments(screen, record_property):
     import slicer
 
     add_ball()
@@ -24,7 +24,7 @@ def test_a_click_segments(screen):
     assert screen.ui.segmentButton.text == "Cancel" and not screen.ui.adaptButton.visible
     assert screen.ui.progressFrame.visible
     screen.finish()
-    measured.append(f"segmenting: {beat.stop()}")
+    record_property("segmenting", beat.stop())
     assert screen.ui.segmentButton.text == "Segment" and not screen.ui.progressFrame.visible
     assert "Done in" in screen.ui.statusLabel.text
     assert screen.state("ball").split()[-1] in ("done", "doubtful")
@@ -41,7 +41,7 @@ def test_a_click_segments(screen):
     assert not screen.ui.overlayCheckBox.enabled and not screen.ui.saveModelButton.enabled
 
 
-def test_adapting_shows_previews_and_a_curve_and_keeps_the_best(screen, home):
+def test_adapting_shows_previews_and_a_curve_and_keeps_the_best(screen, home, record_property):
     import qt
     import slicer
 
@@ -50,7 +50,7 @@ def test_adapting_shows_previews_and_a_curve_and_keeps_the_best(screen, home):
     beat, started = Heartbeat(), time.monotonic()
     adapt(screen)
     screen.wait(lambda: slicer.util.getNodesByClass("vtkMRMLSegmentationNode"))
-    measured.append(f"adapting: first preview after {time.monotonic() - started:.1f} s (tiny model)")
+    record_property("adapting", f"first preview after {time.monotonic() - started:.1f} s (tiny model)")
     assert screen.panel.run.items[0].shown == "preview" and screen.panel.running
     screen.wait(lambda: len(screen.panel.run.eta_history) > 3)
     assert screen.ui.plotFrame.visible
@@ -64,7 +64,7 @@ def test_adapting_shows_previews_and_a_curve_and_keeps_the_best(screen, home):
     screen.panel.run.changed.emit()  # a step is told meanwhile
     assert not screen.ui.stopButton.enabled and "Stopping" in screen.ui.stageLabel.text
     screen.finish()
-    measured.append(f"adapting: {beat.stop()}")
+    record_property("adapting", beat.stop())
     assert "Done in" in screen.ui.statusLabel.text
 
     item = screen.panel.results.item
@@ -124,7 +124,7 @@ def test_an_edited_preview_stays_in_sight(screen):
     assert not screen.rows() and edited.GetScene() is not None
 
 
-def test_cancelling_leaves_no_process(screen, monkeypatch):
+def test_cancelling_leaves_no_process(screen, monkeypatch, record_property):
     import qt
     import slicer
 
@@ -141,7 +141,7 @@ def test_cancelling_leaves_no_process(screen, monkeypatch):
     screen.click("adaptButton")
     assert screen.ui.adaptButton.text == "Cancelling…" and not screen.ui.adaptButton.enabled
     screen.finish()
-    measured.append(f"cancelling: {time.monotonic() - started:.2f} s from click to idle")
+    record_property("cancelling", f"{time.monotonic() - started:.2f} s from click to idle")
     screen.wait(lambda: not alive(pid) and not workers())
     assert "Cancelled" in screen.ui.statusLabel.text and "cancelled" in screen.state("ball")
     assert not slicer.util.getNodesByClass("vtkMRMLSegmentationNode")  # a preview is no result

@@ -55,7 +55,9 @@ def test_truncated_file(tmp_path, suffix, kept):
     "suffix", [".nii", ".nii.gz", ".mgz", ".mgh", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm"]
 )
 @pytest.mark.parametrize(
-    "content", [b"Dear colleague, here is the scan.\n" * 40, gzip.compress(b"text" * 400), bytes(900)]
+    "content",
+    [b"Dear colleague, here is the scan.\n" * 40, gzip.compress(b"text" * 400), bytes(900)],
+    ids=["text", "compressed text", "zeros"],
 )
 def test_not_an_image(tmp_path, suffix, content):
     path = tmp_path / f"scan{suffix}"

@@ -33,9 +33,12 @@ def embedded_folders() -> tuple[Path, ...]:
 
 
 def model_files() -> list[Path]:
-    """The embedded models, then the user's; of files with one name, the first counts."""
+    """The embedded models, then the user's; of files with one name, the first counts.
+
+    Hidden files are none: so begin the names of files that are being written.
+    """
     folders = (*embedded_folders(), user_folder())
-    found = (sorted(folder.glob(f"*{SUFFIX}"), key=lambda path: path.stem) for folder in folders)
+    found = (sorted(folder.glob(f"[!.]*{SUFFIX}"), key=lambda path: path.stem) for folder in folders)
     return [path for paths in found for path in paths]
 
 

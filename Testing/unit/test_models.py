@@ -243,6 +243,14 @@ def test_a_file_of_the_same_name_does_not_hide_an_embedded_model(tmp_path, monke
     assert resolve("brain-t1") == embedded
 
 
+def test_a_model_that_is_being_written_is_not_listed(saved, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("MAPSEG_HOME", str(tmp_path))
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / ".0123abcd-whole.safetensors").write_bytes(saved.read_bytes())
+    (tmp_path / "models" / ".0123abcd-half.safetensors").write_bytes(saved.read_bytes()[:99])
+    assert not [name for name, *_ in list_models() if name.startswith(".")] and not caplog.messages
+
+
 def authors_names(state, prefix):
     """Our state dict under the names of the published checkpoints."""
     renamed = {}

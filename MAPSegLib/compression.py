@@ -27,6 +27,8 @@ def check_voxels(header: TextHeader, size: int) -> None:
     for path in header.files:
         with path.open("rb") as file:
             file.seek(header.start)
+            for _ in range(int(header.fields.get("lineskip", 0))):
+                file.readline()
             inflated += measure(file)
     if inflated < size:
         raise EOFError(f"{inflated} bytes of {size}")

@@ -49,7 +49,8 @@ def read_text_header(path: Path) -> TextHeader:
     blank = "" if path.suffix.lower() in (".nrrd", ".nhdr") else None  # such a line ends NRRD's headers only
     with path.open("rb") as file:
         for line in iter(file.readline, b""):
-            name, *value = re.split("[:=]", line.decode("latin-1").strip(), maxsplit=1)
+            # not at ":=", behind which NRRD has what is nobody's but the writer's
+            name, *value = re.split(":(?!=)|=", line.decode("latin-1").strip(), maxsplit=1)
             name = name.lower().replace(" ", "")
             fields[name] = "".join(value).strip()
             if name in (blank, "elementdatafile") or (name == "datafile" and fields[name].startswith("LIST")):

@@ -94,6 +94,15 @@ def test_compressed_slices_in_files_of_their_own(tmp_path, name, header, compres
     assert_refused(tmp_path / name, "damaged, truncated or not an image")
 
 
+def test_lines_before_compressed_voxels_are_skipped_as_the_header_says(tmp_path):
+    array = noise(8, 7, 6)
+    (tmp_path / "voxels.gz").write_bytes(b"two\nlines\n" + gzip.compress(array.T.tobytes()))
+    (tmp_path / "scan.nhdr").write_text(NRRD.replace("data file", "line skip: 2\ndata file") + "voxels.gz\n")
+    np.testing.assert_array_equal(read_image(tmp_path / "scan.nhdr").array, array)
+    spoil(tmp_path / "voxels.gz", 0.6)
+    assert_refused(tmp_path / "scan.nhdr", "damaged, truncated or not an image")
+
+
 def test_gzip_files_of_several_members_are_read(tmp_path):
     """As block-wise compressors write them."""
     path = save_nifti(tmp_path / "whole.nii", noise(20, 20, 20))

@@ -306,6 +306,8 @@ def bare(path, fields):
         ("a.nrrd", SPACE, []),
         ("a.nrrd", SPACE.replace("(0,0,4)", "none"), [UNSIZED]),
         ("a.nrrd", f'{SPACE}space units: "mm" "mm" "mm"\n', []),
+        ("a.nrrd", f"{SPACE}units:=HU\n", []),
+        ("a.nrrd", "spacings:=2 3 4\n", [UNSIZED, UNORIENTED]),
     ],
 )
 def test_files_without_a_voxel_size_say_so(tmp_path, name, fields, told):

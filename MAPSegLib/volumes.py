@@ -17,6 +17,7 @@ import numpy as np
 
 from MAPSegLib.errors import InputError
 from MAPSegLib.formats import READABLE, WRITABLE, corner_gap, geometry_notes, load, save, scan_suffix
+from MAPSegLib.model_files import SUFFIX
 from MAPSegLib.reports import replacing
 
 _SPACING_LIMITS = (0.05, 50.0)
@@ -221,6 +222,12 @@ def find_scans(folder: str | Path) -> list[Path]:
     return found
 
 
+def may_be_slice(path: Path) -> bool:
+    """Whether a file may be one of a DICOM series, by its name: no other scan, and no result beside the slices."""
+    other = path.name.startswith((".", "DICOMDIR")) or path.suffix in (".json", ".csv", SUFFIX)
+    return not other and scan_suffix(path) in ("", ".dcm") and path.is_file()
+
+
 def write_volume(path: str | Path, array: np.ndarray, like: Volume, overwrite: bool = False) -> Path:
     """Write an array on the grid of ``like``; the suffix (one of ``WRITABLE``) decides the format.
 
@@ -263,8 +270,7 @@ def _holds_dicom(folder: Path) -> bool:
         entries = sorted(folder.iterdir())
     except OSError:  # no folder, or one of somebody else's: lost+found on many disks
         return False
-    files = [p for p in entries if p.is_file() and not p.name.startswith((".", "DICOMDIR"))]
-    for path in files[:5]:
+    for path in [p for p in entries if may_be_slice(p)][:5]:
         with contextlib.suppress(OSError), path.open("rb") as file:
             if file.read(132)[128:] == b"DICM":
                 return True

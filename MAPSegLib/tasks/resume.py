@@ -14,6 +14,7 @@ from .. import __version__, distributed
 from ..config import Options
 from ..errors import InputError
 from ..reports import CHECKPOINT, RECORD, plain, read_json, remove_leftovers, write_json
+from ..volumes import may_be_slice
 
 OWNER, LOCK = "checkpoint.json", ".mapseg.lock"
 _FREE = (
@@ -168,6 +169,6 @@ def fingerprint(job: Options, files: Iterable[Path]) -> dict[str, Any]:
 
 
 def stamp(path: Path) -> list[int]:
-    """Size, and time of the last change, of a file; of all files in a folder. Raises OSError."""
-    stats = [each.stat() for each in (path.iterdir() if path.is_dir() else [path])]
+    """Size, and time of the last change, of a file; of all slices in a folder. Raises OSError."""
+    stats = [each.stat() for each in (filter(may_be_slice, path.iterdir()) if path.is_dir() else [path])]
     return [sum(stat.st_size for stat in stats), max((stat.st_mtime_ns for stat in stats), default=0)]

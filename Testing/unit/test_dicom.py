@@ -95,6 +95,17 @@ def test_a_series_among_other_scans_is_refused(tmp_path):
         find_scans(tmp_path / "mixed")
 
 
+def test_results_beside_the_slices_do_not_hide_the_series(tmp_path):
+    """Not even where their names come first."""
+    write_series(tmp_path / "a", noise(8, 9, 4, dtype=np.int16), make_affine(spacing=(1, 1, 3)))
+    for path in list((tmp_path / "a").iterdir()):
+        path.rename(path.with_name(f"slice{path.name}"))
+    for kind in ("seg", "seg_adapted", "seg_source", "uncertainty"):
+        (tmp_path / "a" / f"a_{kind}.nii.gz").touch()
+    (tmp_path / "a" / "adapted_model.safetensors").touch()
+    assert find_scans(tmp_path / "a") == [tmp_path / "a"] == find_scans(tmp_path)
+
+
 def test_slices_that_go_to_and_fro_are_refused(tmp_path):
     array, affine = noise(8, 9, 2, dtype=np.int16), make_affine(spacing=(1, 1, 4))
     write_series(tmp_path / "a", array, affine)

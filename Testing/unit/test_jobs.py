@@ -196,6 +196,32 @@ def test_a_checkpoint_serves_its_own_job_only(tmp_path):
     assert list(tmp_path.iterdir()) == [scan]
 
 
+def test_an_adaptation_goes_on_where_its_results_lie_beside_the_slices(tmp_path):
+    series, job = tmp_path / "series", adaptation(tmp_path, steps=5)
+    (series / "adaptation").mkdir(parents=True)
+    for name in ("IM001", "IM002.dcm"):
+        (series / name).write_text("slice")
+    with interrupted(series / "adaptation", job, [series]):
+        pass
+    for name in (
+        "report.json",
+        "volumes.csv",
+        "series_seg.nii.gz",
+        "adapted_model.safetensors",
+        ".mapseg.lock",
+    ):
+        (series / name).touch()
+    with interrupted(series / "adaptation", job, [series]) as resumed:
+        assert resumed
+    for name in ("IM001", "IM003"):
+        (series / name).write_text("another slice")
+        with (
+            pytest.raises(InputError, match="other files"),
+            resume.claim(series / "adaptation", job, [series]),
+        ):
+            pass
+
+
 def test_a_checkpoint_of_another_seed_version_or_scan_of_equal_size_is_another_runs(tmp_path, monkeypatch):
     scan, job = tmp_path / "a.nii", adaptation(tmp_path, steps=5)
     scan.write_text("scan")

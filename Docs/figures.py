@@ -149,7 +149,8 @@ def step() -> Figure:
     terms = SourceFree(options)
     loop = Loop(terms.student(model), options, ema_decay(options, terms.warmup), rates=terms.rates)
     scan = prepare(foreign_contrast(load_head()[0]), card.preprocessing)
-    found = search_curve(loop.ema, card, scan.image, loop.generator, loop.inference.precision)
+    mm = scan.grid.working_spacing
+    found = search_curve(loop.ema, card, scan.image, mm, loop.generator, loop.inference.precision)
     for network in (loop.model, loop.ema):
         network.eval().curve.values.copy_(found)
     batch = cut(model, scan.image).to(loop.device)

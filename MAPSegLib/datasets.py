@@ -231,7 +231,7 @@ class ScanSource:
         augment: Augment = deform_and_relight,
     ):
         lookup = {label.value: i for i, label in enumerate(labels, 1)}
-        self.augment, self.spacing = augment, torch.tensor(preprocessing.spacing)
+        self.augment = augment
         self.scans: list[tuple[Tensor, Tensor]] = []
         # Scans have whole numbers of voxels, and so not quite the spacing that is asked for.
         self.spacings: list[tuple[float, float, float]] = []
@@ -247,8 +247,9 @@ class ScanSource:
             self.spacings.append(scan.grid.working_spacing)
 
     def draw(self, generator: Generator) -> tuple[Tensor, Tensor]:
-        image, classes = self.scans[self._pick(generator)]
-        return self.augment(image, classes.long(), self.spacing, generator)
+        index = self._pick(generator)
+        image, classes = self.scans[index]
+        return self.augment(image, classes.long(), torch.tensor(self.spacings[index]), generator)
 
     def label_maps(self) -> Iterator[tuple[Tensor, Sequence[float]]]:
         """Class indices of every scan, and their spacing in mm."""

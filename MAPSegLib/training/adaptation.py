@@ -199,7 +199,8 @@ class _Run:
                 stopped.append(done)
             return in_time() and not stopped
 
-        asked = (loop.ema, self.card, scan.image, loop.generator, loop.inference.precision, told)
+        image, mm = scan.image, scan.grid.working_spacing
+        asked = (loop.ema, self.card, image, mm, loop.generator, loop.inference.precision, told)
         curve, enough = distributed.on_first(lambda: (search_curve(*asked), bool(stopped)))
         before = [network.curve.values.detach().clone() for network in (loop.model, loop.ema)]
         known, guess = loop.extra["best_score"], loop.extra["guess"]

@@ -7,7 +7,7 @@ scan at low resolution, where one costs a tenth of a second, and judged by the l
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,7 @@ def search_curve(
     model: Segmenter,
     card,
     image: Tensor,
+    spacing: Sequence[float],
     generator: Generator,
     precision: str = "auto",
     told: Callable[[int, int], bool] = lambda done, total: True,
@@ -38,6 +39,7 @@ def search_curve(
     Args:
         model: with an intensity curve; its own is ignored and left alone.
         image: prepared scan (X, Y, Z) in [0, 1].
+        spacing: of the image, mm.
         told: rounds done and all of them; false ends the search with the best so far.
 
     Returns:
@@ -52,7 +54,7 @@ def search_curve(
     for number in range(1, ROUNDS + 1):
         if not told(number - 1, ROUNDS) and pool:
             break
-        pool += zip(_scores(model, card, image, candidates, precision), candidates, strict=True)
+        pool += zip(_scores(model, card, image, spacing, candidates, precision), candidates, strict=True)
         pool = sorted(pool, key=lambda pair: -pair[0])[:PARENTS]
         size = 0.35 * 0.6**number
         candidates = [_bend(pool[i % len(pool)][1], size, generator) for i in range(CHILDREN)]
@@ -68,13 +70,13 @@ def _bend(curve: Tensor, size: float, generator: Generator) -> Tensor:
 
 
 @torch.inference_mode()
-def _scores(model: Segmenter, card, image: Tensor, curves: list[Tensor], precision: str) -> list[float]:
+def _scores(
+    model: Segmenter, card, image: Tensor, spacing: Sequence[float], curves: list[Tensor], precision: str
+) -> list[float]:
     """Label-free score of each curve, from f(X) of the whole scan and of the transformed one, both small."""
     size, device = model.architecture.global_size, next(model.parameters()).device
     low = F.adaptive_avg_pool3d(image[None], [min(size, n) for n in image.shape])[0]
-    spacing = [
-        mm * n / m for mm, n, m in zip(card.preprocessing.spacing, image.shape, low.shape, strict=True)
-    ]
+    spacing = [mm * n / m for mm, n, m in zip(spacing, image.shape, low.shape, strict=True)]
     way = transformation(card.labels, low.shape, spacing)
     views, scores = (low, way.there(low)), []
     for first in range(0, len(curves), BATCH):

@@ -431,11 +431,11 @@ def test_curves_are_judged_under_the_transformation_that_results_are_judged_unde
     monkeypatch.setattr(quality, "border_contrast", lambda *_: 0.0)
     model = tiny_model(labels, curve_knots=4)
     none_expected = {"extents": {"999": [[0.0, 1.0]] * 3}}
-    card = card_of(model, spacing=(1.0, 2.0, 0.5), priors=none_expected)
+    card = card_of(model, priors=none_expected)
     for identical in (True, False):
         generator = torch.Generator().manual_seed(1)
         scores.clear()
-        curve = contrast.search_curve(model, card, image, generator, "fp32")
+        curve = contrast.search_curve(model, card, image, (1.0, 2.0, 0.5), generator, "fp32")
         assert asked[-1] == (card.labels, (16, 12, 16), pytest.approx([1.5, 2.0, 1.25]))
         assert curve.shape == (5,) and len(scores) == 48
         assert all(score == 1.0 for score in scores) == identical

@@ -296,6 +296,19 @@ def test_shapes_are_measured_in_the_spacing_that_scans_really_have(pair):
     assert source.draw_undeformed(generator())[1] == grid.working_spacing
 
 
+def test_scans_are_deformed_in_the_spacing_that_they_really_have(pair):
+    seven = Preprocessing(spacing=(7.0, 7.0, 7.0))
+    asked = []
+
+    def augment(image, target, spacing, generator):
+        asked.append(spacing.tolist())
+        return image, target
+
+    source = ScanSource([pair], LABELS, seven, augment)
+    source.draw(generator())
+    assert asked == [pytest.approx(source.spacings[0])] != [[7.0, 7.0, 7.0]]
+
+
 # --- folders ------------------------------------------------------------------------------------------------------
 
 

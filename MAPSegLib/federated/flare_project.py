@@ -16,6 +16,7 @@ import io
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from nvflare.lighter.provisioner import Provisioner
 from ..errors import InputError
 from ..models import resolve
 from ..reports import unwritable, write_json, write_text
+from ..tasks.outputs import output_folder
 from .flare_privacy import chosen
 from .flare_terms import TASK
 from .kits import Kit
@@ -72,8 +74,11 @@ def write_project(
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty.", "Choose a new folder for the start kits.")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        with (
+            output_folder(folder),
+            _all_or_nothing(folder),
+            tempfile.TemporaryDirectory(dir=folder) as scratch,
+        ):
             made = _provision(plan, project, Path(scratch))
             kits = [
                 _write_server(plan, folder, made / plan.server.host, controller),
@@ -83,6 +88,17 @@ def write_project(
     except OSError as error:
         raise unwritable(folder, error) from error
     return kits
+
+
+@contextlib.contextmanager
+def _all_or_nothing(folder: Path) -> Iterator[None]:
+    """Leave no keys behind, and a folder for another try, if the block fails."""
+    try:
+        yield
+    except BaseException:
+        for made in folder.iterdir():
+            shutil.rmtree(made, ignore_errors=True)
+        raise
 
 
 def _project(plan: Plan) -> Project:

@@ -1,6 +1,7 @@
 """Start kits: what is in them, what they allow, and the sentences for what cannot run."""
 
 import datetime
+import errno
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from typer.testing import CliRunner
 
 from MAPSegLib.cli import app
 from MAPSegLib.errors import InputError
+from MAPSegLib.federated import flare_project
 from MAPSegLib.federated.flare_project import write_project
 from MAPSegLib.federated.kits import choose_data, kit_plan, local_data, read_kit
 from MAPSegLib.federated.plan import read_plan
@@ -49,6 +51,18 @@ def test_init_writes_a_kit_for_everyone(tmp_path):
     for name in ("server", *SITES):
         assert (tmp_path / "kits" / name / "start.safetensors").read_bytes() == start
         assert kit_plan(tmp_path / "kits" / name).model == str(tmp_path / "kits" / name / "start.safetensors")
+
+
+def test_kits_that_cannot_be_written_leave_none(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(flare_project, "_write_admin", full)
+        with pytest.raises(InputError, match="kits cannot be written: no space left"):
+            write_project(make_plan(tmp_path), tmp_path / "kits")
+    assert not (tmp_path / "kits").exists()
+    assert len(write_project(make_plan(tmp_path), tmp_path / "kits")) == 2 + len(SITES)
 
 
 def test_keys_are_each_participants_own(untouched):

@@ -31,7 +31,7 @@ def collect_scans(given: Iterable[Path]) -> list[Path]:
     for path in map(check_path, given):
         for scan in list_scans(path) if os.path.isdir(path) or path.suffix == ".json" else [path]:
             # However it is spelled; a link of another name stands for a scan, and results, of its own.
-            found.setdefault((os.path.realpath(scan), scan.name), scan)
+            found.setdefault((os.path.realpath(scan), os.path.normcase(scan.name)), scan)
     return list(found.values())
 
 
@@ -58,7 +58,7 @@ class ScanOutputs:
         plan = cls(output)
         taken: dict[str, Path] = {}
         for scan in scans:
-            other = taken.setdefault(scan_stem(scan), scan)
+            other = taken.setdefault(os.path.normcase(scan_stem(scan)), scan)
             if other != scan:
                 raise InputError(
                     f"{other} and {scan} would share a result's name.", "Segment them into two folders."

@@ -116,6 +116,16 @@ def test_ambiguous_outputs_are_refused():
         ScanOutputs.plan(Path("/out/x.mgz"), [Path("/s/a.nii")])
 
 
+def test_names_that_windows_takes_for_one_are_ambiguous(tmp_path, monkeypatch):
+    scans = [Path("/s/Case1.nii"), Path("/t/case1.nii.gz")]
+    assert ScanOutputs.plan(Path("/out"), scans).label_map(scans[0]).name == "Case1_seg.nii"
+    monkeypatch.setattr(os.path, "normcase", str.lower)
+    monkeypatch.setattr(os.path, "realpath", lambda path: str(path).lower())
+    with pytest.raises(InputError, match="share a result's name"):
+        ScanOutputs.plan(Path("/out"), scans)
+    assert collect_scans([tmp_path / "Case1.nii", tmp_path / "case1.nii"]) == [tmp_path / "Case1.nii"]
+
+
 def test_folders_stand_for_their_scans(tmp_path):
     for name in ("b.nii.gz", "a.nii.gz", "notes.txt"):
         (tmp_path / name).touch()

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ValidationError
 from .config import Options
 from .errors import InputError
 from .formats import scan_suffix
+from .jobs import first_problem
 from .reports import read_json
 from .volumes import find_scans, scan_stem
 
@@ -177,10 +178,8 @@ def _manifest(path: Path) -> list[Case]:
     try:
         cases = _Manifest.model_validate(read_json(path, "a manifest")).cases
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
         raise InputError(
-            f"{path} is not a manifest: {f'{where}: ' if where else ''}{first['msg']}.",
+            f"{path} is not a manifest: {first_problem(error)}.",
             'It should hold {"cases": [{"image": "a.nii.gz", "label": "a_label.nii.gz"}]}.',
         ) from error
     if not cases:
@@ -189,7 +188,8 @@ def _manifest(path: Path) -> list[Case]:
     for file in files:
         if not file.exists():
             raise InputError(f"{path} lists {file}, which does not exist.")
-    _refuse_twice(files, f"{path} lists")
+    if twice := _twice(files):
+        raise InputError(f"{path} lists {twice} more than once.")
     return [
         Case(image=path.parent / c.image, label=path.parent / c.label if c.label else None) for c in cases
     ]
@@ -248,7 +248,8 @@ def _pair(images: list[Path], labels: list[Path]) -> list[Case]:
     """Match by name: ``case_img.nii.gz`` or ``case_0000.nii.gz`` belongs to ``case…``."""
     known = by_name(labels, case_name)
     cases = [Case(image=image, label=known.get(case_name(image))) for image in images]
-    _refuse_twice([case.label for case in cases if case.label], "Two images are named like")
+    if twice := _twice(case.label for case in cases if case.label):
+        raise InputError(f"Two images are named like {twice}.")
     return cases
 
 
@@ -262,10 +263,9 @@ def by_name(files: Iterable[Path], name: Callable[[Path], str]) -> dict[str, Pat
     return found
 
 
-def _refuse_twice(files: list[Path], what: str) -> None:
-    twice = [file for file, count in Counter(files).items() if count > 1]
-    if twice:
-        raise InputError(f"{what} {twice[0]}{' more than once' if what.endswith('lists') else ''}.")
+def _twice(files: Iterable[Path]) -> Path | None:
+    """The first file that is there more than once."""
+    return next((file for file, count in Counter(files).items() if count > 1), None)
 
 
 def case_name(path: Path) -> str:

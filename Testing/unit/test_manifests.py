@@ -187,7 +187,7 @@ def test_a_manifest_lists_cases_beside_it_or_anywhere(tmp_path):
     ("cases", "told"),
     [
         ([{"image": "a.nii.gz", "label": "gone.nii.gz"}], r"lists .*gone.nii.gz, which does not exist"),
-        ([{"label": "a.nii.gz"}], r"is not a manifest: cases.0.image: Field required"),
+        ([{"label": "a.nii.gz"}], r"is not a manifest: cases.0.image: is missing"),
         ([{"image": "a.nii.gz", "labels": "b.nii.gz"}], r"is not a manifest: cases.0.labels"),
         ([{"image": "a.nii.gz"}, {"image": "a.nii.gz"}], r"lists .*a.nii.gz more than once"),
         ([{"image": "a.nii.gz"}], "has a label map"),

@@ -13,6 +13,8 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from .errors import InputError
+
 
 def _name(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", text):
@@ -101,6 +103,11 @@ class Label(Options):
     color: tuple[int, int, int] = (128, 128, 128)
     mirror: int | None = Field(None, description="value of the same structure on the other side of the body")
     terminology: str | None = Field(None, description="SNOMED CT code, scheme^code^meaning")
+
+    @property
+    def sideless(self) -> str:
+        """Its name, which it then shares with its mirror image, if there is one."""
+        return self.name.removeprefix("left ").removeprefix("right ") if self.mirror else self.name
 
 
 class Compute(Options):
@@ -329,7 +336,5 @@ def check_path(path: str | Path) -> Path:
         InputError: it is empty, which would be the current folder.
     """
     if not str(path).strip():
-        from .errors import InputError
-
         raise InputError("A path is empty.", "Give a file or a folder.")
     return Path(os.path.expanduser(path)).absolute()

@@ -19,7 +19,7 @@ import numpy as np
 from MAPSegLib.config import AdaptationOptions, InferenceOptions, Label, check_path
 from MAPSegLib.errors import InputError
 from MAPSegLib.jobs import Report
-from MAPSegLib.metrics import dice_scores
+from MAPSegLib.metrics import dice_scores, mean
 from MAPSegLib.pictures import Curve, Panel, curves, overlay
 from MAPSegLib.reports import replacing, write_json, write_text
 from MAPSegLib.tasks.outputs import output_folder, refuse_existing
@@ -197,7 +197,7 @@ def _explore(
         card=card,
         structures=structures,
         tissue_dice=scores,
-        agreement={side: _mean(getattr(s, side) for s in structures) for side in ("source", "adapted")},
+        agreement={side: mean(getattr(s, side) for s in structures) for side in ("source", "adapted")},
         chosen=outcome.chosen,
         gate=outcome.reason,
         verdicts={"t1": verdict, "source": outcome.assessment_source, "adapted": outcome.assessment_adapted},
@@ -272,7 +272,7 @@ def compare(
             name,
             pair[0].color,
             tuple(native.volumes_ml[label.value] for label in pair),
-            *(_mean(score[label.value] for label in pair) for score in scores),
+            *(mean(score[label.value] for label in pair) for score in scores),
         )
         for name, pair in _pairs(table).items()
     )
@@ -285,8 +285,7 @@ def _pairs(table: Sequence[Label]) -> dict[str, list[Label]]:
     """Labels by name without the side, left first."""
     pairs: dict[str, list[Label]] = {}
     for label in sorted(table, key=lambda label: label.name.startswith("right ")):
-        name = label.name.removeprefix("left ").removeprefix("right ") if label.mirror else label.name
-        pairs.setdefault(name, []).append(label)
+        pairs.setdefault(label.sideless, []).append(label)
     return pairs
 
 
@@ -314,11 +313,6 @@ def kept(found: Findings) -> str:
 def number(value: float) -> str:
     """Three decimals, or a dash for what is undefined."""
     return "-" if math.isnan(value) else f"{value:.3f}"
-
-
-def _mean(values: Iterable[float]) -> float:
-    known = [v for v in values if not math.isnan(v)]
-    return sum(known) / len(known) if known else math.nan
 
 
 # --- what is written --------------------------------------------------------------------------------------------

@@ -99,14 +99,20 @@ def summarise(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "name": group[0]["name"],
                 "scans": len(dice),
                 "missed": sum(row["reference_ml"] > 0 and row["volume_ml"] == 0 for row in group),
-                "dice": _mean(dice),
+                "dice": mean(dice),
                 "dice_sd": float(dice.std(ddof=1)) if len(dice) > 1 else math.nan,
-                "hd95_mm": _mean([row["hd95_mm"] for row in group]),
-                "volume_error": _mean(errors),
-                "absolute_volume_error": _mean(np.abs(errors)),
+                "hd95_mm": mean([row["hd95_mm"] for row in group]),
+                "volume_error": mean(errors),
+                "absolute_volume_error": mean(np.abs(errors)),
             }
         )
     return summary
+
+
+def mean(values: Iterable[float]) -> float:
+    """Of what is defined; NaN where nothing is."""
+    known = [v for v in values if not math.isnan(v)]
+    return float(np.mean(known)) if known else math.nan
 
 
 def _counts(prediction: np.ndarray, reference: np.ndarray, values: Sequence[int]) -> tuple[np.ndarray, ...]:
@@ -127,8 +133,3 @@ def _surface(mask: np.ndarray) -> np.ndarray:
     from scipy.ndimage import binary_erosion
 
     return np.argwhere(mask & ~binary_erosion(mask))
-
-
-def _mean(values: Sequence[float] | np.ndarray) -> float:
-    known = [v for v in values if not math.isnan(v)]
-    return float(np.mean(known)) if known else math.nan

@@ -278,8 +278,7 @@ def _legend(labels: Sequence[np.ndarray], table: Sequence[Label]) -> dict[str, C
     entries: dict[str, Colour] = {}
     for label in table:
         if label.value in present:
-            name = label.name.removeprefix("left ").removeprefix("right ") if label.mirror else label.name
-            entries.setdefault(name, label.color)
+            entries.setdefault(label.sideless, label.color)
     return entries
 
 

@@ -16,10 +16,9 @@ import torch
 
 from MAPSegLib.config import Preprocessing
 from MAPSegLib.errors import InputError
-from MAPSegLib.levels import AIR_MARGIN, Levels, foreground_bounds, mr_levels
+from MAPSegLib.levels import AIR_MARGIN, Levels, Shape, foreground_bounds, mr_levels
 from MAPSegLib.volumes import Volume
 
-Shape = tuple[int, int, int]
 Triple = tuple[float, float, float]
 
 MOST_VOXELS = 1e9

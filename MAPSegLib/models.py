@@ -174,10 +174,10 @@ def load_model(path: Path, device: str = "cpu") -> tuple[Segmenter, ModelCard]:
 
 
 def load_encoder(path: Path, model: Segmenter) -> None:
-    """Give a model the weights of a pretrained encoder; its head keeps its own.
+    """Give a model the weights of a pretrained encoder, whose card is known; its head keeps its own.
 
     Raises:
-        InputError: as for :func:`load_card`, or weights that do not fit the model's encoder.
+        InputError: the weights do not fit the model's encoder.
     """
     _fill(model.encoder, Path(path), "encoder.")
 

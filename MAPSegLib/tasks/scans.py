@@ -125,10 +125,10 @@ def adapt(job: AdaptJob, report: Report) -> dict[str, Any]:
     outputs = ScanOutputs.plan(job.output, scans)
     kinds = ["seg_source", "seg_adapted", *(["uncertainty"] if job.uncertainty else [])]
     path = resolve(job.model)
-    load_card(path, choice=True)
+    models = members(path)
     known = _source_files(job)
     files = [file for case in known for file in case if file]
-    begun = begin(job, outputs, scans, kinds, [*members(path), *files])
+    begun = begin(job, outputs, scans, kinds, [*models, *files])
     long = [scan for scan in scans if len(os.fsencode(outputs.volume(scan, "seg_adapted").name)) > LONGEST]
     if long:
         raise InputError(f"{long[0].name}: the name is too long for results named after it.", "Rename it.")

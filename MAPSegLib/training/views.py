@@ -14,7 +14,7 @@ from .loop import Loop
 
 
 @dataclass
-class Views:
+class Shown:
     """Forward results; the plain views come first everywhere.
 
     Shapes: ``logits`` (P + M, K, p, p, p); ``local_features`` and ``global_features`` (P + M, C, p/4, p/4, p/4);
@@ -30,7 +30,7 @@ class Views:
 
 def show(
     loop: Loop, batch: PatchBatch, plain: int, masked: int, options, masked_whole_only: bool = False
-) -> Views:
+) -> Shown:
     """Forward the first ``plain`` patches as they are, and the last ``masked`` ones with most of their cubes hidden.
 
     A masked patch meets the features of the masked whole, with cubes half as wide (section 3.1). All goes through
@@ -60,7 +60,7 @@ def show(
         if options.global_weight:
             told = slice(-1 if masked_whole_only else 0, None)
             whole_logits = loop.model.decode(whole[told], whole[told], shown_wholes[told])
-    return Views(logits, local_features, under, whole_logits)
+    return Shown(logits, local_features, under, whole_logits)
 
 
 def _hide(loop: Loop, images: Tensor, cube: int, ratio: float) -> Tensor:

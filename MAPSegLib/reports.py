@@ -18,6 +18,8 @@ from .errors import InputError
 
 CHECKPOINT, RECORD = "checkpoint.pt", "metrics.jsonl"
 """What a training keeps in its folder: all that it needs to go on, until it ends, and a line for every step."""
+PART = ".part"
+"""How the name of a checkpoint ends that is being written: always alike, as a kill may leave gigabytes."""
 TEMPORARY = f".{'[0-9a-f]' * 8}-"
 """How the names of files that are being written begin, as a pattern."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 Weights = dict[str, np.ndarray]
 """By parameter name, in half precision."""
-Report = Callable[..., None]
-"""Called by the work as ``report(event, **fields)``; raises Cancelled when it is to end."""
 
 
 @dataclass(frozen=True)

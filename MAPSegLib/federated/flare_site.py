@@ -28,7 +28,8 @@ from nvflare.app_common.job_launcher.client_process_launcher import ClientProces
 from nvflare.app_common.job_launcher.process_launcher import ProcessHandle
 
 from ..errors import Cancelled, InputError, MAPSegError
-from .exchange import Report, Update
+from ..jobs import Report
+from .exchange import Update
 from .flare_terms import IN_USE, PATIENCE, ROUND, TERMS, kit_folder, terms
 from .kits import kit_plan, local_data, read_kit
 from .plan import agree

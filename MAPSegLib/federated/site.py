@@ -21,6 +21,7 @@ from ..config import RECIPES
 from ..datasets import ScanSource, resize_whole
 from ..domains import Domains, UnlabelledScans
 from ..errors import InputError
+from ..jobs import Report
 from ..networks.autoencoder import Autoencoder
 from ..networks.segmenter import Segmenter
 from ..preprocessing import prepare
@@ -28,7 +29,7 @@ from ..training.loop import Loop
 from ..training.pretraining import reconstruction_losses, view_scans
 from ..training.terms import SourceTerms, TargetTerms, ema_decay
 from ..volumes import read_image, read_labels
-from .exchange import Report, Update, Weights, difference, fingerprint, to_half, to_tensors
+from .exchange import Update, Weights, difference, fingerprint, to_half, to_tensors
 from .plan import Federation
 from .scans import SiteData, find
 

@@ -13,7 +13,7 @@ from typing import IO, Any
 from .. import __version__, distributed
 from ..config import Options
 from ..errors import InputError
-from ..reports import CHECKPOINT, RECORD, plain, read_json, remove_leftovers, write_json
+from ..reports import CHECKPOINT, PART, RECORD, plain, read_json, remove_leftovers, write_json
 from ..volumes import may_be_slice
 
 OWNER, LOCK = "checkpoint.json", ".mapseg.lock"
@@ -62,7 +62,7 @@ def claim(folder: Path, job: Options, files: Iterable[Path], results: Iterable[P
             raise
         finally:
             if distributed.rank() == 0:
-                (folder / f"{CHECKPOINT}.part").unlink(missing_ok=True)
+                (folder / f"{CHECKPOINT}{PART}").unlink(missing_ok=True)
 
 
 def _bind(

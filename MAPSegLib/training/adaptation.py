@@ -29,10 +29,9 @@ from ..quality import Assessment, assess_scan, better, needed_gain
 from ..reports import CHECKPOINT, RECORD
 from ..volumes import Volume
 from .contrast import search_curve
-from .loop import Clock, Loop, Record
+from .loop import Clock, Loop, Record, Report
 from .terms import Centralised, SourceFree, Terms, ema_decay
 
-Report = Callable[..., None]
 Preview = Callable[[int, np.ndarray, int], None]
 """Called as ``preview(scan index, label values on the native grid, step)``."""
 

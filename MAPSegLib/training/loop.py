@@ -20,15 +20,15 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from .. import distributed
 from ..devices import is_out_of_memory, pick_device, precision_context, prepare_process
 from ..errors import InputError, MAPSegError, MemoryExhausted
-from ..reports import plain, reason, unwritable, write_text
+from ..reports import PART, plain, reason, unwritable, write_text
 from .optimizer import Optimizer
 
 T = TypeVar("T")
+Report = Callable[..., None]
+"""Called as ``report(event, **fields)``; raising from it ends a training, after its last checkpoint."""
 
 CLIP_NORM = 1.0
 """Largest gradient norm: mixed precision degrades without it."""
-
-
 MOST_SKIPPED = 20
 """Steps on end without a finite gradient: such a training does not come back."""
 
@@ -165,7 +165,7 @@ class Loop:
             "optimizer": self.optimizer.state_dict(),
             "extra": self.extra,
         }
-        temporary = path.with_name(path.name + ".part")
+        temporary = path.with_name(path.name + PART)
         try:
             torch.save(state, temporary)
             os.replace(temporary, path)

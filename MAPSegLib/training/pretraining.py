@@ -17,13 +17,11 @@ from ..masking import cube_mask
 from ..networks.autoencoder import Autoencoder
 from ..pictures import Reconstruction
 from ..reports import CHECKPOINT, RECORD
-from .loop import Clock, Loop, Record, Reused, warmup_cosine
+from .loop import Clock, Loop, Record, Report, Reused, warmup_cosine
 
 SHOWN = 4
 """Domains on a picture, at most."""
 
-Report = Callable[..., None]
-"""Called as ``report(event, **fields)``; raising from it ends the training after the last checkpoint."""
 Picture = Callable[[int, list[Reconstruction]], None]
 """Called as ``picture(step, rows)``."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,11 +16,8 @@ from ..losses import cosine_loss, segmentation_loss
 from ..networks.segmenter import Segmenter
 from ..quality import validation_dice
 from ..reports import CHECKPOINT, RECORD
-from .loop import Clock, Loop, Record, Reused, warmup_cosine
+from .loop import Clock, Loop, Record, Report, Reused, warmup_cosine
 from .views import show
-
-Report = Callable[..., None]
-"""Called as ``report(event, **fields)``; raising from it ends the training after the last checkpoint."""
 
 
 def source_losses(loop: Loop, batch: PatchBatch, options: TrainingOptions) -> dict[str, Tensor]:

@@ -102,7 +102,8 @@ def _read_nibabel(path: Path) -> Loaded:
         check_gzip(path)
     kinds = (nib.Nifti1Image, nib.Nifti2Image, nib.MGHImage)
     kind = next(kind for kind in kinds if kind.path_maybe_image(path)[0])
-    image = kind.from_file_map({"image": nib.FileHolder(path)})  # nib.load takes no "Scan.Nii"
+    # nib.load takes no "Scan.Nii"; mapped, voxels would change with the file, and the process die as it shrinks
+    image = kind.from_file_map({"image": nib.FileHolder(path)}, mmap=False)
     dtype = image.get_data_dtype()
     if dtype.fields is not None or dtype.kind == "c":
         what = "is a colour (RGB) image" if dtype.fields is not None else "holds complex numbers"

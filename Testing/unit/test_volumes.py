@@ -73,6 +73,13 @@ def test_truncated_uncompressed_file(tmp_path, suffix):
     assert_refused(path, "damaged, truncated or not an image")
 
 
+def test_a_scan_that_is_written_anew_meanwhile_stays_as_it_was_read(tmp_path):
+    path = save_nifti(tmp_path / "a.nii", noise(20, 20, 20))
+    volume = read_image(path)
+    path.write_bytes(path.read_bytes()[:352] + bytes(4 * 20**3))  # in place
+    np.testing.assert_array_equal(volume.array, noise(20, 20, 20))
+
+
 def test_wrong_suffix_is_named(tmp_path):
     nrrd = write_volume(tmp_path / "scan.nrrd", noise(4, 4, 4), noise_scan((4, 4, 4)))
     assert_refused(nrrd.rename(tmp_path / "scan.nii"), "it is a NRRD file")

@@ -33,7 +33,6 @@ def import_checkpoint(
     preprocessing: Preprocessing | None = None,
     patch: int = 96,
     dilations: tuple[int, int, int] = (4, 8, 16),
-    description: str = "",
     license: str = "",
     overwrite: bool = False,
 ) -> ModelCard:
@@ -66,7 +65,6 @@ def import_checkpoint(
     card = ModelCard(
         kind="segmenter" if labels else "encoder",
         name=name,
-        description=description,
         architecture=architecture,
         preprocessing=preprocessing or Preprocessing(),
         labels=tuple(label.model_copy(update={"mirror": None}) for label in labels),

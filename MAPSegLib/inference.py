@@ -55,15 +55,7 @@ class Segmentation:
     classes: Tensor | None = field(default=None, repr=False)
 
 
-def segment_volume(
-    model: Segmenter,
-    card,
-    volume: Volume,
-    options: InferenceOptions,
-    *,
-    uncertainty: bool = False,
-    progress: Progress | None = None,
-) -> Segmentation:
+def segment_volume(model: Segmenter, card, volume: Volume, options: InferenceOptions) -> Segmentation:
     """Segment one scan with a model and its :class:`~MAPSegLib.models.ModelCard`.
 
     Raises:
@@ -71,7 +63,7 @@ def segment_volume(
     """
     started = time.monotonic()
     scan = prepare(volume, card.preprocessing)
-    result = segment_scan(model, card.labels, scan, options, uncertainty=uncertainty, progress=progress)
+    result = segment_scan(model, card.labels, scan, options)
     result.seconds = time.monotonic() - started
     return result
 
@@ -85,7 +77,12 @@ def segment_scan(
     uncertainty: bool = False,
     progress: Progress | None = None,
 ) -> Segmentation:
-    """As :func:`segment_volume`, for a scan that is prepared already."""
+    """As :func:`segment_volume`, for a scan that is prepared already.
+
+    Args:
+        uncertainty: whether to map it.
+        progress: told windows done and all of them.
+    """
 
     def run(device: torch.device, batch: int) -> Segmentation:
         working: list[Tensor] = []

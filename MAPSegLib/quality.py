@@ -115,7 +115,7 @@ def transformed_classes(
     labels: Sequence[Label],
     image: Tensor,
     options: InferenceOptions,
-    spacing: Sequence[float] = (1.0, 1.0, 1.0),
+    spacing: Sequence[float],
     progress: Progress | None = None,
 ) -> Tensor:
     """What the model makes of the transformed scan, brought back: class indices (X, Y, Z), or :data:`UNSEEN`.

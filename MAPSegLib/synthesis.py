@@ -110,7 +110,6 @@ def draw_intensities(
     values: tuple[int, ...],
     contrast: Literal["t1", "t2", "random"],
     generator: Generator,
-    spread: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Mean and deviation of every code, on a scale where 255 is bright.
 
@@ -126,7 +125,7 @@ def draw_intensities(
             mean, deviation = 255 * float(flat[0]), 25 * float(flat[1])
         else:
             m, ms, s, ss = prior[contrast]
-            mean, deviation = m + spread * ms * float(draws[0]), abs(s + ss * float(draws[1]))
+            mean, deviation = m + ms * float(draws[0]), abs(s + ss * float(draws[1]))
         for code in prior["labels"]:
             own = 4 * float(torch.randn((), generator=generator))
             if code in rank:

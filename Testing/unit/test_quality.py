@@ -45,7 +45,7 @@ def classes_of(model, image):
 
 
 def transformed_agreement(model, labels, image):
-    other = transformed_classes(model, labels, image, FP32)
+    other = transformed_classes(model, labels, image, FP32, MM)
     return agreement(labels, classes_of(model, image), other, {})
 
 
@@ -145,7 +145,7 @@ def test_what_a_turn_moves_out_of_the_scan_is_not_compared():
     scan = torch.zeros(60, 30, 12)
     scan[1:16, 5:25, 1:11] = scan[44:59, 5:25, 1:11] = 1.0  # as far as corners that a turn loses
     model, labels = Thresholds(levels=(0.0, 1.0)), SINGLE[:1]
-    one, other = classes_of(model, scan), transformed_classes(model, labels, scan, FP32)
+    one, other = classes_of(model, scan), transformed_classes(model, labels, scan, FP32, MM)
     assert agreement(labels, one, other, {}) > 0.93
     assert class_dice(one, other.clamp(min=0), 2)[1] < 0.88
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,9 @@ def guard(path: Path, reader: Callable[[Path], Any]) -> Any:
             f"{path.name} cannot be opened: permission denied.", "Check the file's permissions."
         ) from error
     except Exception as error:
-        text = str(error).lower().replace(str(path).lower(), "")
+        text = str(error).lower()
+        for name in (str(path), f"{path.parent}{os.sep}"):  # whose words say nothing
+            text = text.replace(name.lower(), "")
         if any(words in text for words in ("to allocate", "bad_alloc", "out of memory")):
             raise MemoryError(text) from error
         if "spacing" in text or "pixdim" in text:

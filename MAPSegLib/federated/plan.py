@@ -117,7 +117,7 @@ class Plan(Options):
         names = [site.name for site in self.sites]
         if len(set(names)) < len(names):
             raise ValueError("two sites share a name")
-        if self.name == "state":
+        if self.name.lower() == "state":  # some systems take names for one that differ in case alone
             raise ValueError("the file of a model called state would be the coordinator's own")
         if self.min_sites > len(names):
             raise ValueError(f"min_sites is {self.min_sites}, but there are {len(names)} sites")

@@ -26,6 +26,7 @@ def change_of(coordinator: Coordinator, value: float) -> dict[str, np.ndarray]:
         ({"sites": [*SITES, SITES[0]]}, "two sites share a name"),
         ({"min_sites": 4}, "min_sites is 4, but there are 3 sites"),
         ({"name": "state"}, "a model called state"),
+        ({"name": "State"}, "a model called state"),
         ({"model": None}, "an adaptation needs a model"),
         ({"preset": "tiny"}, "preset is a pretraining's"),
         ({"preprocessing": {"modality": "ct"}}, "preprocessing is a pretraining's"),

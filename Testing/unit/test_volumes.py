@@ -73,6 +73,15 @@ def test_truncated_uncompressed_file(tmp_path, suffix):
     assert_refused(path, "damaged, truncated or not an image")
 
 
+@pytest.mark.parametrize("name", ["spacing-study", "two directions"])
+def test_words_in_a_folders_name_do_not_explain_a_failure(tmp_path, name):
+    (tmp_path / name).mkdir()
+    path = tmp_path / name / "scan.nhdr"
+    sitk.WriteImage(sitk.GetImageFromArray(noise(8, 7, 6)), str(path))
+    path.with_suffix(".raw").unlink()
+    assert_refused(path, "damaged, truncated or not an image")
+
+
 def test_a_scan_that_is_written_anew_meanwhile_stays_as_it_was_read(tmp_path):
     path = save_nifti(tmp_path / "a.nii", noise(20, 20, 20))
     volume = read_image(path)

@@ -58,13 +58,17 @@ def read_text_header(path: Path) -> TextHeader:
         told = fields.get("elementdatafile") or fields.get("datafile", "LOCAL")
         if told.upper() == "LOCAL":
             return TextHeader(fields, (path,), file.tell())
-        names = file.read().decode("latin-1").split("\n") if told.startswith("LIST") else _names(told)
+        names = file.read().decode("latin-1").split("\n") if told.startswith("LIST") else _names(told, fields)
     return TextHeader(fields, tuple(path.parent / name.strip() for name in names if name.strip()), 0)
 
 
-def _names(told: str) -> list[str]:
-    """One name, or those of a pattern with the first number, the last one and a step (``s%03d.raw 1 20 1``)."""
+def _names(told: str, fields: dict[str, str]) -> list[str]:
+    """One name, or those of a pattern with the first number, the last one and a step (``s%03d.raw 1 20 1``).
+
+    MetaImage may leave out the last and the step, and then has a file for every slice.
+    """
     if "%" not in told:
         return [told]
-    pattern, first, last, step = told.split()[:4]
+    pattern, first, *rest = told.split()[:4]
+    last, step = rest if len(rest) == 2 else (int(first) + int(fields["dimsize"].split()[-1]) - 1, 1)
     return [pattern % number for number in range(int(first), int(last) + 1, int(step))]

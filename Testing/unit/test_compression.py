@@ -94,6 +94,16 @@ def test_compressed_slices_in_files_of_their_own(tmp_path, name, header, compres
     assert_refused(tmp_path / name, "damaged, truncated or not an image")
 
 
+def test_slices_in_files_of_which_the_first_number_alone_is_told(tmp_path):
+    array = noise(8, 7, 6)
+    for number in range(6):
+        (tmp_path / f"s{number + 3}.z").write_bytes(zlib.compress(array[..., number].T.tobytes()))
+    (tmp_path / "scan.mhd").write_text(f"{META}s%d.z 3\n")
+    np.testing.assert_array_equal(read_image(tmp_path / "scan.mhd").array, array)
+    spoil(tmp_path / "s8.z", 0.6)
+    assert_refused(tmp_path / "scan.mhd", "damaged, truncated or not an image")
+
+
 def test_lines_before_compressed_voxels_are_skipped_as_the_header_says(tmp_path):
     array = noise(8, 7, 6)
     (tmp_path / "voxels.gz").write_bytes(b"two\nlines\n" + gzip.compress(array.T.tobytes()))

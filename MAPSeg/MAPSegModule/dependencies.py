@@ -92,10 +92,11 @@ def ensure(wheels: str = "") -> bool:
 
 
 def describe_device(device: str = "auto", environment: dict[str, str] | None = None) -> str:
-    """Which device will be used and why, in one sentence. The first call starts a process, which takes seconds.
+    """Which device will be used and why, in one sentence.
 
     Args:
-        environment: a :func:`worker_environment`; threads, which may not ask Slicer for it, have to give one.
+        environment: a :func:`worker_environment`. Where :func:`try_devices` has not been called with it before, a
+            process is started, which takes seconds.
     """
     told = try_devices(frozenset((environment or worker_environment()).items()))
     if told is None:

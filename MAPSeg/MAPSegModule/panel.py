@@ -44,7 +44,8 @@ class Panel:
         self._stopping = False
         self._started = 0.0
         self._previewed = ""
-        self._device_line = ""
+        self._tried: dict[str, str] | None = None
+        """The environment in which the devices have been tried."""
         self._timer = qt.QTimer()
         self._timer.setInterval(POLL_MS)
         self._timer.connect("timeout()", self._poll)
@@ -126,11 +127,15 @@ class Panel:
             model=str(entry.path) if entry else "",
             adapt=adapt,
             minutes=ui.minutesSpinBox.value,
-            device=ui.deviceComboBox.itemData(ui.deviceComboBox.currentIndex),
+            device=self._device,
             uncertainty=ui.uncertaintyCheckBox.checked,
             source_folder=ui.sourceFolderEdit.text.strip(),
             preview_seconds=10.0 if ui.previewCheckBox.checked else 0.0,
         )
+
+    @property
+    def _device(self) -> str:
+        return self.ui.deviceComboBox.itemData(self.ui.deviceComboBox.currentIndex)
 
     def _problem(self) -> str:
         if self._installing:
@@ -168,28 +173,27 @@ class Panel:
 
     def _device_changed(self, *_value) -> None:
         """Ask a thread which device it will be: asking starts a process, which takes seconds."""
-        device = self.ui.deviceComboBox.itemData(self.ui.deviceComboBox.currentIndex)
-        self._device_line = ""
-        environment = worker_environment()
+        environment, self._tried = worker_environment(), None
 
         def ask() -> None:
-            try:
-                line = "" if dependencies.missing() else dependencies.describe_device(device, environment)
-            except Exception as error:
-                line = str(error)
-            self._device_line = (device, line)
+            # What is found is kept. Words for it are Qt's to translate, and no thread may call Qt.
+            if not dependencies.missing():
+                dependencies.try_devices(frozenset(environment.items()))
+            self._tried = environment
 
         threading.Thread(target=ask, daemon=True).start()
         self._device_timer.start()
         self._options_changed()
 
     def _show_device(self) -> None:
-        if self._device_line:
-            device, line = self._device_line
-            if device == self.ui.deviceComboBox.itemData(self.ui.deviceComboBox.currentIndex):
-                self._device_timer.stop()
-                first_time = _("PyTorch is installed when you first segment, after asking you.")
-                self.ui.deviceInfoLabel.text = line or first_time
+        if self._tried is None:
+            return
+        self._device_timer.stop()
+        if dependencies.missing():
+            line = _("PyTorch is installed when you first segment, after asking you.")
+        else:
+            line = dependencies.describe_device(self._device, self._tried)
+        self.ui.deviceInfoLabel.text = line
 
     def _ensure(self) -> bool:
         """Install what is missing; Slicer takes events meanwhile, and nothing may be started a second time."""

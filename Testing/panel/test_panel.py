@@ -4,6 +4,7 @@ import csv
 import gc
 import shutil
 import sys
+import threading
 from xml.etree import ElementTree
 
 import numpy as np
@@ -420,6 +421,26 @@ def test_texts_can_be_translated(home, monkeypatch):
         header += [ui.resultTable.horizontalHeaderItem(i).text() for i in range(1, 4)]
         for text in said + header:
             assert text.startswith("«"), text
+    finally:
+        screen.close()
+        for name in [name for name in sys.modules if name.partition(".")[0] == "MAPSegModule"]:
+            del sys.modules[name]
+
+
+def test_no_thread_asks_for_a_translation(home, monkeypatch):
+    """The translator is the application's: Qt, which threads leave alone."""
+    import slicer
+
+    asked = set()
+    monkeypatch.setattr(slicer.i18n, "tr", lambda text: asked.add(threading.current_thread()) or text)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "MAPSegModule"]:
+        del sys.modules[name]
+    screen = Screen()
+    try:
+        screen.wait(lambda: screen.ui.deviceInfoLabel.text, 60)
+        screen.ui.deviceComboBox.setCurrentIndex(1)
+        screen.wait(lambda: "as chosen" in screen.ui.deviceInfoLabel.text, 60)
+        assert asked == {threading.main_thread()}
     finally:
         screen.close()
         for name in [name for name in sys.modules if name.partition(".")[0] == "MAPSegModule"]:

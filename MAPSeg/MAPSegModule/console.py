@@ -11,8 +11,8 @@ from .run import Run
 
 _INTERVAL = 50
 """Milliseconds between looks at a run that goes on behind the window."""
-_behind: dict[Run, object] = {}
-"""Runs behind the window, with their timers: kept here, as callers may drop what they are given."""
+_behind: dict[object, Run] = {}
+"""Runs behind the window by their timers: kept here, as callers may drop what they are given."""
 
 
 def parameters_of(model: str, adapt: bool, options: dict) -> Parameters:
@@ -60,10 +60,11 @@ def _follow(run: Run) -> None:
     timer.setInterval(_INTERVAL)
 
     def look() -> None:
-        if not run.poll():
+        # Qt keeps what a timer calls for good: a run in here would keep its files as long.
+        if not _behind[timer].poll():
             timer.stop()
-            _behind.pop(run, None)
+            _behind.pop(timer, None)
 
     timer.connect("timeout()", look)
-    _behind[run] = timer
+    _behind[timer] = run
     timer.start()

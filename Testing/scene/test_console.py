@@ -1,5 +1,6 @@
 """``MAPSegLogic`` as scripts use it, and the module's own self-tests on the stand-in application."""
 
+import gc
 import importlib
 import sys
 import time
@@ -70,7 +71,12 @@ def test_callbacks_follow_a_run_behind_the_window(module, model, monkeypatch):
         time.sleep(0.02)
         assert time.monotonic() < limit
     assert finished == [run] and run.exit_code == 0 and len(run.segmentations) == 1
-    run.clean()
+    folder = run._folder
+    assert folder.is_dir()
+    finished.clear()
+    del run  # the last reference: what the timer calls lives as long as Qt
+    gc.collect()
+    assert not folder.exists()
 
 
 def test_what_cannot_be_done_is_raised(module, model, monkeypatch):

@@ -53,7 +53,13 @@ class VolumeSection(slicer.util.VTKObservationMixin):
         table.verticalHeader().setVisible(False)
         table.verticalHeader().setDefaultSectionSize(_ROW)
         table.connect("cellChanged(int,int)", self._cell_changed)
-        table.connect("currentCellChanged(int,int,int,int)", self._show_hint)
+        table.connect("currentCellChanged(int,int,int,int)", self._cell_chosen)
+        self._all = qt.QCheckBox(header)  # in the place of the boxes below it
+        self._all.toolTip = _("Check all volumes, or none.")
+        self._all.adjustSize()
+        self._all.move(3, (header.sizeHint.height() - self._all.sizeHint.height()) // 2)
+        self._all.connect("clicked()", self._check_all)
+        qt.QWidget.setTabOrder(ui.removeModelButton, self._all)
         # The scene tells of a node before it has a name and voxels: look when the application is idle again.
         self._later = self._idle(0, self.refresh)
         self._settled = self._idle(SETTLED_MS, self.refresh)
@@ -166,6 +172,7 @@ class VolumeSection(slicer.util.VTKObservationMixin):
         if nodes and table.currentRow() < 0:
             table.setCurrentCell(0, _NAME)
         table.blockSignals(False)
+        self._show_box()
         self._show_hint()
         self._next.start()
         self.changed.emit()
@@ -285,7 +292,28 @@ class VolumeSection(slicer.util.VTKObservationMixin):
         (self._checked.add if on else self._checked.discard)(self._rows[row])
         self._offered = ""
         self._states.pop(self._rows[row], None)  # what an earlier run said of it is over
+        self._show_box()
         self.changed.emit()
+
+    def _cell_chosen(self, row: int, column: int, *_before: int) -> None:
+        if column > _NAME:  # where the space bar would check nothing
+            self.ui.volumeTable.setCurrentCell(row, _NAME)
+        else:
+            self._show_hint()
+
+    def _check_all(self) -> None:
+        """Check all volumes; none, where all are checked."""
+        before, rows = self._checked, set(self._rows)
+        self._checked, self._offered = set() if rows <= before else rows, ""
+        for node_id in before ^ self._checked:
+            self._states.pop(node_id, None)
+        self.refresh()
+
+    def _show_box(self) -> None:
+        """Say at the head of the list whether all volumes are checked, some, or none."""
+        some = qt.Qt.PartiallyChecked if self._checked else qt.Qt.Unchecked
+        self._all.setCheckState(qt.Qt.Checked if self._checked >= set(self._rows) else some)
+        self._all.setVisible(len(self._rows) > 1)
 
 
 def _volumes() -> list:

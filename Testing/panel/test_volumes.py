@@ -40,3 +40,84 @@ def test_of_one_volume_there_is_no_plural(screen):
     failed = run.Item("", "bad", run.FAILED, "It holds no voxels.")
     screen.panel._finished(SimpleNamespace(items=[failed], exit_code=2, error=""))
     assert "0 of 1 volume done. bad: It holds no voxels." in screen.ui.statusLabel.text
+
+
+def press(widget, key=None, where=None):
+    """A click, or a key where there is one, as Qt takes it from the user."""
+    from PySide6.QtCore import Qt
+    from PySide6.QtTest import QTest
+
+    if key is None:
+        QTest.mouseClick(widget, Qt.LeftButton, Qt.NoModifier, where or widget.rect().center())
+    else:
+        QTest.keyClick(widget, key)
+
+
+def test_all_volumes_are_checked_at_once(screen):
+    """By the box at the head of the list, which says whether all are checked, some, or none."""
+    from MAPSegModule import run
+    from PySide6.QtCore import Qt
+
+    names = [f"ball {number}" for number in range(3)]
+    volumes, section = [add_ball(names[0])], screen.panel.volumes
+    box = section._all._real
+    screen.wait(lambda: screen.ui.volumeTable.rowCount == 1, 5)
+    assert not box.isVisible()  # there is nothing to choose
+    volumes += [add_ball(name) for name in names[1:]]
+    screen.wait(lambda: screen.ui.volumeTable.rowCount == 3, 5)
+    assert box.isVisible() and box.checkState() == Qt.Unchecked and section._all.toolTip
+
+    def checked():
+        return [node.GetName() for node in section.checked_nodes()]
+
+    section.set_state(run.Item(volumes[0].GetID(), names[0], run.DONE))
+    screen.check(names[0])
+    section.set_state(run.Item(volumes[0].GetID(), names[0], run.DONE))
+    assert box.checkState() == Qt.PartiallyChecked
+    press(box)
+    assert checked() == names and box.checkState() == Qt.Checked and screen.ui.segmentButton.enabled
+    assert screen.state(names[0]) == "✓ done"  # it was checked before
+    press(box, Qt.Key_Space)
+    assert checked() == [] and box.checkState() == Qt.Unchecked and not screen.ui.segmentButton.enabled
+    screen.wait(lambda: screen.state(names[0]) == "ready", 5)
+    press(box)
+    screen.check(names[1], False)
+    assert checked() == [names[0], names[2]] and box.checkState() == Qt.PartiallyChecked
+    slicer.mrmlScene.RemoveNode(volumes[1])
+    screen.wait(lambda: screen.ui.volumeTable.rowCount == 2, 5)
+    assert box.checkState() == Qt.Checked
+    slicer.mrmlScene.Clear(False)
+    screen.wait(lambda: screen.ui.volumeTable.rowCount == 0, 5)
+    assert not box.isVisible()
+
+
+def test_the_box_for_all_is_above_those_of_the_volumes_and_reached_before_them(screen):
+    from PySide6.QtCore import QPoint
+
+    for name in ("one", "two"):
+        add_ball(name)
+    screen.wait(lambda: screen.ui.volumeTable.rowCount == 2, 5)
+    box, table = screen.panel.volumes._all._real, screen.ui.volumeTable._real
+    place, header = box.mapTo(table, QPoint(0, 0)), table.horizontalHeader()
+    assert place.y() >= 0 and place.y() + box.height() <= header.y() + header.height() + 1
+    widget = screen.ui.removeModelButton._real.nextInFocusChain()
+    while widget not in (box, table):
+        widget = widget.nextInFocusChain()
+    assert widget is box
+
+
+def test_the_space_bar_checks_the_row_whichever_cell_was_clicked(screen):
+    from PySide6.QtCore import Qt
+
+    for name in ("one", "two"):
+        add_ball(name)
+    screen.wait(lambda: screen.ui.volumeTable.rowCount == 2, 5)
+    screen.wait(lambda: screen.state("two") == "ready", 5)
+    table = screen.ui.volumeTable._real
+    for column in (2, 1, 0):
+        press(table.viewport(), where=table.visualItemRect(table.item(1, column)).center())
+        assert not screen.panel.volumes.checked_nodes() and "two" in screen.ui.volumeHintLabel.text
+        press(table, Qt.Key_Space)
+        assert [node.GetName() for node in screen.panel.volumes.checked_nodes()] == ["two"]
+        press(table, Qt.Key_Right)
+        press(table, Qt.Key_Space)

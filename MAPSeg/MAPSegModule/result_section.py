@@ -165,8 +165,9 @@ class ResultSection:
         box.setCurrentIndex(known.index(segmentation_id) if segmentation_id in known else 0)
         box.blockSignals(False)
         there = bool(self._results) or self._savable is not None
-        self.ui.resultSection.enabled = there
-        self.ui.resultSection.collapsed = not there
+        if there != self.ui.resultSection.enabled:  # a user who closes it while results come wants it closed
+            self.ui.resultSection.enabled = there
+            self.ui.resultSection.collapsed = not there
         self._choose()
 
     def _titles(self) -> list[str]:

@@ -356,3 +356,12 @@ def test_a_file_of_the_completed_name_is_not_replaced_unasked(result, tmp_path):
     dialogs.expect("message", qt.QMessageBox.Cancel)
     result.click("exportSegmentationButton")
     assert there.read_text() == "precious"
+
+
+def test_the_results_stay_closed_where_users_have_closed_them(result, tmp_path):
+    """While several volumes are segmented, every result that comes would open them again."""
+    section = result.ui.resultSection
+    assert section.enabled and not section.collapsed  # by the first one
+    section.collapsed = True
+    result.panel.results.add(*make_result(tmp_path, "other"))
+    assert section.collapsed

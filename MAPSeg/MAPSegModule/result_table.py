@@ -25,7 +25,6 @@ def prepare(table) -> None:
     header.setSectionResizeMode(_STRUCTURE, qt.QHeaderView.Stretch)
     header.setHighlightSections(False)
     table.verticalHeader().setVisible(False)
-    table.verticalHeader().setDefaultSectionSize(22)
 
 
 def clear(table) -> None:
@@ -39,6 +38,7 @@ def fill(table, item: Item) -> None:
     rows = item.report.get("structures", [])
     table.setHorizontalHeaderLabels(_header(_("Structure ({model})").format(model=item.model)))
     colors = _segment_colors(item.segmentation_id)
+    table.verticalHeader().setDefaultSectionSize(max(22, table.fontMetrics().height() + 4))
     table.setRowCount(len(rows))
     for index, row in enumerate(rows):
         cells = [qt.QTableWidgetItem(text) for text in ("", row["structure"], *numbers(row))]

@@ -19,7 +19,7 @@ from .signal import Signal
 
 _NAME, _SCAN, _STATE = range(3)
 _ROW = 24
-"""Height of a row, in pixels."""
+"""Least height of a row, in pixels."""
 SETTLED_MS = 300
 """For so long after its last change a volume is left alone: one that plays a sequence changes many times a second."""
 
@@ -51,7 +51,6 @@ class VolumeSection(slicer.util.VTKObservationMixin):
             header.setSectionResizeMode(column, qt.QHeaderView.ResizeToContents)
         header.setHighlightSections(False)
         table.verticalHeader().setVisible(False)
-        table.verticalHeader().setDefaultSectionSize(_ROW)
         table.connect("cellChanged(int,int)", self._cell_changed)
         table.connect("currentCellChanged(int,int,int,int)", self._cell_chosen)
         self._all = qt.QCheckBox(header)  # in the place of the boxes below it
@@ -81,11 +80,14 @@ class VolumeSection(slicer.util.VTKObservationMixin):
         """Let go of the scene."""
         for timer in (self._later, self._settled, self._next):
             timer.stop()
-        for node in self.nodes():
-            if node.GetID() in self._watched:
-                for tag in self._watched[node.GetID()]:
-                    node.RemoveObserver(tag)
+        for node_id in list(self._watched):
+            self._let_go(slicer.mrmlScene.GetNodeByID(node_id))
         self.removeObservers()
+
+    def _let_go(self, node) -> None:
+        """Of a node that leaves the scene, and may come back by an undo, or be kept by a script."""
+        for tag in self._watched.pop(node.GetID(), ()) if node is not None else ():
+            node.RemoveObserver(tag)
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
     def _scene_changed(self, caller, event, node=None) -> None:
@@ -94,8 +96,7 @@ class VolumeSection(slicer.util.VTKObservationMixin):
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
     def _node_removed(self, caller, event, node=None) -> None:
-        if node is not None:
-            self._watched.pop(node.GetID(), None)
+        self._let_go(node)
         self._scene_changed(caller, event, node)
 
     def _scene_closed(self, caller, event) -> None:
@@ -156,9 +157,10 @@ class VolumeSection(slicer.util.VTKObservationMixin):
         table = self.ui.volumeTable
         table.blockSignals(True)
         table.setRowCount(len(nodes))
-        table.setFixedHeight(
-            _ROW * min(6, max(2, len(nodes))) + table.horizontalHeader().sizeHint.height() + 4
-        )
+        height = max(_ROW, table.fontMetrics().height() + 6)  # Slicer lets users choose the size of letters
+        table.verticalHeader().setDefaultSectionSize(height)
+        head = table.horizontalHeader().sizeHint.height()
+        table.setFixedHeight(height * min(6, max(2, len(nodes))) + head + 4)
         self._rows = [node.GetID() for node in nodes]
         for row, node in enumerate(nodes):
             name = qt.QTableWidgetItem(node.GetName())

@@ -121,3 +121,35 @@ def test_the_space_bar_checks_the_row_whichever_cell_was_clicked(screen):
         assert [node.GetName() for node in screen.panel.volumes.checked_nodes()] == ["two"]
         press(table, Qt.Key_Right)
         press(table, Qt.Key_Space)
+
+
+def test_volumes_are_let_go_when_they_leave_and_when_the_panel_closes(screen):
+    """One that is hidden by then, too: what observes it would be called in a panel that is gone."""
+    kept, hidden = add_ball("kept"), add_ball("hidden")
+    screen.wait(lambda: screen.ui.volumeTable.rowCount == 2, 5)
+
+    def observed(node):
+        return [
+            node.HasObserver(event) for event in (vtk.vtkCommand.ModifiedEvent, node.TransformModifiedEvent)
+        ]
+
+    before = add_ball("new"), add_ball("newer")
+    free = observed(before[0])
+    assert observed(kept) != free
+    slicer.mrmlScene.RemoveNode(kept)
+    assert observed(kept) == free
+    hidden.SetHideFromEditors(True)
+    screen.panel.volumes.close()
+    assert observed(hidden) == free
+
+
+def test_six_volumes_fit_whatever_the_size_of_the_letters(screen):
+    from PySide6.QtGui import QFont
+
+    table = screen.ui.volumeTable._real
+    table.setFont(QFont("DejaVu Sans", 18))
+    for number in range(6):
+        add_ball(f"ball {number}")
+    screen.wait(lambda: screen.ui.volumeTable.rowCount == 6, 5)
+    screen.pause(0.1)
+    assert table.rowHeight(0) >= table.fontMetrics().height() and not table.verticalScrollBar().isVisible()

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 
+import ctk
 import qt
 import slicer
 from slicer.i18n import tr as _
@@ -60,6 +61,8 @@ class Panel:
             (_("Graphics card (Apple)"), "mps"),
         ):
             ui.deviceComboBox.addItem(text, device)
+        for box in (ui.deviceComboBox, ui.resultComboBox):  # the wheel over them is to scroll the panel
+            box.scrollWheelEffect = ctk.ctkComboBox.NeverScroll
         self._offer_wheels()
         self.models = ModelSection(ui, self._ensure)
         self.volumes = VolumeSection(ui)

@@ -16,7 +16,7 @@ PATH = Path(__file__).with_name("slicer_api.json")
 _KEPT = r"""
 version | slicer\.(app|modules) | slicer\.app\.layoutManager\(\)
 | python:(SampleData | slicer\.(util | packaging | testing | i18n | ScriptedLoadableModule))
-| ctk\.ctk(CollapsibleButton | CollapsibleGroupBox | SearchBox | MessageBox | PathLineEdit | DirectoryButton)
+| ctk\.ctk(CollapsibleButton | CollapsibleGroupBox | ComboBox | SearchBox | MessageBox | PathLineEdit | DirectoryButton)
 | slicer\.qMRML(Widget | PlotView | PlotWidget | SegmentationShow3DButton | NodeComboBox)
 | qt\.Q(Qt | Object | Widget | Timer | Settings | Application | CoreApplication | Clipboard | DesktopServices | Url
   | AbstractButton | PushButton | ToolButton | RadioButton | CheckBox | ComboBox | SpinBox | DoubleSpinBox | LineEdit

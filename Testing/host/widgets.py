@@ -8,6 +8,7 @@ from __future__ import annotations
 from PySide6.QtCore import Property, QEvent, QPointF, QRectF, QSize, Qt, Signal
 from PySide6.QtGui import QColor, QFont, QFontMetrics, QPainter, QPen
 from PySide6.QtWidgets import (
+    QComboBox,
     QFileDialog,
     QLineEdit,
     QMessageBox,
@@ -126,6 +127,30 @@ class ctkSearchBox(QLineEdit):
         return True
 
     showSearchIcon = Property(bool, _get_icon, lambda self, on: None)
+
+
+class ctkComboBox(QComboBox):
+    """A combo box that may leave the mouse wheel to the panel around it."""
+
+    NeverScroll, AlwaysScroll = range(2)
+
+    def __init__(self, parent=None):
+        super().__init__(parent)
+        self._effect = self.AlwaysScroll
+
+    def _get_effect(self) -> int:
+        return self._effect
+
+    def _set_effect(self, effect: int) -> None:
+        self._effect = effect
+
+    scrollWheelEffect = Property(int, _get_effect, _set_effect)
+
+    def wheelEvent(self, event) -> None:
+        if self._effect == self.AlwaysScroll:
+            super().wheelEvent(event)
+        else:
+            event.ignore()
 
 
 class ctkMessageBox(QMessageBox):
@@ -273,5 +298,5 @@ class qMRMLPlotView(QWidget):
             left += painter.fontMetrics().horizontalAdvance(name) + 16
 
 
-CTK = {each.__name__: each for each in (ctkCollapsibleButton, ctkSearchBox, ctkMessageBox)}
+CTK = {each.__name__: each for each in (ctkCollapsibleButton, ctkComboBox, ctkSearchBox, ctkMessageBox)}
 MRML = {each.__name__: each for each in (qMRMLWidget, qMRMLSegmentationShow3DButton, qMRMLPlotView)}

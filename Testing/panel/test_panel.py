@@ -427,6 +427,26 @@ def test_texts_can_be_translated(home, monkeypatch):
             del sys.modules[name]
 
 
+def test_scrolling_the_panel_chooses_nothing(screen):
+    """The pointer passes over the lists of devices and results."""
+    from PySide6.QtCore import QPoint, QPointF, Qt
+    from PySide6.QtGui import QWheelEvent
+    from PySide6.QtWidgets import QApplication
+
+    screen.ui.optionsSection.collapsed = screen.ui.resultSection.collapsed = False
+    screen.ui.resultSection.enabled = True
+    for text in ("one", "two"):
+        screen.ui.resultComboBox.addItem(text)
+    screen.ui.resultComboBox.enabled = True
+    for name in ("deviceComboBox", "resultComboBox"):
+        box = getattr(screen.ui, name)._real
+        where, turn = QPointF(box.rect().center()), QPoint(0, -120)
+        keys = Qt.NoButton, Qt.NoModifier, Qt.NoScrollPhase, False
+        event = QWheelEvent(where, box.mapToGlobal(where), QPoint(), turn, *keys)
+        QApplication.sendEvent(box, event)
+        assert box.currentIndex() == 0 and not event.isAccepted(), name
+
+
 def test_no_thread_asks_for_a_translation(home, monkeypatch):
     """The translator is the application's: Qt, which threads leave alone."""
     import slicer

@@ -24,7 +24,6 @@ class Queue:
         self.exit_code: int | None = None
         self.error: dict[str, str] = {}
         """Why no scan came through: kind, message, advice."""
-        self.result: dict[str, Any] = {}
         self._open = [str(file) for file in files]
         self._done = 0
         self._failed = 0
@@ -52,8 +51,6 @@ class Queue:
             elif event["event"] == "error" and scan:
                 self._close(scan)
                 self._failed += 1
-            elif event["event"] == "result":
-                self.result = event
         return events if self.worker.running else events + self._ended()
 
     def stop(self) -> None:

@@ -78,6 +78,8 @@ class ResultSection:
         self._entered = True
         for index, title in enumerate(self._titles()):
             self.ui.resultComboBox.setItemText(index, title)
+        if self.item is not None:  # segments may have other colours
+            result_table.fill(self.ui.resultTable, self.item)
         self.judge()
         self._arrange()
 

@@ -365,3 +365,17 @@ def test_the_results_stay_closed_where_users_have_closed_them(result, tmp_path):
     section.collapsed = True
     result.panel.results.add(*make_result(tmp_path, "other"))
     assert section.collapsed
+
+
+def test_colours_beside_the_structures_are_those_of_the_segments(result):
+    """Which users may have changed in the Segmentations module."""
+    item, table = result.item, result.ui.resultTable
+    segmentation = slicer.mrmlScene.GetNodeByID(item.segmentation_id).GetSegmentation()
+    segment = segmentation.GetNthSegment(0)
+    item.report["structures"] = [{"structure": segment.GetName(), "volume_ml": 1.0, "confidence": 0.9}]
+    for color, named in (((1, 0, 0), "#ff0000"), ((0, 0, 1), "#0000ff")):
+        segment.SetColor(*color)
+        result.panel.exit()
+        result.panel.enter()
+        shown = table.item(0, 0).icon().pixmap(14, 14).toImage().pixelColor(7, 7)
+        assert shown.name() == named

@@ -356,6 +356,7 @@ class Panel:
 
     def _say(self, color: str, mark: str, text: str) -> None:
         self._told = texts.marked(color, mark, text.strip())
+        slicer.util.showStatusMessage(f"MAPSeg: {text.strip()}", 10_000)  # another module may be shown by now
         self._update()
 
     def _update(self, *_value) -> None:

@@ -153,3 +153,13 @@ def test_six_volumes_fit_whatever_the_size_of_the_letters(screen):
     screen.wait(lambda: screen.ui.volumeTable.rowCount == 6, 5)
     screen.pause(0.1)
     assert table.rowHeight(0) >= table.fontMetrics().height() and not table.verticalScrollBar().isVisible()
+
+
+def test_the_end_of_a_run_is_told_in_the_window_too(screen):
+    """A run lasts minutes: users are in another module, and see the window's last line."""
+    from MAPSegModule import run
+
+    failed = run.Item("", "bad", run.FAILED, "It holds no voxels.")
+    screen.panel._finished(SimpleNamespace(items=[failed], exit_code=2, error=""))
+    told = slicer.util.mainWindow().statusBar().currentMessage()
+    assert told == "MAPSeg: 0 of 1 volume done. bad: It holds no voxels."

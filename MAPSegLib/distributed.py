@@ -12,7 +12,9 @@ it (:func:`on_first`). Without torchrun nothing here does anything, nor imports 
 
 from __future__ import annotations
 
+import atexit
 import os
+import signal
 import sys
 import time
 import uuid
@@ -106,13 +108,20 @@ def leave() -> None:
 def end(code: int) -> NoReturn:
     """End this process with an exit code.
 
-    One of several skips the interpreter's own way out, which threads of gloo that still run can abort.
+    One of several skips the interpreter's own way out, which threads of gloo that still run can abort. On that way,
+    which takes a second with PyTorch, a signal would only change the code of what is done.
     """
     if world() == 1:
+        atexit.register(_ignore_signals)
         sys.exit(code)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _ignore_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def own(device: torch.device) -> torch.device:

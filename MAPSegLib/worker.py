@@ -89,7 +89,13 @@ def execute(load_job, emit, stopped: Callable[[], bool] = lambda: False) -> int:
         try:
             distributed.join()
             mine = emit if distributed.rank() == 0 else _silent
-            result = run_job(load_job(), mine, stopped)
+
+            def tell(event: dict[str, Any]) -> None:
+                if event["event"] == "result":  # all is done and written: too late to cancel
+                    _signalled.set()
+                mine(event)
+
+            result = run_job(load_job(), tell, stopped)
             distributed.leave()
             # torchrun would take a 2 for a process that died, and start again what has its result
             return 2 if result["failed"] and distributed.world() == 1 else 0

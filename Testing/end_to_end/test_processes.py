@@ -16,6 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from MAPSegLib import api
+from MAPSegLib.jobs import build_job
+from MAPSegLib.worker import execute
 from Testing.ball import OPTIONS
 
 from .calls import CPU
@@ -163,6 +165,44 @@ def test_ctrl_c_cancels_and_leaves_nothing_half_written(model, data, tmp_path):
     assert process.returncode == 4, errors
     assert errors.strip() == "Cancelled"
     assert not (tmp_path / "out").exists()
+
+
+def test_a_signal_after_the_result_changes_nothing(model, data, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "MAPSegLib.cli",
+        "segment",
+        model,
+        data / "images",
+        "-o",
+        tmp_path / "out",
+    ]
+    process = subprocess.Popen(list(map(str, [*command, *CPU])), stdout=subprocess.PIPE, encoding="utf-8")
+    try:
+        while not process.stdout.readline().endswith("volumes.csv\n"):
+            assert process.poll() is None
+        time.sleep(0.05)  # the interpreter is on its way out
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_what_is_done_is_not_cancelled(data, tmp_path):
+    def emit(event):
+        if event["event"] == "result":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    job = {"task": "evaluate", "prediction": data / "labels", "reference": data / "labels"}
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        assert execute(lambda: build_job(job | {"output": tmp_path / "out"}), emit) == 0
+    finally:
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(number, handler)
 
 
 def test_only_events_reach_the_stream(worker, model, data, tmp_path):

@@ -310,6 +310,8 @@ _PLAIN = {
     "extra_forbidden": "there is no such option",
     "too_short": "at least one is needed",
     "missing": "is missing",
+    "tuple_type": "a list is needed",
+    "union_tag_not_found": "task is missing",
 }
 """What pydantic says to programmers, by the type of its errors."""
 
@@ -322,6 +324,6 @@ def first_problem(error: ValidationError, tagged: bool = False) -> str:
     """
     first = error.errors(include_url=False)[0]
     place = [str(part) for part in first["loc"]]
-    where = ".".join(place[1:] if tagged and len(place) > 1 else place)
+    where = ".".join(place[1:] if tagged else place)
     message = _PLAIN.get(first["type"]) or first["msg"].removeprefix("Value error, ")
     return f"{where}: {message}" if where else message

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from ..config import (
     ARCHITECTURES,
@@ -35,7 +44,13 @@ class FederatedStep(StepOptions):
     )
 
 
-SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=60)]
+def _site_name(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", text):
+        raise ValueError("small letters, digits and - only, beginning with a letter or digit")
+    return text
+
+
+SiteName = Annotated[str, Field(max_length=60), AfterValidator(_site_name)]
 
 
 class Member(Options):

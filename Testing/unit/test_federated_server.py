@@ -24,6 +24,7 @@ def change_of(coordinator: Coordinator, value: float) -> dict[str, np.ndarray]:
     "changes, told",
     [
         ({"sites": [*SITES, SITES[0]]}, "two sites share a name"),
+        ({"sites": [*SITES, {"name": "Hospital_D"}]}, "sites.3.name: small letters, digits and - only"),
         ({"min_sites": 4}, "min_sites is 4, but there are 3 sites"),
         ({"name": "state"}, "a model called state"),
         ({"name": "State"}, "a model called state"),

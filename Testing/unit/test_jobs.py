@@ -43,6 +43,8 @@ def test_the_task_decides_the_kind_of_job(tmp_path):
         ({"options": {"overlap": 2}}, "options.overlap"),
         ({"options": {"overlpa": 0.2}}, "options.overlpa"),
         ({"colour": "red"}, "colour"),
+        ({"scans": "a.nii.gz"}, "scans: a list is needed"),
+        ({"task": None}, "task"),
     ],
 )
 def test_jobs_are_validated_whole(change, message):
@@ -57,7 +59,7 @@ def test_a_training_has_one_kind_of_data():
     assert isinstance(build_job(start | {"from_labels": "l"}), TrainJob)
     assert isinstance(build_job(start | {"images": "a data set"}), TrainJob)
     for wrong in ({}, {"images": "i", "labels": "l", "from_labels": "l"}, {"labels": "l"}):
-        with pytest.raises(InputError, match="either images and labels, or from_labels"):
+        with pytest.raises(InputError, match="cannot be run: give either images and labels, or from_labels"):
             build_job(start | wrong)
     with pytest.raises(InputError, match="init brings its own"):
         build_job(start | {"from_labels": "l", "init": "brain-t1", "preset": "tiny"})

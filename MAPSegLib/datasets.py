@@ -18,7 +18,7 @@ from .config import Contrast, Label, Preprocessing
 from .errors import InputError
 from .preprocessing import canonical, labels_to_working, prepare
 from .synthesis import OUTSIDE_BRAIN, Anatomy, brain_priors, known_codes, synthesise
-from .volumes import check_same_grid, map_values, read_image, read_labels
+from .volumes import check_same_grid, map_values, read_image, read_in_full, read_labels
 
 
 class Source(Protocol):
@@ -236,7 +236,7 @@ class ScanSource:
         # Scans have whole numbers of voxels, and so not quite the spacing that is asked for.
         self.spacings: list[tuple[float, float, float]] = []
         for image_path, label_path in pairs:
-            image, label = read_image(image_path), read_labels(label_path)
+            image, label = read_in_full(read_image, image_path), read_in_full(read_labels, label_path)
             check_same_grid(image, label)
             scan = prepare(image, preprocessing)
             classes = map_values(label.array, lookup)

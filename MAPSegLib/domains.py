@@ -13,7 +13,7 @@ from . import augmentation as aug
 from .augmentation import uniform
 from .config import Preprocessing
 from .preprocessing import prepare
-from .volumes import read_image
+from .volumes import read_image, read_in_full
 
 PREPARED = 128
 """Prepared scans of a domain that stay in memory: about 2 GB of whole brains at 1 mm."""
@@ -43,7 +43,7 @@ class UnlabelledScans:
     def _prepare(self, file: Path) -> Tensor:
         """Read a scan; of MR, nothing is clipped at the bright end. Raises InputError."""
         ceiling = 1.0 if self.preprocessing.modality == "ct" else float("inf")
-        return prepare(read_image(file), self.preprocessing, ceiling).image
+        return prepare(read_in_full(read_image, file), self.preprocessing, ceiling).image
 
 
 class Domains:

@@ -8,7 +8,7 @@ one format alone can have, and here what is so in any.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -119,6 +119,16 @@ def read_labels(path: str | Path) -> Volume:
             "Give the label map; image and labels may have been swapped.",
         )
     return replace(volume, array=array.astype(np.int32))
+
+
+def read_in_full(read: Callable[[Path], Volume], path: Path) -> Volume:
+    """What ``read`` gives of a file; what it refuses has its folder, too, as another file may have its name."""
+    try:
+        return read(path)
+    except InputError as error:
+        known = str(path) in error.message
+        message = error.message if known else error.message.replace(path.name, str(path), 1)
+        raise InputError(message, error.advice) from error
 
 
 def looks_like_labels(array: np.ndarray) -> bool:

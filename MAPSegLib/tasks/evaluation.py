@@ -13,7 +13,7 @@ from ..jobs import EvaluateJob, Report
 from ..manifests import LABEL_ENDINGS, SIDE_RESULTS, by_name, case_name, list_pairs, results_in
 from ..models import load_card, resolve
 from ..reports import plain, write_csv, write_json
-from ..volumes import find_scans, read_labels, scan_stem
+from ..volumes import find_scans, read_in_full, read_labels, scan_stem
 from .outputs import output_folder, refuse_existing
 from .reading import told
 
@@ -44,8 +44,8 @@ def evaluate(job: EvaluateJob, report: Report) -> dict[str, Any]:
     with output_folder(folder):
         for prediction, reference in told(pairs, report, [path for path, _ in pairs], "evaluate"):
             try:
-                expected = read_labels(reference)
-                scores = evaluate_pair(read_labels(prediction), expected, names, job.mapping)
+                expected = read_in_full(read_labels, reference)
+                scores = evaluate_pair(read_in_full(read_labels, prediction), expected, names, job.mapping)
                 rows += [{"scan": prediction.name, **score} for score in scores]
             except InputError as error:
                 errors.append(error)

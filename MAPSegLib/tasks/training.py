@@ -16,7 +16,7 @@ from ..jobs import Report, TrainJob
 from ..manifests import list_pairs
 from ..models import SUFFIX, ModelCard, load_card, load_encoder, load_model, resolve, save_model
 from ..reports import RECORD
-from ..volumes import find_scans, read_labels
+from ..volumes import find_scans, read_in_full, read_labels
 from . import resume
 from .label_table import infer_labels, read_label_table
 from .outputs import output_folder, refuse_embedded, refuse_existing
@@ -178,7 +178,7 @@ def _labels(cases: Sequence[Case], job: TrainJob, report: Report) -> tuple[Label
     found: set[int] = set()
     maps = [path for _, path in cases]
     for path in told(maps, report):
-        found |= set(np.unique(read_labels(path).array).tolist())
+        found |= set(np.unique(read_in_full(read_labels, path).array).tolist())
     return infer_labels(found)
 
 

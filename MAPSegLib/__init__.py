@@ -18,6 +18,11 @@ _PUBLIC = {
 __all__ = [*_PUBLIC, "__version__"]
 
 
+def __dir__() -> list[str]:
+    """What a notebook completes: the functions, too, before their first use."""
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str):
     if name in _PUBLIC:
         return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)

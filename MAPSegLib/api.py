@@ -38,7 +38,13 @@ def segment(
         scans: a scan, a DICOM series folder, a folder of scans, a data set, a manifest, or several of them.
         output: folder, or the label map's file name for one scan.
         uncertainty: write maps of one minus the probability of the label given.
+        overwrite: replace results that are there; they are refused otherwise.
+        report: called with every event, a dictionary; ``print`` shows what goes on.
         options: of :class:`~MAPSegLib.config.InferenceOptions`.
+
+    Returns:
+        what report.json holds: ``scans``, a dictionary for each (``file``, ``output``, ``trusted``, ``reason``,
+        ``structures``, ...), the scans that ``failed``, and all ``files`` written; paths are text.
 
     Raises:
         InputError: an option, the model or every scan cannot be used, or results are there already.
@@ -82,7 +88,8 @@ def adapt(
         options: of :class:`~MAPSegLib.config.AdaptationOptions`, or with a source of
             :class:`~MAPSegLib.config.CentralisedOptions`.
 
-    Other arguments, and what is raised, as for :func:`segment`.
+    Other arguments, what is returned (and of each scan which result was ``chosen``), and what is raised, as for
+    :func:`segment`.
     """
     return _run(
         report,
@@ -243,7 +250,8 @@ def _path(given: Any, what: str) -> str | Path:
         return given
     if isinstance(given, os.PathLike):
         return Path(os.fsdecode(given))
-    raise InputError(f"{what}: {given!r} is not a path.", "Give text, or a path of pathlib.")
+    named = repr(given) if given is None or isinstance(given, int | float | bytes) else type(given).__name__
+    raise InputError(f"{what}: {named} is not a path.", "Give text, or a path of pathlib.")
 
 
 def _maybe(given: Any, what: str) -> str | Path | None:
@@ -252,11 +260,15 @@ def _maybe(given: Any, what: str) -> str | Path | None:
 
 def _several(given: Any, what: str) -> list[str | Path]:
     """Paths, one of them given alone."""
-    alone = isinstance(given, str) or not isinstance(given, Iterable)
+    alone = isinstance(given, str | bytes) or not isinstance(given, Iterable)
     return [_path(one, what) for one in ([given] if alone else given)]
 
 
 def _run(report: Emit | None, **content: Any) -> dict[str, Any]:
+    if report is not None and not callable(report):
+        raise InputError(
+            f"report: {report!r} is not a function.", "Give one that takes an event, such as print."
+        )
     try:
         return run_job(build_job(content), report or (lambda event: None))
     except MAPSegError:

@@ -157,10 +157,12 @@ def show_result(result: dict[str, Any]) -> None:
     for file in result["files"][:10]:
         _out.print(f"wrote {escape(file)}", highlight=False, soft_wrap=True)
     if len(result["files"]) > 10:
-        _out.print(f"and {len(result['files']) - 10} files more", highlight=False)
+        more = len(result["files"]) - 10
+        _out.print(f"and {more} file{'s' * (more > 1)} more", highlight=False)
     if result["failed"]:
         names = ", ".join(Path(failure["scan"]).name for failure in result["failed"])
-        _err.print(f"[bold red]{len(result['failed'])} failed:[/] {escape(names)}", highlight=False)
+        text = f"[bold red]{len(result['failed'])} failed:[/] {escape(names)}"
+        _err.print(text, highlight=False, soft_wrap=True)
 
 
 def _show_scans(result: dict[str, Any]) -> None:
@@ -178,7 +180,7 @@ def _show_scans(result: dict[str, Any]) -> None:
         told = f"{escape(Path(scan['file']).name)}: {gate}[{style}]{escape(scan['reason'])}[/]"
         _out.print(told, highlight=False, soft_wrap=True)
         for note in scan["notes"]:
-            _out.print(f"  {escape(note)}", highlight=False)
+            _out.print(f"  {escape(note)}", highlight=False, soft_wrap=True)
     _out.print("Research software: not for clinical use.", style="dim")
 
 
@@ -222,7 +224,8 @@ def show_models(name: str | None) -> int:
         known = [] if name else list_models()
     except (MAPSegError, OSError) as failure:
         error = explained(failure)
-        _err.print(f"[bold red]Error[/]: {escape(error.message)} {escape(error.advice)}", highlight=False)
+        text = f"{escape(error.message)} {escape(error.advice)}".rstrip()
+        _err.print(f"[bold red]Error[/]: {text}", highlight=False, soft_wrap=True)
         return error.exit_code
     if card:
         if _out.file.isatty():

@@ -15,6 +15,10 @@ class MAPSegError(Exception):
         self.message = message
         self.advice = advice
 
+    def __str__(self) -> str:
+        """Both, as a console shows it."""
+        return f"{self.message} {self.advice}".rstrip()
+
 
 class InputError(MAPSegError):
     """Something the user gave (a file, an option, a model) cannot be used."""

@@ -105,8 +105,14 @@ def read_json(path: Path, what: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist.", "Check the path.") from error
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise InputError(
+            f"{path} is not a JSON file with {what}: {error.msg} ({place}).",
+            "JSON has no comments, and no comma after the last entry.",
+        ) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not a JSON file with {what}.") from error
+        raise InputError(f"{path} is not a JSON file with {what}.", "Check the path.") from error
 
 
 def plain(value: Any) -> Any:

@@ -197,8 +197,9 @@ class Batch:
                         self._finish(case, event["entry"])
                     except (OSError, InputError) as error:  # of this scan; the others go on
                         unfinished = 2
-                        advice = getattr(error, "advice", "")
-                        self._fail(case, {"kind": "input", "message": str(error), "advice": advice})
+                        told = {"message": str(error), "advice": ""}
+                        told |= {name: getattr(error, name, text) for name, text in told.items()}
+                        self._fail(case, {"kind": "input", **told})
                 elif event["event"] == "error" and case:
                     self._fail(case, event)
                 elif (

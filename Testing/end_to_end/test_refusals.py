@@ -10,8 +10,10 @@ import sys
 import nibabel as nib
 import numpy as np
 import pytest
+from rich.console import Console
 
-from MAPSegLib import api, cli
+import MAPSegLib
+from MAPSegLib import api, cli, console
 from MAPSegLib.errors import InputError, MAPSegError
 from MAPSegLib.tasks import findings
 
@@ -53,6 +55,15 @@ def test_option_files_that_hold_no_options(model, data, tmp_path, content):
     scan = data / "images" / "case0.nii.gz"
     told = refused("segment", model, scan, "-o", tmp_path / "out", "--options", options)
     assert "options.json is not a JSON file with options" in told
+
+
+@pytest.mark.parametrize("content", ['{"batch": 2,\n}', '{"batch": 2,\n// two\n"overlap": 0.5}', "batch:\n2"])
+def test_where_a_file_is_no_json_is_told(content, model, data, tmp_path):
+    options = tmp_path / "options.json"
+    options.write_text(content)
+    scan = data / "images" / "case0.nii.gz"
+    told = refused("segment", model, scan, "-o", tmp_path / "out", "--options", options)
+    assert f"(line {1 if 'batch:' in content else 2}, column 1)" in told and "no comments" in told
 
 
 def test_a_seed_that_no_generator_takes(model, data, tmp_path):
@@ -372,6 +383,17 @@ def test_every_command_explains_itself():
     assert mapseg("--version")[0].startswith("mapseg ")
 
 
+def test_in_python_the_functions_are_found_by_their_names():
+    assert {"segment", "adapt", "train", "pretrain", "evaluate", "list_models"} <= set(dir(MAPSegLib))
+
+
+def test_errors_are_one_line_each(monkeypatch, capsys):
+    screen = Console(stderr=True, width=40)
+    monkeypatch.setattr(console, "_err", screen)
+    assert console.show_models("nobody") == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 @pytest.mark.parametrize("call", [api.evaluate, api.segment])
 def test_in_python_every_failure_has_a_sentence(call, model, data, tmp_path, monkeypatch):
     def fail(*_given, **_named):
@@ -393,6 +415,27 @@ def test_a_mapping_that_is_none_is_told_with_its_file(content, data, tmp_path):
     assert f"{mapping} is not a mapping: " in told and 'It should hold {"10": 1}' in told
 
 
+def test_of_files_named_alike_the_folder_is_told(data, tmp_path):
+    damaged = shutil.copytree(data / "labels", tmp_path / "damaged")
+    whole = nib.load(damaged / "case1.nii.gz")
+    halves = np.asarray(whole.dataobj, np.float32) / 2
+    nib.save(nib.Nifti1Image(halves, whole.affine), damaged / "case1.nii.gz")
+    told = f"{damaged / 'case1.nii.gz'} is not a label map"
+    arguments = ["--images", data / "images", "--labels", damaged, "--name", "x", "--preset", "tiny"]
+    assert told in refused("train", *arguments, "-o", tmp_path / "out")
+    assert told in refused("train", *arguments, "-o", tmp_path / "out", "--label-table", _table(tmp_path))
+    assert told in mapseg("evaluate", data / "labels", damaged, "-o", tmp_path / "scores", code=2)[1]
+    arguments[1:4:2] = [damaged, data / "labels"]
+    assert f"{damaged / 'case0.nii.gz'} looks like a label map" in refused(
+        "train", *arguments, "-o", tmp_path / "out"
+    )
+
+
+def _table(folder):
+    (folder / "table.json").write_text('{"1": "shell", "2": "core"}')
+    return folder / "table.json"
+
+
 def test_references_without_structures_are_told_with_their_place(data, tmp_path):
     empty = tmp_path / "r0"
     empty.mkdir()
@@ -409,6 +452,9 @@ def test_references_without_structures_are_told_with_their_place(data, tmp_path)
         (lambda: api.segment("brain", 5, "o"), "scans: 5 is not a path"),
         (lambda: api.segment("brain", ["a.nii", None], "o"), "scans: None is not a path"),
         (lambda: api.segment("brain", None, "o"), "scans: None is not a path"),
+        (lambda: api.segment("brain", b"a.nii", "o"), "scans: b'a.nii' is not a path"),
+        (lambda: api.segment("brain", np.zeros((9, 9, 9)), "o"), "scans: ndarray is not a path"),
+        (lambda: api.segment("brain", "a.nii", "o", report=True), "report: True is not a function"),
         (lambda: api.segment(None, "a.nii", "o"), "model: None is not a path"),
         (lambda: api.adapt("brain", "a.nii", None), "output: None is not a path"),
         (lambda: api.pretrain("o", "x", domains=None), "domains: None is not a path"),
@@ -419,7 +465,7 @@ def test_references_without_structures_are_told_with_their_place(data, tmp_path)
 def test_in_python_what_is_no_path_is_told(call, told):
     with pytest.raises(InputError, match=told) as refusal:
         call()
-    assert refusal.value.advice
+    assert refusal.value.advice and str(refusal.value).endswith(refusal.value.advice)
 
 
 def test_in_python_a_path_may_have_any_form(model, data, tmp_path):

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import runpy
 import sys
@@ -62,8 +63,10 @@ def read(storage, kind: str, path: Path):
 
 if __name__ == "__main__":
     code = run_script(sys.argv[1:])
-    folder = Path(sys.argv[sys.argv.index("--output") + 1])
-    if (folder / "report.json").is_file():
+    asked = argparse.ArgumentParser(add_help=False)
+    asked.add_argument("--output", type=Path)
+    folder = asked.parse_known_args()[0].output
+    if folder and (folder / "report.json").is_file():
         for picture in draw_results(folder):
             print(picture)
     sys.exit(code)

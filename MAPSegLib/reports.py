@@ -111,7 +111,11 @@ def read_json(path: Path, what: str) -> Any:
             f"{path} is not a JSON file with {what}: {error.msg} ({place}).",
             "JSON has no comments, and no comma after the last entry.",
         ) from error
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise InputError(
+            f"{path} is not a JSON file with {what}: {reason(error)}.", "Check the path."
+        ) from error
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not a JSON file with {what}.", "Check the path.") from error
 
 

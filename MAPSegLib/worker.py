@@ -136,7 +136,7 @@ def explained(failure: Exception) -> MAPSegError:
         _log.info("%s", failure, exc_info=failure)
         return MemoryExhausted("Memory ran out.", "Close other programs.")
     _log.exception("unforeseen failure", exc_info=failure)
-    text = f"Unforeseen failure, {type(failure).__name__}: {failure}"
+    text = f"Unforeseen failure, {type(failure).__name__}: {failure}".rstrip(".") + "."
     return MAPSegError(text, "Please report it with the log above.")
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import slicer
 
+from MAPSegLib.reports import read_json
 from MAPSegLib.volumes import read_labels, write_volume
 
 from . import dependencies, images, scene, texts, workfiles
@@ -120,10 +121,7 @@ class Batch:
         self.work = self.output / workfiles.own(_WORK)
         options = {}
         if self.chosen.options:
-            try:
-                options = json.loads(Path(self.chosen.options).read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
-                raise InputError(f"{self.chosen.options} is not a JSON file with options.") from error
+            options = read_json(Path(self.chosen.options), "options")
             if not isinstance(options, dict):
                 raise InputError(f"{self.chosen.options} has to hold options by their names: a JSON object.")
         self.adapt = self.chosen.adapt or self.chosen.together

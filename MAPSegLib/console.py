@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +112,8 @@ class _Display:
             self._tell(event)
         elif kind == "result":
             self.progress.stop()
-            show_result(event)
+            with suppress(SystemExit):  # rich's answer to a reader that went away (`| head`): the job is done
+                show_result(event)
 
     def _advance(self, event: dict[str, Any]) -> None:
         scan = Path(event["scan"]).name if event.get("scan") else event.get("site", "")

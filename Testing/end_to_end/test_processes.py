@@ -191,6 +191,17 @@ def test_a_signal_after_the_result_changes_nothing(model, data, tmp_path):
         process.communicate()
 
 
+def test_a_reader_that_went_away_does_not_change_what_is_done(data, tmp_path):
+    command = [sys.executable, "-m", "MAPSegLib.cli", "evaluate", data / "labels", data / "labels"]
+    process = subprocess.Popen(
+        list(map(str, [*command, "-o", tmp_path / "out"])), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait(60) == 0
+    process.stderr.close()
+    assert (tmp_path / "out" / "metrics.csv").exists()
+
+
 def test_what_is_done_is_not_cancelled(data, tmp_path):
     def emit(event):
         if event["event"] == "result":

@@ -7,7 +7,7 @@ under ``failed``. Options are those of :mod:`MAPSegLib.config`, given by name. `
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ PathLike = str | os.PathLike
 
 def segment(
     model: PathLike,
-    scans: PathLike | Sequence[PathLike],
+    scans: PathLike | Iterable[PathLike],
     output: PathLike,
     *,
     uncertainty: bool = False,
@@ -43,8 +43,9 @@ def segment(
         options: of :class:`~MAPSegLib.config.InferenceOptions`.
 
     Returns:
-        what report.json holds: ``scans``, a dictionary for each (``file``, ``output``, ``trusted``, ``reason``,
-        ``structures``, ...), the scans that ``failed``, and all ``files`` written; paths are text.
+        what report.json holds (under ``scans`` a dictionary for each, with ``file``, ``output``, ``trusted``,
+        ``reason``, ``structures``, ...; those that did not come through under ``failed``), and ``files``, all
+        that were written. Paths are text.
 
     Raises:
         InputError: an option, the model or every scan cannot be used, or results are there already.
@@ -64,7 +65,7 @@ def segment(
 
 def adapt(
     model: PathLike,
-    scans: PathLike | Sequence[PathLike],
+    scans: PathLike | Iterable[PathLike],
     output: PathLike,
     *,
     source: PathLike | None = None,
@@ -167,7 +168,7 @@ def pretrain(
     output: PathLike,
     name: str,
     *,
-    domains: PathLike | Sequence[PathLike] = (),
+    domains: PathLike | Iterable[PathLike] = (),
     from_labels: PathLike | None = None,
     contrast: str = "t1",
     preset: str = "small",

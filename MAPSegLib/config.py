@@ -94,6 +94,11 @@ class Preprocessing(Options):
             raise ValueError("window must rise")
         return self
 
+    @property
+    def grid(self) -> str:
+        """The spacing as it is told, in mm."""
+        return " x ".join(f"{mm:g}" for mm in self.spacing)
+
 
 class Label(Options):
     """One structure of a model: its value in label maps and how viewers show and code it."""

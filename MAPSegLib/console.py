@@ -237,9 +237,10 @@ def show_models(name: str | None) -> int:
         return 0
     table = Table("name", "structures", "grid mm", "license", "description", box=None)
     for model, _, card in known:
-        grid = _grid(card)
         structures = "encoder only" if card.kind == "encoder" else str(len(card.labels))
-        table.add_row(*map(escape, (model, structures, grid, card.license, card.description)))
+        table.add_row(
+            *map(escape, (model, structures, card.preprocessing.grid, card.license, card.description))
+        )
     if not _out.is_terminal:
         _out.width = 1000  # a line for every model, as other programs want it
     _out.print(table)
@@ -254,7 +255,7 @@ def _print_card(card: ModelCard) -> None:
         "structures": ", ".join(f"{label.name} ({label.value})" for label in card.labels)
         or "none: an encoder",
         "one of, by scan": ", ".join(card.members),
-        "grid": f"{_grid(card)} mm, {card.preprocessing.modality.upper()}",
+        "grid": f"{card.preprocessing.grid} mm, {card.preprocessing.modality.upper()}",
         "network": f"{sizes.width} channels, {sizes.depth} blocks, patches of {sizes.patch} voxels",
         "adapted from": _adapted(origin),
         "trained on": "; ".join(map(_material, origin.get("domains", [origin])))
@@ -293,10 +294,6 @@ def _spoken(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{_spoken(name)} {_spoken(found)}" for name, found in value.items())
     return str(value).replace("_", " ")
-
-
-def _grid(card: ModelCard) -> str:
-    return " x ".join(f"{s:g}" for s in card.preprocessing.spacing)
 
 
 def _duration(seconds: float) -> str:

@@ -195,9 +195,9 @@ class Batch:
                         self._finish(case, event["entry"])
                     except (OSError, InputError) as error:  # of this scan; the others go on
                         unfinished = 2
-                        told = {"message": str(error), "advice": ""}
-                        told |= {name: getattr(error, name, text) for name, text in told.items()}
-                        self._fail(case, {"kind": "input", **told})
+                        ours = isinstance(error, InputError)
+                        message, advice = (error.message, error.advice) if ours else (str(error), "")
+                        self._fail(case, {"kind": "input", "message": message, "advice": advice})
                 elif event["event"] == "error" and case:
                     self._fail(case, event)
                 elif (

@@ -55,7 +55,7 @@ def train(job: TrainJob, report: Report) -> dict[str, Any]:
         source, validation = _material(job, card, training, [cases[i] for i in sorted(kept)], report)
         found = {int(value) for classes, _ in source.label_maps() for value in classes.unique()}
         unused = [label.name for index, label in enumerate(card.labels, 1) if index not in found]
-        grid = " x ".join(f"{mm:g}" for mm in sorted(set(card.preprocessing.spacing)))
+        grid = card.preprocessing.grid
         if len(unused) == len(card.labels):
             raise InputError(
                 f"No structure of the label maps is left at {grid} mm.",

@@ -18,6 +18,8 @@ _PLANE = (
     ("PixelValueTransformationSequence", "RescaleIntercept", 0.0),
 )
 """What a slice states: its sequence in a file of several frames, its name, and what holds where it is unsaid."""
+_FIELDS = [3, 6, 9, 11]
+"""Where position, rows, columns, spacing and scale of a slice are parted."""
 
 
 def _planes(file: Path, path: Path) -> np.ndarray:
@@ -27,6 +29,11 @@ def _planes(file: Path, path: Path) -> np.ndarray:
     header = pydicom.dcmread(file, stop_before_pixels=True, force=True)
     palette = header.get("PhotometricInterpretation") == "PALETTE COLOR"  # read as RGB
     check_components(path, 3 if palette else int(header.get("SamplesPerPixel") or 1))
+    if header.get("PhotometricInterpretation") == "MONOCHROME1":
+        raise InputError(
+            f"{path.name} is stored inverted (MONOCHROME1): programs differ on the values that it holds.",
+            "Export it again as MONOCHROME2, or as NIfTI.",
+        )
     count = int(header.get("NumberOfFrames") or 1)
     frames = header.get("PerFrameFunctionalGroupsSequence") or [pydicom.Dataset()] * count
     shared = (header.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
@@ -44,10 +51,13 @@ def _planes(file: Path, path: Path) -> np.ndarray:
     return np.array([np.concatenate([stated(frame, *place) for place in _PLANE]) for frame in frames])
 
 
-def check_planes(path: Path, files: list[Path]) -> None:
+def check_planes(path: Path, files: list[Path]) -> np.ndarray:
     """Slices must fill a box: the reader would squeeze a gap, set a tilted stack upright, or stack time points.
 
     In a file of several frames they must share a scale: the reader takes the first one for all.
+
+    Returns:
+        what the slices state, for :func:`check_place`.
     """
     what = path.name if files == [path] else f"The DICOM series {path.name}"
     parts = [guard(file, lambda file: _planes(file, path)) for file in files]
@@ -55,9 +65,10 @@ def check_planes(path: Path, files: list[Path]) -> None:
         raise InputError(
             f"{what} consists of several files with several slices each.", "Give one of them, as a file."
         )
-    origins, rows, columns, spacings, scales = np.split(np.concatenate(parts), [3, 6, 9, 11], 1)
+    planes = np.concatenate(parts)
+    origins, rows, columns, spacings, scales = np.split(planes, _FIELDS, 1)
     if len(origins) < 2:
-        return
+        return planes
     directions = np.concatenate([rows, columns], 1)
     if max(np.ptp(directions, 0).max(), np.ptp(spacings, 0).max()) > 1e-3:
         raise InputError(
@@ -72,12 +83,34 @@ def check_planes(path: Path, files: list[Path]) -> None:
             "Load it into Slicer, which straightens it, and save it as NRRD.",
         )
     gaps = np.diff(heights) * (1 if heights[-1] >= heights[0] else -1)
-    repeated = gaps.min() < 0.01
-    if repeated or gaps.max() - gaps.min() > max(0.1, 0.05 * np.median(gaps)):
+    repeated, allowed = gaps.min() < 0.01, max(0.1, 0.05 * np.median(gaps))
+    drift = np.abs(
+        heights - np.linspace(heights[0], heights[-1], len(heights))
+    ).max()  # many small ones add up
+    if repeated or max(np.ptp(gaps), drift) > allowed:
         told = "repeats or mixes slice positions" if repeated else "has missing or unevenly spaced slices"
         raise InputError(f"{what} {told}.", "Export one complete 3D series.")
     if len(parts) == 1 and np.ptp(scales, 0).any():
         raise InputError(
             f"{what} scales the values of its slices differently.",
             "Export it as NIfTI, or as a series with a file per slice.",
+        )
+    return planes
+
+
+def check_place(path: Path, planes: np.ndarray, affine: np.ndarray) -> None:
+    """The reader must put slices where they say: of files of several frames it knows some kinds, and guesses others.
+
+    Args:
+        planes: of :func:`check_planes`.
+        affine: voxels to LPS mm, of the image that was read.
+    """
+    origins, rows, columns, spacings, _ = np.split(planes, _FIELDS, 1)
+    axes = np.stack([rows[0] * spacings[0, 1], columns[0] * spacings[0, 0]], 1)
+    read = affine[:3, 3] + np.outer([0, len(origins) - 1], affine[:3, 2])
+    gap = min(np.abs(read - origins[ends]).max() for ends in ([0, -1], [-1, 0]))
+    if gap > 0.2 or np.abs(affine[:3, :2] - axes).max() > 0.01 * spacings.min():
+        raise InputError(
+            f"{path.name} is of a kind whose geometry cannot be read.",
+            "Load it into Slicer, and save it as NRRD, once it lies where it should.",
         )

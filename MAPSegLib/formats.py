@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from MAPSegLib.compression import check_gzip, check_voxels
-from MAPSegLib.dicom import check_planes
+from MAPSegLib.dicom import check_place, check_planes
 from MAPSegLib.errors import InputError
 from MAPSegLib.refusals import check_components, check_signature, guard, squeezed_shape
 from MAPSegLib.text_headers import read_text_header
@@ -216,11 +216,10 @@ def _read_itk(path: Path) -> Loaded:
     import SimpleITK as sitk
 
     suffix = scan_suffix(path)
-    if suffix == ".dcm":
-        check_planes(path, [path])
+    planes = check_planes(path, [path]) if suffix == ".dcm" else None
     image = _quietly(lambda: sitk.ReadImage(str(path), imageIO=_ITK[suffix]))
-    if suffix == ".dcm":
-        return _from_itk(path, image)
+    if planes is not None:
+        return _from_dicom(path, image, planes)
     header = read_text_header(path)
     check_voxels(header, sitk.GetArrayViewFromImage(image).nbytes)
     if header.foreign_unit:
@@ -238,12 +237,18 @@ def _read_series(folder: Path) -> Loaded:
             f"The folder {folder.name} {what}.", "Give a folder with exactly one series, or a file."
         )
     files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
-    check_planes(folder, [Path(file) for file in files])
+    planes = check_planes(folder, [Path(file) for file in files])
 
     def read(_: Path) -> Loaded:  # in floating point, as each slice may have a scale of its own
-        return _from_itk(folder, _quietly(lambda: sitk.ReadImage(files, sitk.sitkFloat32)))
+        return _from_dicom(folder, _quietly(lambda: sitk.ReadImage(files, sitk.sitkFloat32)), planes)
 
     return guard(folder, read)
+
+
+def _from_dicom(path: Path, image: Any, planes: np.ndarray) -> Loaded:
+    loaded = _from_itk(path, image)
+    check_place(path, planes, _LPS @ loaded[1])
+    return loaded
 
 
 def _from_itk(path: Path, image: Any, sized: bool = True) -> Loaded:

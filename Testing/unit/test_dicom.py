@@ -116,6 +116,30 @@ def test_slices_that_go_to_and_fro_are_refused(tmp_path):
     assert_refused(tmp_path / "a", "repeats or mixes slice positions")
 
 
+def test_small_gaps_that_add_up_are_refused(tmp_path):
+    """The reader spaces slices evenly from the first to the last: here it is 1.2 mm off in the middle."""
+    import pydicom
+
+    write_series(tmp_path / "a", noise(8, 9, 60, dtype=np.int16), make_affine(spacing=(1, 1, 1)))
+    for number, file in enumerate(sorted((tmp_path / "a").iterdir())):
+        content = pydicom.dcmread(file)
+        content.ImagePositionPatient[2] = number * 0.96 if number < 30 else 28.8 + (number - 30) * 1.04
+        content.save_as(file)
+    assert_refused(tmp_path / "a", "unevenly spaced slices")
+
+
+def test_inverted_grey_values_are_refused(tmp_path):
+    """ITK inverts what is stored, and scales that; pydicom scales what is stored."""
+    import pydicom
+
+    write_series(tmp_path / "a", noise(8, 9, 4, dtype=np.int16), make_affine(spacing=(1, 1, 4)))
+    for file in (tmp_path / "a").iterdir():
+        content = pydicom.dcmread(file)
+        content.PhotometricInterpretation = "MONOCHROME1"
+        content.save_as(file)
+    assert_refused(tmp_path / "a", "MONOCHROME1")
+
+
 @pytest.mark.parametrize("key", ["ImageOrientationPatient", "PixelSpacing"])
 def test_slices_that_do_not_state_their_place_are_refused(tmp_path, key):
     import pydicom
@@ -171,6 +195,21 @@ def test_frames_with_one_scale_are_read_and_with_several_refused(tmp_path):
         file = write_frames(tmp_path / "b" / "several.dcm", array, affine, slopes=slopes)
         assert_refused(file, "scales the values of its slices differently")
         assert_refused(file.parent, "scales the values of its slices differently")
+
+
+@pytest.mark.parametrize(
+    "kind", ["4", "2", "6.2"]
+)  # MR and CT images of one frame by their name, and enhanced ultrasound
+def test_frames_of_a_kind_that_the_reader_lays_elsewhere_are_refused(tmp_path, kind):
+    import pydicom
+
+    affine = make_affine((1, 2, 0), (-1, -1, 1), (1, 1.25, 4), (5, -7, 3), (11, -20, 33))
+    file = write_frames(tmp_path / "a" / "frames.dcm", noise(8, 9, 6, dtype=np.int16), affine)
+    content = pydicom.dcmread(file)
+    content.SOPClassUID = content.file_meta.MediaStorageSOPClassUID = f"1.2.840.10008.5.1.4.1.1.{kind}"
+    content.save_as(file)
+    for place in (file, file.parent):
+        assert_refused(place, "kind whose geometry cannot be read")
 
 
 def test_frames_without_a_place_are_refused(tmp_path):

@@ -39,6 +39,9 @@ WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
 _PLACE = ("pixdim", "xyzt_units", "sform_code", "qform_code", "srow_x", "srow_y", "srow_z")
 _PLACE += ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
 
+# NRRD's names of spaces that ITK reads as if they were left, posterior, superior.
+_TIMED = ("right-anterior-superior-time", "rast", "left-anterior-superior-time", "last")
+
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -224,6 +227,11 @@ def _read_itk(path: Path) -> Loaded:
     check_voxels(header, sitk.GetArrayViewFromImage(image).nbytes)
     if header.foreign_unit:
         raise _not_in_mm(path, header.foreign_unit)
+    if header.fields.get("space", "").lower() in _TIMED:
+        raise InputError(
+            f"{path.name} states its orientation in space and time, of which ITK would swap left and right.",
+            "Save it as a 3D volume.",
+        )
     return _from_itk(path, image, header.sized)
 
 

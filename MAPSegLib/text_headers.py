@@ -71,4 +71,5 @@ def _names(told: str, fields: dict[str, str]) -> list[str]:
         return [told]
     pattern, first, *rest = told.split()[:4]
     last, step = rest if len(rest) == 2 else (int(first) + int(fields["dimsize"].split()[-1]) - 1, 1)
-    return [pattern % number for number in range(int(first), int(last) + 1, int(step))]
+    end = int(last) + (1 if int(step) > 0 else -1)
+    return [pattern % number for number in range(int(first), end, int(step))]

@@ -113,6 +113,14 @@ def test_lines_before_compressed_voxels_are_skipped_as_the_header_says(tmp_path)
     assert_refused(tmp_path / "scan.nhdr", "damaged, truncated or not an image")
 
 
+def test_compressed_slices_that_are_named_backwards(tmp_path):
+    array = noise(8, 7, 6)
+    for number in range(6):
+        (tmp_path / f"s{number}.z").write_bytes(gzip.compress(array[..., 5 - number].T.tobytes()))
+    (tmp_path / "scan.nhdr").write_text(NRRD + "s%d.z 5 0 -1\n")
+    np.testing.assert_array_equal(read_image(tmp_path / "scan.nhdr").array, array)
+
+
 def test_gzip_files_of_several_members_are_read(tmp_path):
     """As block-wise compressors write them."""
     path = save_nifti(tmp_path / "whole.nii", noise(20, 20, 20))

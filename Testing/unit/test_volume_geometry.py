@@ -327,6 +327,16 @@ def test_nrrd_and_metaimage_in_other_units_than_mm_are_refused(tmp_path, name, f
     assert_refused(bare(tmp_path / name, fields), "in um, not in mm")
 
 
+@pytest.mark.parametrize("space", ["right-anterior-superior-time", "RAST", "left-anterior-superior-time"])
+def test_a_space_with_time_is_refused(tmp_path, space):
+    """ITK knows the three spatial ones alone, and reads these as left, posterior, superior."""
+    timed = f"space: {space}\nspace directions: (2,0,0,0) (0,3,0,0) (0,0,4,0) (0,0,0,1)\n"
+    path = bare(tmp_path / "a.nrrd", timed)
+    content = path.read_bytes().replace(b"dimension: 3\nsizes: 8 9 10", b"dimension: 4\nsizes: 8 9 10 1")
+    path.write_bytes(content)
+    assert_refused(path, "in space and time")
+
+
 def test_voxels_that_start_within_the_header_are_refused(tmp_path):
     path = nifti(tmp_path / "a.nii", (1, 1, 1))
     content = bytearray(path.read_bytes())

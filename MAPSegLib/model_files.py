@@ -15,6 +15,8 @@ from .errors import InputError
 FORMAT_VERSION = 1
 SUFFIX = ".safetensors"
 CARD_KEY = "mapseg"
+DIGEST_KEY = "digest"
+"""Of the weights and the card, which loading checks."""
 _HEADER_LIMIT = 100_000_000
 """Bytes; the limit of the safetensors format itself."""
 _PICKLED = (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05")

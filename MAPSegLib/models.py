@@ -6,6 +6,7 @@ folder. Loading never unpickles.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from .config import Architecture, Label, Options, Preprocessing, check_path
 from .errors import InputError, MAPSegError
 from .model_files import (
     CARD_KEY,
+    DIGEST_KEY,
     FORMAT_VERSION,
     SUFFIX,
     damaged_card,
@@ -102,8 +104,9 @@ def save_model(path: Path, state: Mapping[str, Tensor], card: ModelCard, overwri
             f"{Path(path).name} is not written: its weights are not finite numbers, as the training diverged.",
             "Use a lower learning rate, or precision fp32.",
         )
+    told = card.model_dump_json()
     with replacing(Path(path), overwrite) as temporary:
-        temporary.write_bytes(save(tensors, metadata={CARD_KEY: card.model_dump_json()}))
+        temporary.write_bytes(save(tensors, metadata={CARD_KEY: told, DIGEST_KEY: _digest(tensors, told)}))
     return Path(path)
 
 
@@ -184,16 +187,36 @@ def load_encoder(path: Path, model: Segmenter) -> None:
 
 def _fill(network: nn.Module, path: Path, prefix: str = "") -> None:
     """Load all weights of a file, whose names have ``prefix`` before the network's own."""
-    from safetensors import SafetensorError
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
     try:
-        state = {name.removeprefix(prefix): tensor.float() for name, tensor in load_file(path).items()}
+        tensors = load_file(path)
+        with safe_open(path, "pt") as file:
+            told = file.metadata()
+        # files from before there was a digest have none
+        if DIGEST_KEY in told and told[DIGEST_KEY] != _digest(tensors, told[CARD_KEY]):
+            raise InputError(
+                f"{path.name} is damaged: its weights or its card are not those that were saved.",
+                "Get the file again.",
+            )
+        state = {name.removeprefix(prefix): tensor.float() for name, tensor in tensors.items()}
         network.load_state_dict(state)
     except (SafetensorError, RuntimeError) as error:
         raise InputError(
             f"{path.name} is damaged: its weights do not fit its card.", "Get the file again."
         ) from error
+
+
+def _digest(tensors: Mapping[str, Tensor], card: str) -> str:
+    """Of a model's weights and card: one wrong bit makes another model, which nothing else would tell."""
+    import torch
+
+    digest = hashlib.blake2b(card.encode(), digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def resolve(name: str | Path) -> Path:

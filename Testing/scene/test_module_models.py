@@ -17,6 +17,7 @@ def changed(model, target, change):
     card = json.loads(header["__metadata__"]["mapseg"])
     change(card)
     header["__metadata__"]["mapseg"] = json.dumps(card)
+    header["__metadata__"].pop("digest", None)
     new = json.dumps(header).encode()
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(struct.pack("<Q", len(new)) + new + data[8 + length :])

@@ -107,6 +107,7 @@ def with_card(path, change):
     card = json.loads(header["__metadata__"]["mapseg"])
     change(card)
     header["__metadata__"]["mapseg"] = json.dumps(card)
+    header["__metadata__"].pop("digest", None)
     new = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(new)) + new + data[8 + length :])
 
@@ -144,6 +145,40 @@ def test_truncated_files_are_refused(saved, share):
     for load in (load_card, load_model):
         with pytest.raises(InputError, match="damaged"):
             load(saved)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+def test_one_wrong_bit_in_the_weights_is_noticed(saved, share):
+    content = bytearray(saved.read_bytes())
+    start = 8 + int.from_bytes(content[:8], "little")
+    content[start + int(share * (len(content) - start))] ^= 1
+    saved.write_bytes(content)
+    with pytest.raises(InputError, match="not those that were saved"):
+        load_model(saved)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (b'"value\\":10,', b'"value\\":18,'),  # another label, in the card
+        (b'"dtype":"F32"', b'"dtype":"I32"'),
+        (b'"encoder.0.conv2.conv.weight"', b'"encoder.0.conv3.conv.weight"'),  # weights that change places
+    ],
+)
+def test_a_few_wrong_bytes_in_the_header_are_noticed(saved, one, other):
+    content = saved.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    assert one in content[:start]
+    header = other.join(part.replace(other, one) for part in content[8:start].split(one))
+    saved.write_bytes(content[:8] + header + content[start:])
+    with pytest.raises(InputError, match="not those that were saved"):
+        load_model(saved)
+
+
+def test_files_from_before_there_was_a_digest_are_loaded(saved):
+    with_card(saved, lambda card: None)
+    assert b'"digest"' not in saved.read_bytes()
+    assert torch.equal(logits(load_model(saved)[0]), logits(tiny()[0]))
 
 
 def test_bytes_after_the_weights_are_refused(saved):

@@ -107,8 +107,8 @@ def check_place(path: Path, planes: np.ndarray, affine: np.ndarray) -> None:
     """
     origins, rows, columns, spacings, _ = np.split(planes, _FIELDS, 1)
     axes = np.stack([rows[0] * spacings[0, 1], columns[0] * spacings[0, 0]], 1)
-    read = affine[:3, 3] + np.outer([0, len(origins) - 1], affine[:3, 2])
-    gap = min(np.abs(read - origins[ends]).max() for ends in ([0, -1], [-1, 0]))
+    ends = affine[:3, 3] + np.outer([0, len(origins) - 1], affine[:3, 2])
+    gap = np.abs(ends - origins[[0, -1]]).max()
     if gap > 0.2 or np.abs(affine[:3, :2] - axes).max() > 0.01 * spacings.min():
         raise InputError(
             f"{path.name} is of a kind whose geometry cannot be read.",

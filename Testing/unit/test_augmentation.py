@@ -68,6 +68,15 @@ def test_a_quarter_turn_moves_voxels_where_it_should():
     torch.testing.assert_close(aug.sample(x[None], grid)[0], x.rot90(-1, (0, 1)), atol=1e-4, rtol=0)
 
 
+def test_a_turn_of_thick_slices_is_one_in_millimetres():
+    x = torch.zeros(13, 13, 5)
+    x[6, 10, 2] = 1  # 4 mm from the centre along the second axis
+    spacing = torch.tensor([1.0, 1.0, 4.0])
+    moved, classes = aug.warp_pair(x, x.long(), aug.rotation((math.pi / 2, 0.0, 0.0)), spacing)
+    assert float(moved[6, 6, 1]) == pytest.approx(1, abs=1e-4) and classes[6, 6, 1] == 1
+    assert float(moved.sum()) == pytest.approx(4, abs=1e-3)  # a slice of 4 mm is four voxels now
+
+
 def test_samples_outside_are_zero_and_nearest_ones_are_values_of_the_volume():
     x = torch.ones(1, 4, 4, 4)
     positions = torch.tensor([-1.6, 0.0, 5.2]).view(1, 3, 1, 1).expand(3, 3, 1, 1)

@@ -197,13 +197,16 @@ def test_frames_with_one_scale_are_read_and_with_several_refused(tmp_path):
         assert_refused(file.parent, "scales the values of its slices differently")
 
 
-@pytest.mark.parametrize(
-    "kind", ["4", "2", "6.2"]
-)  # MR and CT images of one frame by their name, and enhanced ultrasound
-def test_frames_of_a_kind_that_the_reader_lays_elsewhere_are_refused(tmp_path, kind):
+TURNED = make_affine((1, 2, 0), (-1, -1, 1), (1, 1.25, 4), (5, -7, 3), (11, -20, 33))
+MOVED = make_affine(signs=(-1, -1, 1), origin=(11, -20, 33))
+
+
+@pytest.mark.parametrize("affine", [TURNED, MOVED])
+@pytest.mark.parametrize("kind", ["4", "6.2"])  # MR, of one frame as its name says, and enhanced ultrasound
+def test_frames_of_a_kind_that_the_reader_lays_elsewhere_are_refused(tmp_path, kind, affine):
+    """Of these ITK takes neither position nor direction nor spacing."""
     import pydicom
 
-    affine = make_affine((1, 2, 0), (-1, -1, 1), (1, 1.25, 4), (5, -7, 3), (11, -20, 33))
     file = write_frames(tmp_path / "a" / "frames.dcm", noise(8, 9, 6, dtype=np.int16), affine)
     content = pydicom.dcmread(file)
     content.SOPClassUID = content.file_meta.MediaStorageSOPClassUID = f"1.2.840.10008.5.1.4.1.1.{kind}"

@@ -98,6 +98,12 @@ def test_a_pair_is_scored_per_structure():
         assert not any(isinstance(v, np.generic) for v in row.values())
 
 
+def test_volumes_on_a_sheared_grid():
+    sheared = np.array([[2.0, 1, 0, 0], [0, 2, 0, 0], [0, 0, 3, 0], [0, 0, 0, 1]])
+    (row,) = evaluate_pair(Volume(cube((4, 4, 4)), sheared), Volume(cube((6, 4, 4)), sheared), {1: "a"})
+    assert row["volume_ml"] == row["reference_ml"] == pytest.approx(64 * 12 / 1000)
+
+
 def test_the_volume_error_is_a_share_of_the_reference():
     reference, prediction = np.zeros((2, 8, 8, 8), np.int32)
     reference[:4] = prediction[:6] = 1

@@ -10,7 +10,15 @@ from volume_cases import affines, make_affine, positions
 from MAPSegLib.config import Preprocessing
 from MAPSegLib.errors import InputError
 from MAPSegLib.levels import mr_levels
-from MAPSegLib.preprocessing import canonical, labels_to_working, prepare, resample, restore, to_native
+from MAPSegLib.preprocessing import (
+    canonical,
+    interpolation_weights,
+    labels_to_working,
+    prepare,
+    resample,
+    restore,
+    to_native,
+)
 from MAPSegLib.volumes import Volume, read_image, read_labels
 
 SHAPE = (11, 13, 9)
@@ -140,6 +148,10 @@ def test_resampling_follows_the_stated_coordinates(size_out):
     expected = (torch.arange(size_out) + 0.5) * 20 / size_out - 0.5
     inside = (expected > 3) & (expected < 16)  # at the ends the border repeats
     torch.testing.assert_close(result[inside], expected[inside], atol=1e-4, rtol=0)
+
+
+def test_a_grid_that_gets_hardly_coarser_is_hardly_blurred():
+    assert float(interpolation_weights(1000, 999)[[0, -1]].max(1).values.min()) > 0.97
 
 
 def test_downsampling_does_not_alias():

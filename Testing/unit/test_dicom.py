@@ -41,6 +41,7 @@ def test_dicom_series_with_a_gap_or_a_neighbour(tmp_path):
     [
         ({"shift": (0, -1.2, 0)}, "tilted slices"),
         ({"shift": (3, 0, 0)}, "tilted slices"),
+        ({"shift": (0, 0.04, 0)}, "tilted slices"),  # 0.28 mm in all
         ({"turned": (4,)}, "several orientations"),
     ],
 )

@@ -84,9 +84,8 @@ def check_planes(path: Path, files: list[Path]) -> np.ndarray:
         )
     gaps = np.diff(heights) * (1 if heights[-1] >= heights[0] else -1)
     repeated, allowed = gaps.min() < 0.01, max(0.1, 0.05 * np.median(gaps))
-    drift = np.abs(
-        heights - np.linspace(heights[0], heights[-1], len(heights))
-    ).max()  # many small ones add up
+    even = np.linspace(heights[0], heights[-1], len(heights))
+    drift = np.abs(heights - even).max()  # small differences add up
     if repeated or max(np.ptp(gaps), drift) > allowed:
         told = "repeats or mixes slice positions" if repeated else "has missing or unevenly spaced slices"
         raise InputError(f"{what} {told}.", "Export one complete 3D series.")

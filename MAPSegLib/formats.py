@@ -229,7 +229,7 @@ def _read_itk(path: Path) -> Loaded:
         raise _not_in_mm(path, header.foreign_unit)
     if header.fields.get("space", "").lower() in _TIMED:
         raise InputError(
-            f"{path.name} states its orientation in space and time, of which ITK would swap left and right.",
+            f"{path.name} states its orientation in space and time, which ITK would take for another one.",
             "Save it as a 3D volume.",
         )
     return _from_itk(path, image, header.sized)

@@ -15,6 +15,16 @@ sys.path.append(
 )  # for Testing.host; last, so that what is installed is what is tested
 
 
+def pytest_terminal_summary(terminalreporter):
+    """What tests measured (``record_property``), whichever process they ran in."""
+    reports = [r for r in terminalreporter.stats.get("passed", []) if r.when == "call"]
+    measured = [f"{what}: {value}" for report in reports for what, value in report.user_properties]
+    if measured:
+        terminalreporter.section("measured")
+        for line in measured:
+            terminalreporter.line(line)
+
+
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     """The folder of real scans; the test is skipped without one."""

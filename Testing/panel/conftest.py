@@ -22,16 +22,6 @@ answers: dict[str, subprocess.CompletedProcess] = {}
 """What small programs printed that panels have started."""
 
 
-def pytest_terminal_summary(terminalreporter):
-    """What tests measured (``record_property``), whichever process they ran in."""
-    reports = [r for r in terminalreporter.stats.get("passed", []) if r.when == "call"]
-    measured = [f"{what}: {value}" for report in reports for what, value in report.user_properties]
-    if measured:
-        terminalreporter.section("measured in the panel")
-        for line in measured:
-            terminalreporter.line(line)
-
-
 @pytest.fixture(autouse=True)
 def same_backend():
     """Reloading the module purges the backend from ``sys.modules``; the tests to come go on with the one they know."""

@@ -83,7 +83,9 @@ def check_planes(path: Path, files: list[Path]) -> np.ndarray:
             "Load it into Slicer, which straightens it, and save it as NRRD.",
         )
     gaps = np.diff(heights) * (1 if heights[-1] >= heights[0] else -1)
-    repeated, allowed = gaps.min() < 0.01, max(0.1, 0.05 * np.median(gaps))
+    repeated = gaps.min() < 0.01
+    # Gaps between positions that are rounded to a tenth differ by just as much, and may by a little more.
+    allowed = max(0.1, 0.05 * np.median(gaps)) + 1e-3
     even = np.linspace(heights[0], heights[-1], len(heights))
     drift = np.abs(heights - even).max()  # small differences add up
     if repeated or max(np.ptp(gaps), drift) > allowed:

@@ -8,6 +8,7 @@ one format alone can have, and here what is so in any.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -126,8 +127,12 @@ def read_in_full(read: Callable[[Path], Volume], path: Path) -> Volume:
     try:
         return read(path)
     except InputError as error:
-        known = str(path) in error.message
-        message = error.message if known else error.message.replace(path.name, str(path), 1)
+        message = error.message
+        if str(path) not in message:
+            # Only where a message begins with the name: a folder may be called "series", as its kind is.
+            named = rf"((?:The DICOM series |The folder )?){re.escape(path.name)}(?=[ :])"
+            begun = re.match(named, message)
+            message = f"{begun[1]}{path}{message[begun.end() :]}" if begun else f"{path}: {message}"
         raise InputError(message, error.advice) from error
 
 
@@ -168,9 +173,8 @@ def _texture(array: np.ndarray) -> tuple[float, float]:
 
 def map_values(labels: np.ndarray, mapping: Mapping[int, int]) -> np.ndarray:
     """Replace label values (from 0 up); those without an entry become 0. Same shape, int32."""
-    table = np.zeros(
-        max(mapping, default=0) + 2, dtype=np.int32
-    )  # the last entry stands for all larger values
+    # the last entry stands for all larger values
+    table = np.zeros(max(mapping, default=0) + 2, dtype=np.int32)
     for value, target in mapping.items():
         table[value] = target
     return table[np.clip(labels, 0, len(table) - 1)]

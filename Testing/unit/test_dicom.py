@@ -7,7 +7,14 @@ from dicom_cases import write_frames, write_series
 from volume_cases import assert_refused, make_affine, noise
 
 from MAPSegLib.errors import InputError
-from MAPSegLib.volumes import check_same_grid, find_scans, read_image, read_labels, write_volume
+from MAPSegLib.volumes import (
+    check_same_grid,
+    find_scans,
+    read_image,
+    read_in_full,
+    read_labels,
+    write_volume,
+)
 
 # --- a file a slice -----------------------------------------------------------------------------------------
 
@@ -127,6 +134,39 @@ def test_small_gaps_that_add_up_are_refused(tmp_path):
         content.ImagePositionPatient[2] = number * 0.96 if number < 30 else 28.8 + (number - 30) * 1.04
         content.save_as(file)
     assert_refused(tmp_path / "a", "unevenly spaced slices")
+
+
+@pytest.mark.parametrize("spacing", [0.625, 1.25])
+def test_positions_that_are_rounded_to_a_tenth_are_read(tmp_path, spacing):
+    """Neighbours are then nearer or farther by 0.1 mm, and a little more by the arithmetic of computers."""
+    import pydicom
+
+    write_series(tmp_path / "a", noise(8, 9, 60, dtype=np.int16), make_affine(spacing=(1, 1, spacing)))
+    for file in (tmp_path / "a").iterdir():
+        content = pydicom.dcmread(file)
+        content.ImagePositionPatient = [f"{float(mm):.1f}" for mm in content.ImagePositionPatient]
+        content.save_as(file)
+    assert read_image(tmp_path / "a").spacing[2] == pytest.approx(spacing, abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["DICOM", "series", "a"])
+def test_of_a_series_whose_name_is_a_common_word_the_folder_is_told(tmp_path, name):
+    write_series(tmp_path / name, noise(8, 9, 6, dtype=np.int16), make_affine(), slices=[0, 1, 2, 5])
+    with pytest.raises(InputError) as refusal:
+        read_in_full(read_image, tmp_path / name)
+    assert refusal.value.message.startswith(f"The DICOM series {tmp_path / name} has missing or unevenly")
+
+
+def test_of_a_slice_that_is_refused_the_folder_is_told(tmp_path):
+    import pydicom
+
+    write_series(tmp_path / "a", noise(8, 9, 4, dtype=np.int16), make_affine())
+    content = pydicom.dcmread(file := tmp_path / "a" / "1-002.dcm")
+    del content.PixelSpacing
+    content.save_as(file)
+    with pytest.raises(InputError) as refusal:
+        read_in_full(read_image, tmp_path / "a")
+    assert refusal.value.message.startswith(f"{tmp_path / 'a'}: 1-002.dcm does not state")
 
 
 def test_inverted_grey_values_are_refused(tmp_path):

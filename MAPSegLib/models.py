@@ -7,6 +7,7 @@ folder. Loading never unpickles.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -96,8 +97,6 @@ def save_model(path: Path, state: Mapping[str, Tensor], card: ModelCard, overwri
         InputError: the file exists and ``overwrite`` is off, or the disk refuses.
         MAPSegError: the weights are not finite.
     """
-    from safetensors.torch import save
-
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise MAPSegError(
@@ -106,8 +105,21 @@ def save_model(path: Path, state: Mapping[str, Tensor], card: ModelCard, overwri
         )
     told = card.model_dump_json()
     with replacing(Path(path), overwrite) as temporary:
-        temporary.write_bytes(save(tensors, metadata={CARD_KEY: told, DIGEST_KEY: _digest(tensors, told)}))
+        _write(temporary, tensors, {CARD_KEY: told, DIGEST_KEY: _digest(tensors, told)})
     return Path(path)
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file. The library would order the metadata by chance, and no two files would be alike."""
+    from safetensors.torch import save
+
+    content = memoryview(save(dict(tensors)))
+    start = 8 + int.from_bytes(content[:8], "little")
+    fields = {"__metadata__": metadata} | json.loads(bytes(content[8:start]))
+    header = json.dumps(fields, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # so that weights begin where the format wants them
+    with path.open("wb") as file:
+        file.writelines((len(header).to_bytes(8, "little"), header, content[start:]))
 
 
 def load_card(path: Path, encoder: bool = False, choice: bool = False) -> ModelCard:

@@ -69,6 +69,13 @@ def test_a_model_returns_with_its_card(saved):
     assert torch.equal(logits(loaded), logits(model))
 
 
+def test_the_same_model_makes_the_same_file(saved):
+    before = saved.read_bytes()
+    for _ in range(9):
+        model, card = tiny()
+        assert save_model(saved, model.state_dict(), card, overwrite=True).read_bytes() == before
+
+
 def test_half_precision_on_disk_is_fp32_in_memory(tmp_path):
     model, card = tiny()
     half = {k: v.to(torch.bfloat16) for k, v in model.state_dict().items()}
@@ -479,6 +486,16 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path, bad):
     with pytest.raises(MAPSegError, match="weights are not finite") as failure:
         save_model(tmp_path / "m.safetensors", model.state_dict(), card)
     assert "lower learning rate" in failure.value.advice and not list(tmp_path.iterdir())
+
+
+def test_damaged_embedded_models_are_noticed(tmp_path):
+    for model in members(resolve("brain")):
+        content = bytearray(model.read_bytes())
+        content[-9] ^= 1
+        damaged = tmp_path / model.name
+        damaged.write_bytes(content)
+        with pytest.raises(InputError, match="not those that were saved"):
+            load_model(damaged)
 
 
 def test_embedded_models_say_what_they_are_and_what_they_scored():

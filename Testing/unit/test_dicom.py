@@ -240,9 +240,10 @@ def test_frames_with_one_scale_are_read_and_with_several_refused(tmp_path):
 
 TURNED = make_affine((1, 2, 0), (-1, -1, 1), (1, 1.25, 4), (5, -7, 3), (11, -20, 33))
 MOVED = make_affine(signs=(-1, -1, 1), origin=(11, -20, 33))
+STRETCHED = make_affine(signs=(-1, -1, 1), spacing=(1, 1.25, 1), origin=(0, 0, 0))
 
 
-@pytest.mark.parametrize("affine", [TURNED, MOVED])
+@pytest.mark.parametrize("affine", [TURNED, MOVED, STRETCHED])
 @pytest.mark.parametrize("kind", ["4", "6.2"])  # MR, of one frame as its name says, and enhanced ultrasound
 def test_frames_of_a_kind_that_the_reader_lays_elsewhere_are_refused(tmp_path, kind, affine):
     """Of these ITK takes neither position nor direction nor spacing."""

@@ -56,7 +56,6 @@ class VolumeSection(slicer.util.VTKObservationMixin):
         self._all = qt.QCheckBox(header)  # in the place of the boxes below it
         self._all.toolTip = _("Check all volumes, or none.")
         self._all.adjustSize()
-        self._all.move(3, (header.sizeHint.height() - self._all.sizeHint.height()) // 2)
         self._all.connect("clicked()", self._check_all)
         qt.QWidget.setTabOrder(ui.removeModelButton, self._all)
         # The scene tells of a node before it has a name and voxels: look when the application is idle again.
@@ -161,6 +160,7 @@ class VolumeSection(slicer.util.VTKObservationMixin):
         table.verticalHeader().setDefaultSectionSize(height)
         head = table.horizontalHeader().sizeHint.height()
         table.setFixedHeight(height * min(6, max(2, len(nodes))) + head + 4)
+        self._all.move(3, (head - self._all.sizeHint.height()) // 2)
         self._rows = [node.GetID() for node in nodes]
         for row, node in enumerate(nodes):
             name = qt.QTableWidgetItem(node.GetName())

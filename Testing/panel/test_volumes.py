@@ -153,6 +153,8 @@ def test_six_volumes_fit_whatever_the_size_of_the_letters(screen):
     screen.wait(lambda: screen.ui.volumeTable.rowCount == 6, 5)
     screen.pause(0.1)
     assert table.rowHeight(0) >= table.fontMetrics().height() and not table.verticalScrollBar().isVisible()
+    box = screen.panel.volumes._all._real
+    assert abs(box.geometry().center().y() - table.horizontalHeader().rect().center().y()) <= 1
 
 
 def test_the_end_of_a_run_is_told_in_the_window_too(screen):

@@ -84,9 +84,8 @@ def _header(path: Path) -> dict[str, Any]:
             start = file.read(8)
             length = int.from_bytes(start, "little")
             if len(start) < 8 or length > min(_HEADER_LIMIT, path.stat().st_size):
-                if (
-                    start[:2] in _PICKLED
-                ):  # as a length these are astronomic, but a header may begin with the same two
+                # as a length these are astronomic, but a header may begin with the same two
+                if start[:2] in _PICKLED:
                     raise InputError(
                         f"{path.name} is a pickled checkpoint, which MAPSeg does not run.",
                         "Turn it into a model with `mapseg import`.",

@@ -17,6 +17,7 @@ from ..reports import CHECKPOINT, PART, RECORD, plain, read_json, remove_leftove
 from ..volumes import may_be_slice
 
 OWNER, LOCK = "checkpoint.json", ".mapseg.lock"
+# What a job may differ in, as the files are compared instead.
 _FREE = (
     "overwrite",
     "output",
@@ -30,7 +31,7 @@ _FREE = (
     "domains",
     "model",
     "init",
-)  # their files are compared instead
+)
 _FREE_OPTIONS = ("device", "threads")
 _log = logging.getLogger(__name__)
 

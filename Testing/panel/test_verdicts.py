@@ -36,9 +36,8 @@ def test_a_result_that_is_chosen_stays_in_view_while_previews_go_on(result, how)
     else:
         result.click("sourceButton")
     assert seen() == ["ball MAPSeg"] and "preview" not in result.ui.verdictLabel.text
-    slicer.mrmlScene.GetNodeByID(mine.segmentation_id).GetDisplayNode().SetVisibility(
-        True
-    )  # as a new one has it
+    shown = slicer.mrmlScene.GetNodeByID(mine.segmentation_id).GetDisplayNode()
+    shown.SetVisibility(True)  # as that of a new one is
     results.show_previews(run, mine)
     assert seen() == ["ball MAPSeg"] and "preview" not in result.ui.verdictLabel.text
     results.refresh()

@@ -114,9 +114,8 @@ def test_the_volume_error_is_a_share_of_the_reference():
 def test_reference_of_another_protocol():
     affine = np.eye(4)
     prediction = Volume(cube((4, 4, 4), value=10), affine)
-    reference = Volume(
-        cube((4, 4, 4), value=60) + cube((12, 12, 12), 3, value=10), affine
-    )  # its own 10 is no thalamus
+    # its own 10 is no thalamus
+    reference = Volume(cube((4, 4, 4), value=60) + cube((12, 12, 12), 3, value=10), affine)
     (row,) = evaluate_pair(prediction, reference, {10: "thalamus"}, {60: 10})
     assert row["dice"] == 1 and row["volume_error"] == 0
     np.testing.assert_array_equal(

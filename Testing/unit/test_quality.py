@@ -134,9 +134,8 @@ def test_without_sides_a_turn_takes_the_mirror_s_place():
     round_ = transformed_agreement(model, labels, ball)
     assert 0.93 < round_ <= 1.0
     biased = Thresholds(levels=(0.0, 0.5, 1.0), sided=False, pull=0.0)
-    biased.decode = lambda local, under, patches: model.decode(
-        local * (under[:, 1:] > 0.5), under, patches
-    )  # half of the scan is missed
+    # half of the scan is missed
+    biased.decode = lambda local, under, patches: model.decode(local * (under[:, 1:] > 0.5), under, patches)
     half = transformed_agreement(biased, labels, ball)
     assert half < round_ - 0.03
 

@@ -8,6 +8,7 @@ one format alone can have, and here what is so in any.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -284,7 +285,7 @@ def _holds_dicom(folder: Path) -> bool:
         entries = sorted(folder.iterdir())
     except OSError:  # no folder, or one of somebody else's: lost+found on many disks
         return False
-    for path in [p for p in entries if may_be_slice(p)][:5]:
+    for path in itertools.islice(filter(may_be_slice, entries), 5):
         with contextlib.suppress(OSError), path.open("rb") as file:
             if file.read(132)[128:] == b"DICM":
                 return True

@@ -362,6 +362,9 @@ def main() -> None:
     if "" in sys.argv[1:]:  # which would name the current folder
         print("Error: an argument is empty. Is a variable not set?", file=sys.stderr)
         sys.exit(2)
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show ends no job
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     app()
 
 

@@ -14,11 +14,14 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from .errors import InputError
+from .windows import RESERVED
 
 
 def _name(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", text):
         raise ValueError("letters, digits and . _ + - only, beginning with a letter or digit")
+    if RESERVED.match(text):
+        raise ValueError("Windows keeps this name for a device")
     return text
 
 

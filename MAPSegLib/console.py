@@ -45,9 +45,6 @@ def run(task: str, content: dict[str, Any], flags: dict[str, Any] | None, option
         flags: options given one by one; None means not given. They win over those of the file ``options``.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show ends no job
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
 
     def load():
         from .jobs import build_job, read_mapping
@@ -233,7 +230,11 @@ def show_models(name: str | None) -> int:
         if _out.file.isatty():
             _print_card(card)
         else:
-            print(json.dumps(card.model_dump(mode="json"), indent=2, ensure_ascii=False))
+            readable = (sys.stdout.encoding or "").lower() in (
+                "utf-8",
+                "utf8",
+            )  # else the page of some Windows
+            print(json.dumps(card.model_dump(mode="json"), indent=2, ensure_ascii=not readable))
         return 0
     table = Table("name", "structures", "grid mm", "license", "description", box=None)
     for model, _, card in known:

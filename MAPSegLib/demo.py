@@ -218,7 +218,7 @@ def _explore(
 def _adapt(network: Segmenter, card: ModelCard, foreign: Volume, minutes: float, report: Report) -> Adapted:
     from MAPSegLib.training.adaptation import adapt
 
-    with tempfile.TemporaryDirectory(prefix="mapseg-") as name:
+    with tempfile.TemporaryDirectory(prefix="mapseg-", ignore_cleanup_errors=True) as name:
         return adapt(network, card, [foreign], AdaptationOptions(minutes=minutes), Path(name), report)
 
 

@@ -20,6 +20,7 @@ from MAPSegLib.dicom import check_place, check_planes
 from MAPSegLib.errors import InputError
 from MAPSegLib.refusals import check_components, check_signature, guard, squeezed_shape
 from MAPSegLib.text_headers import read_text_header
+from MAPSegLib.windows import itk_name, itk_target
 
 # Array (X, Y, Z) in its stored type, affine (4, 4) from voxels to RAS mm, and the library's header.
 Loaded = tuple[np.ndarray, np.ndarray, Any]
@@ -220,7 +221,7 @@ def _read_itk(path: Path) -> Loaded:
 
     suffix = scan_suffix(path)
     planes = check_planes(path, [path]) if suffix == ".dcm" else None
-    image = _quietly(lambda: sitk.ReadImage(str(path), imageIO=_ITK[suffix]))
+    image = _quietly(lambda: sitk.ReadImage(itk_name(path), imageIO=_ITK[suffix]))
     if planes is not None:
         return _from_dicom(path, image, planes)
     header = read_text_header(path)
@@ -238,13 +239,14 @@ def _read_itk(path: Path) -> Loaded:
 def _read_series(folder: Path) -> Loaded:
     import SimpleITK as sitk
 
-    series = _quietly(lambda: sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)))
+    name = itk_name(folder)
+    series = _quietly(lambda: sitk.ImageSeriesReader.GetGDCMSeriesIDs(name))
     if len(series) != 1:
         what = f"holds {len(series)} DICOM series" if series else "holds no DICOM series"
         raise InputError(
             f"The folder {folder.name} {what}.", "Give a folder with exactly one series, or a file."
         )
-    files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
+    files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(name, series[0])
     planes = check_planes(folder, [Path(file) for file in files])
 
     def read(_: Path) -> Loaded:  # in floating point, as each slice may have a scale of its own
@@ -323,8 +325,9 @@ def _save_itk(path: Path, array: np.ndarray, affine: np.ndarray, geometry: Any) 
     image.SetDirection(geometry.direction)
 
     def write_and_check() -> None:
-        sitk.WriteImage(image, str(path), useCompression=True)
-        sitk.ReadImage(str(path))  # ITK does not report every short write; a full disk shows here
+        with itk_target(path) as name:
+            sitk.WriteImage(image, name, useCompression=True)
+            sitk.ReadImage(name)  # ITK does not report every short write; a full disk shows here
 
     try:
         _quietly(write_and_check)

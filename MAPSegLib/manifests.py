@@ -165,7 +165,8 @@ def _cases(place: Path) -> list[Case]:
 
 def _refuse_others(folder: Path, what: str) -> None:
     """Raise InputError for a scan that lies beside a data set: which of them is meant cannot be known."""
-    there = {path for path in folder.iterdir() if path.is_file() and scan_suffix(path)}
+    entries = (path for path in folder.iterdir() if not path.name.startswith("."))
+    there = {path for path in entries if path.is_file() and scan_suffix(path)}
     others = sorted(path.name for path in there - results_in(folder))
     if others:
         raise InputError(

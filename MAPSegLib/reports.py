@@ -8,12 +8,12 @@ import errno
 import io
 import json
 import math
-import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from . import windows
 from .errors import InputError
 
 CHECKPOINT, RECORD = "checkpoint.pt", "metrics.jsonl"
@@ -36,7 +36,7 @@ def replacing(path: Path, overwrite: bool = False) -> Iterator[Path]:
     temporary = path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name}")  # its endings decide the format
     try:
         yield temporary
-        os.replace(temporary, path)
+        windows.replace(temporary, path)
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
@@ -57,9 +57,12 @@ def remove_leftovers(paths: Iterable[Path]) -> None:
 
 def reason(error: OSError) -> str:
     """Why the system refused, in words."""
-    told = {errno.ENOSPC: "no space left on the disk", errno.EACCES: "permission denied"}
+    held = ", or another program has it open" if windows.ON else ""
+    told = {errno.ENOSPC: "no space left on the disk", errno.EACCES: f"permission denied{held}"}
     told |= {errno.ENOENT: "it does not exist", errno.EROFS: "the disk is read-only"}
     told |= {errno.ENAMETOOLONG: "the name is too long"}
+    if windows.ON and len(str(error.filename)) >= windows.LONGEST_PATH:  # which Windows tells as not there
+        told |= {errno.ENOENT: "the path is too long"}
     return told.get(error.errno, (error.strerror or str(error)).lower())
 
 

@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Any
 
-from . import __version__, distributed
+from . import __version__, distributed, windows
 from .errors import Cancelled, InputError, MAPSegError, MemoryExhausted, Stopped
 
 _TASKS = {
@@ -219,9 +219,14 @@ def _lines() -> Iterator[bytes]:
     """The lines of standard input. Not sys.stdin's: a thread that waits there keeps the interpreter from ending."""
     text = b""
     with suppress(OSError):
-        while more := os.read(0, 4096):
+        while more := _read():
             *lines, text = (text + more).replace(b"\r", b"").split(b"\n")
             yield from lines
+
+
+def _read() -> bytes:
+    windows.wait_for_input()
+    return os.read(0, 4096)
 
 
 def _allow_background() -> None:

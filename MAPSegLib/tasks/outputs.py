@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ def collect_scans(given: Iterable[Path]) -> list[Path]:
     for path in map(check_path, given):
         for scan in list_scans(path) if os.path.isdir(path) or path.suffix == ".json" else [path]:
             # However it is spelled; a link of another name stands for a scan, and results, of its own.
-            found.setdefault((os.path.realpath(scan), os.path.normcase(scan.name)), scan)
+            found.setdefault((_on_disk(os.path.realpath(scan)), _on_disk(scan.name)), scan)
     return list(found.values())
 
 
@@ -58,7 +59,7 @@ class ScanOutputs:
         plan = cls(output)
         taken: dict[str, Path] = {}
         for scan in scans:
-            other = taken.setdefault(os.path.normcase(scan_stem(scan)), scan)
+            other = taken.setdefault(_on_disk(scan_stem(scan)), scan)
             if other != scan:
                 raise InputError(
                     f"{other} and {scan} would share a result's name.", "Segment them into two folders."
@@ -83,6 +84,11 @@ class ScanOutputs:
     def beside(self, name: str) -> Path:
         """A file or folder that belongs to the whole job."""
         return self.folder / (f"{scan_stem(self.single)}_{name}" if self.single else name)
+
+
+def _on_disk(name: str) -> str:
+    """The same for names that most disks of this system take for one: a Mac's, too, ignore case."""
+    return name.casefold() if sys.platform == "darwin" else os.path.normcase(name)
 
 
 def refuse_embedded(path: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from .. import __version__, distributed
+from .. import __version__, distributed, windows
 from ..config import Options
 from ..errors import InputError
 from ..reports import CHECKPOINT, PART, RECORD, plain, read_json, remove_leftovers, write_json
@@ -152,7 +152,7 @@ def _owner(path: Path) -> dict[str, Any]:
 def release(folder: Path) -> None:
     """Remove a checkpoint and what says whose it is."""
     for name in (CHECKPOINT, OWNER):
-        (folder / name).unlink(missing_ok=True)
+        windows.remove(folder / name)
 
 
 def fingerprint(job: Options, files: Iterable[Path]) -> dict[str, Any]:

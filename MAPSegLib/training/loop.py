@@ -6,7 +6,6 @@ import copy
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +16,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from .. import distributed
+from .. import distributed, windows
 from ..devices import is_out_of_memory, pick_device, precision_context, prepare_process
 from ..errors import InputError, MAPSegError, MemoryExhausted
 from ..reports import PART, plain, reason, unwritable, write_text
@@ -168,7 +167,7 @@ class Loop:
         temporary = path.with_name(path.name + PART)
         try:
             torch.save(state, temporary)
-            os.replace(temporary, path)
+            windows.replace(temporary, path)
         except (OSError, RuntimeError) as error:  # what PyTorch says is for its programmers
             why = f": {reason(error)}" if isinstance(error, OSError) else ""
             raise InputError(
@@ -266,7 +265,7 @@ class Record:
         if distributed.rank():
             return
         try:
-            with self.path.open("a", encoding="utf-8") as file:
+            with windows.patiently(lambda: self.path.open("a", encoding="utf-8")) as file:
                 file.write(json.dumps(plain({"step": step, **values})) + "\n")
         except OSError as error:
             raise unwritable(self.path, error) from error

@@ -69,6 +69,19 @@ def wait_for_input() -> None:
             time.sleep(_PAUSE)
 
 
+def short_name(path: Path) -> str:
+    """The short form of a path on Windows, which has ASCII's letters only; the path itself where it has no such form.
+
+    Args:
+        path: of a file or folder that is there.
+    """
+    if not ON or str(path).isascii():
+        return str(path)
+    short = ctypes.create_unicode_buffer(32_768)
+    ctypes.WinDLL("kernel32").GetShortPathNameW(str(path), short, len(short))
+    return short.value or str(path)
+
+
 def itk_name(path: Path) -> str:
     """The name by which ITK finds a file or folder that is there.
 
@@ -81,17 +94,15 @@ def itk_name(path: Path) -> str:
     name = str(path)
     if not ON or name.isascii():
         return name
-    kernel = ctypes.WinDLL("kernel32")
-    if kernel.GetACP() == _UTF8:
+    if ctypes.WinDLL("kernel32").GetACP() == _UTF8:
         return name
-    short = ctypes.create_unicode_buffer(32_768)
-    kernel.GetShortPathNameW(name, short, len(short))
-    if not (short.value and short.value.isascii()):
+    short = short_name(path)
+    if not short.isascii():
         raise InputError(
             f"{path} has letters in it with which such files cannot be read or written here.",
             "Use folders and names of plain letters (A to Z), or NIfTI (.nii.gz).",
         )
-    return short.value
+    return short
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import shutil
 import signal
 import sys
@@ -24,6 +23,7 @@ import slicer
 
 from MAPSegLib.reports import read_json
 from MAPSegLib.volumes import read_labels, write_volume
+from MAPSegLib.windows import replace
 
 from . import dependencies, images, scene, texts, workfiles
 from .cases import Case, find_cases
@@ -177,7 +177,7 @@ class Batch:
 
     def _do(self, group: list[Case]) -> int:
         shutil.rmtree(self.work, ignore_errors=True)
-        self.work.mkdir(parents=True)
+        self.work.mkdir(parents=True, exist_ok=True)
         staged = {str(case.staged(self.work / "scans")): case for case in group}
         parameters = self.parameters
         if self.chosen.together:  # the worker counts per scan
@@ -231,7 +231,7 @@ class Batch:
         try:
             _complete(files["segmentation"], lambda path: scene.export_segmentation(node, reference, path))
             if entry["output"].endswith(".nii.gz"):
-                os.replace(entry["output"], files["labels"])
+                replace(entry["output"], files["labels"])
             else:  # as it is: Slicer's reader turns left-handed grids
                 write_volume(files["labels"], written.array, written, overwrite=True)
         finally:
@@ -240,7 +240,7 @@ class Batch:
         if entry.get("uncertainty"):
             suffix = "".join(Path(entry["uncertainty"]).name.partition("_uncertainty")[1:])
             files["uncertainty"] = self._path(case, suffix)
-            os.replace(entry["uncertainty"], files["uncertainty"])
+            replace(entry["uncertainty"], files["uncertainty"])
         kept = {
             k: v for k, v in entry.items() if k not in ("file", "output", "uncertainty", "source", "adapted")
         }
@@ -323,6 +323,6 @@ def _complete(path: Path, write) -> None:
     partial = path.with_name(f".partial-{path.name}")
     try:
         write(partial)
-        os.replace(partial, path)
+        replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from MAPSegLib import windows
 from MAPSegLib.errors import InputError
 from MAPSegLib.formats import READABLE, scan_suffix
 
@@ -131,9 +132,11 @@ def _stem(path: Path) -> str:
 
 
 def _link(file: Path, target: Path) -> Path:
-    """A link where the disk can, a copy elsewhere."""
+    """A link where the disk can, a copy elsewhere; Windows would not remove a link to a file that is read-only."""
     target.unlink(missing_ok=True)
     try:
+        if windows.ON and not os.access(file, os.W_OK):
+            raise PermissionError
         os.link(file.resolve(), target)  # a symbolic link would be linked itself
     except OSError:
         shutil.copyfile(file, target)

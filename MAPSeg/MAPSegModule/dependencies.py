@@ -126,6 +126,7 @@ def try_devices(environment: frozenset[tuple[str, str]]) -> dict | None:
             [sys.executable, "-c", _TRY_DEVICES],
             capture_output=True,
             encoding="utf-8",
+            errors="replace",  # of warnings, with paths in them
             timeout=120,
             env=dict(environment),
             check=False,

@@ -18,6 +18,8 @@ from typing import Any
 
 from slicer.i18n import tr as _
 
+from MAPSegLib.windows import short_name
+
 from . import backend_folder
 
 TERMINATE_AFTER, KILL_AFTER = 0.8, 1.3
@@ -56,7 +58,8 @@ class Worker:
             {"creationflags": subprocess.CREATE_NO_WINDOW} if os.name == "nt" else {"start_new_session": True}
         )
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "MAPSegLib.worker", "--attached", str(path)],
+            # The launcher of Slicer's Python may lose letters that are not ASCII's.
+            [sys.executable, "-m", "MAPSegLib.worker", "--attached", short_name(path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -207,15 +210,16 @@ def worker_environment() -> dict[str, str]:
     environment = dict(slicer.util.startupEnvironment())
     path = [str(backend_folder()), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
-    environment["PYTHONUNBUFFERED"] = "1"
+    environment |= {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}  # UTF-8: as its output is read
     return environment
 
 
 def _end_tree(process: subprocess.Popen, pid: int | None, force: bool) -> None:
     """End a process with all it started: a launcher's death alone would leave the worker alive."""
     if os.name == "nt":
-        for one in filter(None, (pid, process.pid)):
-            command = ["taskkill", "/PID", str(one), "/T", *(["/F"] if force else [])]
+        # A request would go to windows, and it has none.
+        for one in filter(None, (pid, process.pid)) if force else ():
+            command = ["taskkill", "/PID", str(one), "/T", "/F"]
             subprocess.run(
                 command, capture_output=True, creationflags=subprocess.CREATE_NO_WINDOW, check=False
             )

@@ -144,7 +144,7 @@ class ModelSection:
 
     def _start_import(self, path: Path) -> None:
         name = re.sub(r"[^\w.+-]+", "-", path.stem).strip("-._") or "imported"
-        self._folder = tempfile.TemporaryDirectory(prefix="mapseg-import-")
+        self._folder = tempfile.TemporaryDirectory(prefix="mapseg-import-", ignore_cleanup_errors=True)
         self._imported = name
         self._worker = Worker()
         self._worker.start(models.import_job(path, name), self._folder.name)

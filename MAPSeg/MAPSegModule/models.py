@@ -11,6 +11,7 @@ from typing import Any
 
 from MAPSegLib.errors import InputError
 from MAPSegLib.model_files import SUFFIX, model_files, read_card, user_folder
+from MAPSegLib.windows import RESERVED, replace
 
 __all__ = [
     "InputError",
@@ -78,6 +79,8 @@ def add_model(path: str | Path, name: str | None = None) -> ModelEntry:
     if not name or name.startswith(".") or _NO_NAME.search(name):
         told = "A model's name has none of / \\ : * ? \" < > | in it, and no dot at its start."
         raise InputError(told, "Choose another name.")
+    if RESERVED.match(name):
+        raise InputError(f"Windows keeps the name {name} for a device.", "Choose another name.")
     target = user_folder() / f"{name}{SUFFIX}"
     if any(entry.name == target.stem for entry in list_entries()):
         raise InputError(f"There is a model named {target.stem} already.", "Choose another name.")
@@ -85,7 +88,7 @@ def add_model(path: str | Path, name: str | None = None) -> ModelEntry:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, partial)
-        partial.replace(target)
+        replace(partial, target)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise InputError(f"{target} cannot be written: {error.strerror}.", "Free some space.") from error

@@ -9,10 +9,10 @@ import re
 import shutil
 from pathlib import Path
 
+from MAPSegLib.windows import RESERVED
+
 _LONGEST = 80
 """Letters of a file's name: 255 are the limit, of which endings and numbers take some, and folders on Windows."""
-_RESERVED = r"(con|prn|aux|nul|(com|lpt)\d)(\.|$)"
-"""Names that Windows gives to devices, whatever their ending."""
 _HOST = re.sub(r"\W+", "_", platform.node(), flags=re.ASCII)
 _GONE = 87
 """What Windows answers about a process that does not exist: an invalid parameter."""
@@ -35,7 +35,7 @@ def remove_abandoned(parent: str | Path, prefix: str) -> None:
 def file_stem(name: str) -> str:
     """A file's name, without its ending, for what users have named: on Windows, readers take plain letters only."""
     stem = re.sub(r"[^\w.-]+", "_", name, flags=re.ASCII)[:_LONGEST].strip("._") or "volume"
-    return f"volume_{stem}" if re.match(_RESERVED, stem, re.IGNORECASE) else stem
+    return f"volume_{stem}" if RESERVED.match(stem) else stem
 
 
 def _lives(number: int) -> bool:

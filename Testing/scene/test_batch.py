@@ -17,6 +17,7 @@ from MAPSegModule.cases import find_cases
 from MAPSegModule.models import InputError
 from MAPSegModule.selftest import make_ball
 
+from MAPSegLib import windows
 from MAPSegLib.metrics import dice_scores
 from MAPSegLib.volumes import Volume, check_same_grid, read_image, read_labels, write_volume
 from Testing.host import batch as host
@@ -195,6 +196,18 @@ def test_headers_with_their_voxels_elsewhere_and_links(tmp_path, arguments):
         labels = read_labels(tmp_path / "out" / f"{name.partition('.')[0]}_seg.nii.gz")
         check_same_grid(read_image(tmp_path / "in" / name), labels)
         assert labels.array.any()
+
+
+def test_on_windows_scans_that_are_read_only_are_copied(tmp_path, monkeypatch):
+    """A link shares that mark with its file, and Windows would not remove it: the next scan would find it there."""
+    scan = save(tmp_path / "scan.nii.gz", LEFT_HANDED)
+    (case,) = find_cases([scan], tmp_path / "out")
+    assert case.staged(tmp_path / "linked").samefile(scan)
+    monkeypatch.setattr(windows, "ON", True)
+    assert case.staged(tmp_path / "linked").samefile(scan)
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    staged = case.staged(tmp_path / "copied")
+    assert not staged.samefile(scan) and staged.read_bytes() == scan.read_bytes()
 
 
 def test_a_batch_continues_where_it_was(inputs, tmp_path, arguments, capfd):

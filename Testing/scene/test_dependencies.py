@@ -197,6 +197,8 @@ nn = types.SimpleNamespace(Conv3d=Conv3d)
     ("torch", "told"),
     [
         (A_TORCH, "CPU, 8 threads: no kernel image is available."),
+        # a warning with a path in it, in the code page of some Windows
+        (A_TORCH + "import sys; sys.stderr.buffer.write(b'J\\xfcrgen')", "CPU, 8 threads: no kernel image"),
         (A_TORCH + "def Conv3d(*s): raise SystemExit(1)\nnn.Conv3d = Conv3d", "PyTorch does not start here;"),
         ("raise ImportError('DLL load failed')", "PyTorch does not start here;"),
     ],

@@ -1,8 +1,13 @@
 """The worker process by itself: one that hangs, and one that is killed behind a launcher."""
 
+import ctypes
+import subprocess
+from types import SimpleNamespace
+
 import pytest
 from MAPSegModule import job
 
+from MAPSegLib import windows
 from Testing.processes import alive
 
 from .conftest import eventually
@@ -13,7 +18,7 @@ def start_other(folder, monkeypatch, code) -> job.Worker:
     package = folder / "MAPSegLib"
     package.mkdir()
     (package / "__init__.py").touch()
-    (package / "worker.py").write_text(code)
+    (package / "worker.py").write_text(code, encoding="utf-8")
     monkeypatch.setattr(job, "backend_folder", lambda: folder)
     worker = job.Worker()
     worker.start({}, folder)
@@ -68,3 +73,35 @@ def test_a_worker_that_is_killed_behind_its_launcher_is_told_so(tmp_path, monkey
     while worker.running:
         worker.poll()
     assert worker.error == told
+
+
+def test_on_windows_the_tree_is_ended_by_force_alone(monkeypatch):
+    """Without force, taskkill asks windows to close."""
+    commands = []
+    monkeypatch.setattr(job, "os", SimpleNamespace(name="nt"))
+    monkeypatch.setattr(subprocess, "CREATE_NO_WINDOW", 0, raising=False)
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: commands.append(command))
+    launcher = SimpleNamespace(pid=7)
+    job._end_tree(launcher, 8, force=False)
+    assert not commands
+    job._end_tree(launcher, 8, force=True)
+    assert commands == [["taskkill", "/PID", pid, "/T", "/F"] for pid in ("8", "7")]
+
+
+def test_on_windows_the_launcher_gets_plain_letters_and_the_worker_speaks_utf_8(tmp_path, monkeypatch, scene):
+    code = "import json, sys\nprint(json.dumps({'event': 'log', 'file': sys.argv[-1]}))\nprint('η', file=sys.stderr)\n"
+    folder, plain = tmp_path / "Jürgen", tmp_path / "JRGEN~1"
+    folder.mkdir()
+    plain.symlink_to(folder)
+
+    def shorten(name, found, size):
+        found.value = name.replace(str(folder), str(plain))
+
+    kernel = SimpleNamespace(GetShortPathNameW=shorten)
+    monkeypatch.setattr(ctypes, "WinDLL", lambda name: kernel, raising=False)
+    monkeypatch.setattr(windows, "ON", True)
+    worker, events = start_other(folder, monkeypatch, code), []
+    while worker.running:
+        events += worker.poll()
+    assert [event["file"] for event in events] == [str(plain / "job-file.json")]
+    assert worker.log == "η" and job.worker_environment()["PYTHONUTF8"] == "1"

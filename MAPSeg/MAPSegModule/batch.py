@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -258,7 +258,8 @@ class Batch:
     def _report(self, case: Case, content: dict[str, Any]) -> None:
         text = json.dumps({**self._about(case), **content}, indent=2, ensure_ascii=False) + "\n"
         _complete(self._report_path(case), lambda path: path.write_text(text, encoding="utf-8"))
-        self._write_tables()
+        with suppress(PermissionError):  # open in a spreadsheet, on Windows; written once more at the end
+            self._write_tables()
 
     def _about(self, case: Case) -> dict[str, Any]:
         """What a report is of: a case is done as long as all of it is the same."""

@@ -124,6 +124,7 @@ def try_devices(environment: frozenset[tuple[str, str]]) -> dict | None:
     try:
         done = subprocess.run(
             [sys.executable, "-c", _TRY_DEVICES],
+            stdin=subprocess.DEVNULL,  # that of a program with windows may be no handle to pass on
             capture_output=True,
             encoding="utf-8",
             errors="replace",  # of warnings, with paths in them

@@ -220,9 +220,8 @@ def _end_tree(process: subprocess.Popen, pid: int | None, force: bool) -> None:
         # A request would go to windows, and it has none.
         for one in filter(None, (pid, process.pid)) if force else ():
             command = ["taskkill", "/PID", str(one), "/T", "/F"]
-            subprocess.run(
-                command, capture_output=True, creationflags=subprocess.CREATE_NO_WINDOW, check=False
-            )
+            hidden = {"stdin": subprocess.DEVNULL, "creationflags": subprocess.CREATE_NO_WINDOW}
+            subprocess.run(command, capture_output=True, check=False, **hidden)
         return
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL if force else signal.SIGTERM)

@@ -82,7 +82,8 @@ def add_model(path: str | Path, name: str | None = None) -> ModelEntry:
     if RESERVED.match(name):
         raise InputError(f"Windows keeps the name {name} for a device.", "Choose another name.")
     target = user_folder() / f"{name}{SUFFIX}"
-    if any(entry.name == target.stem for entry in list_entries()):
+    # A file that cannot be read is no entry, and on many disks names are one that differ by case.
+    if target.exists() or any(entry.name == target.stem for entry in list_entries()):
         raise InputError(f"There is a model named {target.stem} already.", "Choose another name.")
     partial = target.with_suffix(".partial")
     try:

@@ -14,7 +14,7 @@ from ..jobs import AdaptJob, SegmentJob
 from ..manifests import reported_in
 from ..reports import plain, read_json
 from . import resume
-from .outputs import ScanOutputs, refuse_existing
+from .outputs import ScanOutputs, on_disk, refuse_existing
 
 REPORTS = ("report.json", "volumes.csv")
 ADAPTED_MODEL = "adapted_model.safetensors"
@@ -126,8 +126,12 @@ def _refuse_scans(maps: Sequence[Path], scans: Sequence[Path]) -> None:
 
 def _among(paths: Iterable[Path], others: Iterable[Path]) -> list[Path]:
     """The paths that name one of the other files, however it is spelled."""
-    known = set(map(os.path.realpath, others))  # which, unlike resolve(), takes links that lead nowhere
-    return [path for path in paths if os.path.realpath(path) in known]
+
+    def file(path: Path) -> str:
+        return on_disk(os.path.realpath(path))  # which, unlike resolve(), takes links that lead nowhere
+
+    known = set(map(file, others))
+    return [path for path in paths if file(path) in known]
 
 
 def _told_before(outputs: ScanOutputs, scans: Sequence[Path]) -> set[Path]:

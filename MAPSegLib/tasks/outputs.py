@@ -32,7 +32,7 @@ def collect_scans(given: Iterable[Path]) -> list[Path]:
     for path in map(check_path, given):
         for scan in list_scans(path) if os.path.isdir(path) or path.suffix == ".json" else [path]:
             # However it is spelled; a link of another name stands for a scan, and results, of its own.
-            found.setdefault((_on_disk(os.path.realpath(scan)), _on_disk(scan.name)), scan)
+            found.setdefault((on_disk(os.path.realpath(scan)), on_disk(scan.name)), scan)
     return list(found.values())
 
 
@@ -59,7 +59,7 @@ class ScanOutputs:
         plan = cls(output)
         taken: dict[str, Path] = {}
         for scan in scans:
-            other = taken.setdefault(_on_disk(scan_stem(scan)), scan)
+            other = taken.setdefault(on_disk(scan_stem(scan)), scan)
             if other != scan:
                 raise InputError(
                     f"{other} and {scan} would share a result's name.", "Segment them into two folders."
@@ -86,7 +86,7 @@ class ScanOutputs:
         return self.folder / (f"{scan_stem(self.single)}_{name}" if self.single else name)
 
 
-def _on_disk(name: str) -> str:
+def on_disk(name: str) -> str:
     """The same for names that most disks of this system take for one: a Mac's, too, ignore case."""
     return name.casefold() if sys.platform == "darwin" else os.path.normcase(name)
 

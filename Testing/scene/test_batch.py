@@ -210,6 +210,21 @@ def test_on_windows_scans_that_are_read_only_are_copied(tmp_path, monkeypatch):
     assert not staged.samefile(scan) and staged.read_bytes() == scan.read_bytes()
 
 
+def test_a_table_that_is_open_elsewhere_meanwhile_ends_no_batch(tmp_path, arguments, monkeypatch):
+    held = [1]
+
+    def replace(source, target):
+        if target.name == "volumes.csv" and held:
+            held.pop()
+            raise PermissionError
+        os.replace(source, target)
+
+    monkeypatch.setattr("MAPSegModule.batch.replace", replace)
+    scan = save(tmp_path / "scan.nii.gz", [[2, 0, 0, 0], [0, 2, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1.0]])
+    assert host.run_script([*arguments, "--input", str(scan)]) == 0
+    assert not held and (tmp_path / "out" / "volumes.csv").read_text(encoding="utf-8").count("scan") > 1
+
+
 def test_a_batch_continues_where_it_was(inputs, tmp_path, arguments, capfd):
     output = tmp_path / "out"
     two = ["--input", str(inputs / "head.nii.gz"), str(inputs / "second")]

@@ -53,6 +53,18 @@ def test_models_are_added_and_removed(model):
         models.find_entry("mine")
 
 
+def test_a_file_that_is_no_entry_is_not_replaced(model):
+    """A damaged one, or on many disks one whose name differs by case."""
+    there = models.user_folder() / "mine.safetensors"
+    there.parent.mkdir(parents=True)
+    there.write_bytes(b"damaged")
+    with pytest.raises(InputError, match="already"):
+        models.add_model(model, "mine")
+    assert there.read_bytes() == b"damaged"
+    with pytest.raises(InputError, match="for a device"):
+        models.add_model(model, "Aux")
+
+
 @pytest.mark.parametrize("name", ["GE/T2", "..", "../out", "GE\\T2", "C:T2", "T2?", ".hidden", "", " "])
 def test_names_that_are_no_file_names_are_refused(model, name):
     with pytest.raises(InputError, match="model's name"):

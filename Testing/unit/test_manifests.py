@@ -214,6 +214,12 @@ def test_no_scan_is_left_out_without_a_word(tmp_path, files, told):
         list_scans(plant(tmp_path, *files))
 
 
+def test_hidden_files_beside_a_data_set_are_no_scans(tmp_path):
+    """Such as a Mac leaves on the disks of others."""
+    found = list_scans(plant(tmp_path, "sub-1/anat/sub-1_T1w.nii.gz", "._b.nii.gz"))
+    assert [scan.name for scan in found] == ["sub-1_T1w.nii.gz"]
+
+
 def test_what_a_report_tells_of_is_no_scan(tmp_path):
     plant(tmp_path, "a.nii.gz", "a_seg.nii.gz", "a_uncertainty.nii.gz", "a_seg_source.nii.gz")
     entry = {"output": "/elsewhere/a_seg.nii.gz", "uncertainty": "/elsewhere/a_uncertainty.nii.gz"}

@@ -17,7 +17,7 @@ from MAPSegLib.errors import InputError
 from MAPSegLib.jobs import ImportJob
 from MAPSegLib.models import load_card, save_model
 from MAPSegLib.reports import reason, write_text
-from MAPSegLib.tasks import outputs
+from MAPSegLib.tasks import earlier, outputs
 
 
 @pytest.fixture
@@ -173,6 +173,7 @@ def test_on_a_mac_scans_whose_names_differ_by_case_share_a_result(monkeypatch, t
         outputs.ScanOutputs.plan(tmp_path / "out", scans)
     again = [tmp_path / "a" / "scan.nii.gz", *scans]
     assert outputs.collect_scans(again) == [again[0], scans[1]]
+    assert earlier._among([tmp_path / "a" / "SCAN.nii.gz", tmp_path / "other.nii.gz"], scans)
 
 
 def test_models_are_told_of_where_not_all_letters_can_be(tmp_path):

@@ -11,6 +11,7 @@ signals for it). With ``--attached`` the worker also ends when its standard inpu
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -254,7 +255,9 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             while line:
                 line = line[os.write(lines, line) :]
-        except BrokenPipeError as error:
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EINVAL):  # the second one is what Windows may say
+                raise
             raise Cancelled("Nobody reads the events any more.") from error
 
     stopped: list[Callable[[], bool]] = []

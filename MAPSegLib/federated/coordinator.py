@@ -188,7 +188,8 @@ class Coordinator:
         try:
             with safe_open(path, "pt") as file:
                 told = file.metadata()
-                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                # copies: as long as a file is mapped, Windows does not let the next state replace it
+                weights = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             history = json.loads(told["rounds"])
             same = told["federation"] == self.federation.model_dump_json()
         except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:

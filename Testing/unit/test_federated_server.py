@@ -1,6 +1,8 @@
 """A federation's coordinator: its plan, what it averages, what it leaves out, and what a kill costs it."""
 
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,6 +128,15 @@ def test_other_parameters_and_no_scans_are_left_out_and_too_few_answers_end_no_r
     assert entry["sites"]["b"]["reason"] == "rejected: no scans"
     assert entry["sites"]["c"]["reason"] == "rejected: weights of another architecture"
     assert all(torch.equal(t, before[n]) for n, t in coordinator.weights.items())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_coordinator_that_goes_on_does_not_hold_the_file_of_its_state(place):
+    """Windows would not let it be replaced."""
+    coordinator = Coordinator(plan_of(place), place)
+    coordinator.absorb({name: Update(change_of(coordinator, 0.5), 1, {}) for name in ("a", "b")}, 1.0)
+    again = Coordinator(plan_of(place), place)
+    assert again.round == 2 and STATE not in Path("/proc/self/maps").read_text(encoding="utf-8")
 
 
 def test_a_coordinator_goes_on_where_it_was_killed(place):

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from MAPSegLib import windows, worker
-from MAPSegLib.errors import InputError
+from MAPSegLib.errors import Cancelled, InputError
 from MAPSegLib.jobs import ImportJob
 from MAPSegLib.models import load_card, save_model
 from MAPSegLib.reports import reason, write_text
@@ -46,6 +46,23 @@ def test_no_read_waits_at_a_pipe(on, monkeypatch):
     monkeypatch.setattr(os, "read", take)
     assert list(worker._lines()) == [b"cancel"]
     assert read == [[(0, 0)], []]  # the first one only when there was something, the last one at the end
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.EINVAL])
+def test_a_worker_whose_events_nobody_reads_is_cancelled(monkeypatch, number):
+    """Of a pipe whose other end has gone, Windows may say that an argument is invalid."""
+
+    def refuse(descriptor, data):
+        raise OSError(number, os.strerror(number))
+
+    emit = []
+    monkeypatch.setattr(worker, "execute", lambda load, tell, stopped: emit.append(tell))
+    monkeypatch.setattr(os, "dup", lambda descriptor: descriptor)
+    monkeypatch.setattr(os, "dup2", lambda *descriptors: None)
+    worker.main(["job.json"])
+    monkeypatch.setattr(os, "write", refuse)
+    with pytest.raises(Cancelled):
+        emit[0]({"event": "log"})
 
 
 @pytest.mark.parametrize("refusals", [0, 3])

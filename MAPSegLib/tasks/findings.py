@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__
-from ..errors import Cancelled, MAPSegError, MemoryExhausted
+from .. import __version__, windows
+from ..errors import Cancelled, InputError, MAPSegError, MemoryExhausted
 from ..jobs import AdaptJob, Report, SegmentJob
 from ..models import ModelCard
 from ..reports import plain, write_csv, write_json
@@ -115,13 +115,23 @@ class Findings:
         self.files.clear()
         self.written = False
 
-    def write(self) -> None:
+    def write(self, last: bool = False) -> None:
+        """Write the table and the report of what there is.
+
+        Args:
+            last: there will be no more. Until then, a table that Windows keeps as it is open in a spreadsheet must
+                cost no scan its result.
+        """
         rows = [
             {"scan": Path(entry["file"]).name, **structure, "trusted": entry["trusted"]}
             for entry in self.scans
             for structure in entry["structures"]
         ]
-        write_csv(self.outputs.beside(REPORTS[1]), rows, self._mine)
+        try:
+            write_csv(self.outputs.beside(REPORTS[1]), rows, self._mine)
+        except InputError as error:
+            if last or not (windows.ON and isinstance(error.__cause__, PermissionError)):
+                raise
         self._write_report()  # last: without a mark it says that the job is done
 
     def _write_report(self) -> None:
@@ -149,7 +159,7 @@ class Findings:
         """The result, or the first failure where no scan came through."""
         self.extra.pop(UNFINISHED, None)
         if self.scans or self.written:
-            self.write()
+            self.write(last=True)
         if not self.scans:
             raise self.errors[0]
         files = map(self.outputs.beside, REPORTS)

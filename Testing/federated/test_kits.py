@@ -5,9 +5,11 @@ import errno
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -18,12 +20,17 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from nvflare.apis.fl_exception import UnsafeComponentError
 from nvflare.apis.workspace import Workspace
 from nvflare.app_common.widgets.component_path_authorizer import ComponentPathAuthorizer
+from nvflare.fuel.f3.mpm import MainProcessMonitor
+from nvflare.private.defs import TrainingTopic
+from nvflare.private.fed.client.client_req_processors import ClientRequestProcessors
 from typer.testing import CliRunner
 
 from MAPSegLib.cli import app
 from MAPSegLib.errors import InputError
 from MAPSegLib.federated import flare_project
+from MAPSegLib.federated.flare_guard import forget_commands
 from MAPSegLib.federated.flare_project import write_project
+from MAPSegLib.federated.flare_run import run_kit
 from MAPSegLib.federated.kits import choose_data, kit_plan, local_data, read_kit
 from MAPSegLib.federated.plan import read_plan
 from MAPSegLib.federated.processes import holding, owner
@@ -98,6 +105,21 @@ def test_a_site_grants_only_jobs_and_sends_no_log(untouched):
         resources = json.loads((local / "resources.json").read_text())
         assert resources["allow_log_streaming"] is False
         assert not any("log" in part["path"].lower() for part in resources["components"])
+
+
+def test_a_site_knows_no_commands_but_those_of_a_job(monkeypatch):
+    known = ClientRequestProcessors.request_processors
+    monkeypatch.setattr(ClientRequestProcessors, "request_processors", list(known))
+    forget_commands()
+    topics = {topic for each in ClientRequestProcessors.request_processors for topic in each.get_topics()}
+    assert topics == {
+        TrainingTopic.ABORT,
+        TrainingTopic.CANCEL_RESOURCE,
+        TrainingTopic.CHECK_RESOURCE,
+        TrainingTopic.DEPLOY,
+        TrainingTopic.NOTIFY_JOB_STATUS,
+        TrainingTopic.START_JOB,
+    }
 
 
 def test_filters_stand_in_the_sites_kits(untouched):
@@ -247,6 +269,16 @@ def test_only_sites_have_scans(kits, tmp_path):
 def test_a_folder_that_is_no_kit(tmp_path):
     result = mapseg("run", tmp_path)
     assert result.exit_code == 2 and "is not a start kit" in result.stderr
+
+
+def test_a_kit_runs_in_a_folder_of_its_own(kits, tmp_path, monkeypatch):
+    """A job's Python imports from the current folder first."""
+    seen = []
+    monkeypatch.setattr(MainProcessMonitor, "run", lambda **_: seen.append(Path.cwd()))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.chdir(tmp_path)
+    assert run_kit(Path("kits", "server")) == 0
+    assert seen == [kits.resolve() / "server" / "work"]
 
 
 def test_a_kit_runs_once(kits):

@@ -183,6 +183,21 @@ def test_a_training_outlives_its_sites_and_its_server(federation, tmp_path):
         check_message(message)
 
 
+def test_a_site_answers_no_other_site(federation):
+    kits = federation.kits
+    file = kits / "hospital-c" / "flare" / "local" / "resources.json"
+    resources = json.loads(file.read_text())
+    resources["components"].append({"id": "curious", "path": "standin.Curious", "args": {}})
+    file.write_text(json.dumps(resources))
+    federation.start("server")
+    federation.start("hospital-b")
+    federation.until(lambda: "Connected to the server" in federation.log("hospital-b").read_text())
+    federation.start("hospital-c")
+    federation.until((kits / "told.txt").exists)
+    assert (kits / "told.txt").read_text() == "None"
+    assert "Refused a message from hospital-c" in federation.log("hospital-b").read_text()
+
+
 def first_differences(arrived):
     """The largest in round 1, by site: where there is the filter, it was clipped."""
     return {

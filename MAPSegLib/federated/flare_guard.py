@@ -1,0 +1,54 @@
+"""What a site answers, and to whom: FLARE asks its rules about a command only where the message says that it is one.
+
+A message that leaves the command's name out is obeyed unasked, and any site may send one to another through the server.
+So a site that runs here knows none of FLARE's commands but those that a job takes, and hears nobody but the server.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from nvflare.fuel.f3.cellnet.core_cell import CoreCell, Message
+from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey, ReturnCode
+from nvflare.fuel.f3.cellnet.fqcn import FQCN
+from nvflare.fuel.f3.cellnet.utils import make_reply
+from nvflare.private.fed.client.client_req_processors import ClientRequestProcessors
+from nvflare.private.fed.client.scheduler_cmds import (
+    CancelResourceProcessor,
+    CheckResourceProcessor,
+    StartJobProcessor,
+)
+from nvflare.private.fed.client.training_cmds import (
+    AbortAppProcessor,
+    DeployProcessor,
+    NotifyJobStatusProcessor,
+)
+
+_OF_A_JOB = (
+    AbortAppProcessor,
+    CancelResourceProcessor,
+    CheckResourceProcessor,
+    DeployProcessor,
+    NotifyJobStatusProcessor,
+    StartJobProcessor,
+)
+_log = logging.getLogger("MAPSegLib.federated")
+
+
+def forget_commands() -> None:
+    """Leave the site that starts in this process no command but those of a job: none that reads files or settings."""
+    known = ClientRequestProcessors.request_processors
+    known[:] = [processor for processor in known if isinstance(processor, _OF_A_JOB)]
+
+
+def hear_only_the_server(cell: CoreCell) -> None:
+    """Refuse what comes from other sites and from the administrator, who speak to the server."""
+
+    def refuse(message: Message) -> Message | None:
+        origin = FQCN.get_root(message.get_header(MessageHeaderKey.ORIGIN) or "")
+        if origin in (FQCN.ROOT_SERVER, FQCN.get_root(cell.get_fqcn())):
+            return None
+        _log.warning("Refused a message from %s: this site hears its server only.", origin or "nobody")
+        return make_reply(ReturnCode.UNAUTHENTICATED, error="not the server")
+
+    cell.add_incoming_filter(channel="*", topic="*", cb=refuse)

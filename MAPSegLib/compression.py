@@ -10,12 +10,13 @@ from typing import BinaryIO
 from MAPSegLib.text_headers import TextHeader
 
 _PIECE = 1 << 20  # bytes that are held at once
+_DEFLATED = 1100  # more bytes than one of deflate's can stand for
 
 
-def check_gzip(path: Path) -> None:
-    """Raise what gzip does (EOFError, OSError, zlib.error) if a file is damaged or cut short."""
+def check_gzip(path: Path) -> int:
+    """Raise what gzip does (EOFError, OSError, zlib.error) if a file is damaged or cut short; bytes that it holds."""
     with path.open("rb") as file:
-        _gzip_size(file)
+        return _gzip_size(file)
 
 
 def check_voxels(header: TextHeader, size: int) -> None:
@@ -28,10 +29,18 @@ def check_voxels(header: TextHeader, size: int) -> None:
         with path.open("rb") as file:
             file.seek(header.start)
             for _ in range(int(header.fields.get("lineskip", 0))):
-                file.readline()
+                if not file.readline():
+                    break
             inflated += measure(file)
     if inflated < size:
         raise EOFError(f"{inflated} bytes of {size}")
+
+
+def check_claim(header: TextHeader, voxels: int) -> None:
+    """Raise EOFError if the files cannot hold so many voxels: the memory for them would be taken before that shows."""
+    most = {"raw": 1, "gzip": _DEFLATED, "gz": _DEFLATED, "zlib": _DEFLATED}.get(header.encoding)
+    if most and voxels > most * sum(path.stat().st_size for path in header.files):
+        raise EOFError(f"no {voxels} voxels")
 
 
 def _gzip_size(file: BinaryIO) -> int:

@@ -34,7 +34,8 @@ def _planes(file: Path, path: Path) -> np.ndarray:
             f"{path.name} is stored inverted (MONOCHROME1): programs differ on the values that it holds.",
             "Export it again as MONOCHROME2, or as NIfTI.",
         )
-    count = int(header.get("NumberOfFrames") or 1)
+    # where frames state nothing of their own, two repeat a position as any larger number does
+    count = min(int(header.get("NumberOfFrames") or 1), 2)
     frames = header.get("PerFrameFunctionalGroupsSequence") or [pydicom.Dataset()] * count
     shared = (header.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from MAPSegLib.compression import check_gzip, check_voxels
+from MAPSegLib.compression import check_claim, check_gzip, check_voxels
 from MAPSegLib.dicom import check_place, check_planes
 from MAPSegLib.errors import InputError
 from MAPSegLib.refusals import check_components, check_signature, guard, squeezed_shape
@@ -102,8 +103,7 @@ def save(path: Path, array: np.ndarray, affine: np.ndarray, header: Any) -> None
 def _read_nibabel(path: Path) -> Loaded:
     import nibabel as nib
 
-    if scan_suffix(path) in (".nii.gz", ".mgz"):
-        check_gzip(path)
+    held = check_gzip(path) if scan_suffix(path) in (".nii.gz", ".mgz") else path.stat().st_size
     kinds = (nib.Nifti1Image, nib.Nifti2Image, nib.MGHImage)
     kind = next(kind for kind in kinds if kind.path_maybe_image(path)[0])
     # nib.load takes no "Scan.Nii"; mapped, voxels would change with the file, and the process die as it shrinks
@@ -113,6 +113,8 @@ def _read_nibabel(path: Path) -> Loaded:
         what = "is a colour (RGB) image" if dtype.fields is not None else "holds complex numbers"
         raise InputError(f"{path.name} {what}.", "Give a scan with one real intensity per voxel.")
     shape = squeezed_shape(path.name, image.shape)
+    if image.dataobj.offset + math.prod(map(int, shape)) * dtype.itemsize > held:
+        raise EOFError("fewer voxels than the header says")  # for which nibabel would take the memory first
     if isinstance(image, nib.Nifti1Image):
         if int(image.dataobj.offset) < image.header.single_vox_offset:  # nibabel would take header for voxels
             raise InputError(
@@ -220,11 +222,16 @@ def _read_itk(path: Path) -> Loaded:
     import SimpleITK as sitk
 
     suffix = scan_suffix(path)
-    planes = check_planes(path, [path]) if suffix == ".dcm" else None
-    image = _quietly(lambda: sitk.ReadImage(itk_name(path), imageIO=_ITK[suffix]))
-    if planes is not None:
-        return _from_dicom(path, image, planes)
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO(_ITK[suffix])
+    reader.SetFileName(itk_name(path))
+    if suffix == ".dcm":
+        planes = check_planes(path, [path])
+        return _from_dicom(path, _quietly(reader.Execute), planes)
+    _quietly(reader.ReadImageInformation)
     header = read_text_header(path)
+    check_claim(header, math.prod(reader.GetSize()))
+    image = _quietly(reader.Execute)
     check_voxels(header, sitk.GetArrayViewFromImage(image).nbytes)
     if header.foreign_unit:
         raise _not_in_mm(path, header.foreign_unit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ class TextHeader:
 
 
 def read_text_header(path: Path) -> TextHeader:
-    """Parse the header of a file that SimpleITK has read, and so found whole."""
+    """Parse the header of a file whose header SimpleITK has read, and so found whole."""
     fields: dict[str, str] = {}
     blank = "" if path.suffix.lower() in (".nrrd", ".nhdr") else None  # such a line ends NRRD's headers only
     with path.open("rb") as file:
@@ -70,6 +71,8 @@ def _names(told: str, fields: dict[str, str]) -> list[str]:
     if "%" not in told:
         return [told]
     pattern, first, *rest = told.split()[:4]
-    last, step = rest if len(rest) == 2 else (int(first) + int(fields["dimsize"].split()[-1]) - 1, 1)
+    sizes = (fields.get("dimsize") or fields["sizes"]).split()
+    most = math.prod(map(int, sizes[-1:] if "dimsize" in fields else sizes))  # NRRD's may hold a voxel each
+    last, step = rest if len(rest) == 2 else (int(first) + most - 1, 1)
     end = int(last) + (1 if int(step) > 0 else -1)
-    return [pattern % number for number in range(int(first), end, int(step))]
+    return [pattern % number for number in range(int(first), end, int(step))[:most]]

@@ -127,3 +127,54 @@ def test_gzip_files_of_several_members_are_read(tmp_path):
     content = path.read_bytes()
     (tmp_path / "scan.nii.gz").write_bytes(gzip.compress(content[:9000]) + gzip.compress(content[9000:]))
     np.testing.assert_array_equal(read_image(tmp_path / "scan.nii.gz").array, noise(20, 20, 20))
+
+
+PLAIN = "ObjectType = Image\nNDims = 3\nDimSize = 8 7 6\nElementSpacing = 1 1 1\nElementType = MET_FLOAT\n"
+
+
+@pytest.mark.timeout(20)
+def test_numbers_of_slices_without_end_are_not_counted(tmp_path):
+    array = noise(8, 7, 6)
+    for number in range(6):
+        (tmp_path / f"s{number}.raw").write_bytes(array[..., number].T.astype(np.float32).tobytes())
+    (tmp_path / "scan.mhd").write_text(f"{PLAIN}ElementDataFile = s%d.raw 0 2000000000 1\n")
+    np.testing.assert_array_equal(read_image(tmp_path / "scan.mhd").array, array)
+
+
+@pytest.mark.timeout(20)
+def test_lines_without_end_are_not_skipped(tmp_path):
+    content = f"{PLAIN}lineskip = 1000000000000\nCompressedData = True\nElementDataFile = LOCAL\n".encode()
+    voxels = zlib.compress(noise(8, 7, 6).T.astype(np.float32).tobytes())
+    (tmp_path / "scan.mha").write_bytes(content + voxels)
+    assert_refused(tmp_path / "scan.mha", "damaged, truncated or not an image")
+
+
+def claim(name, large):
+    """A short file of this name whose header speaks of ``large`` x ``large`` x ``large`` voxels."""
+    if name.endswith((".mha", ".nrrd")):
+        kind, _, packed = name.partition(".")
+        header = PLAIN if "mha" in packed else NRRD.replace("data file: ", "")
+        header = header.replace("8 7 6", f"{large} {large} {large}")
+        if kind == "whole":
+            header = header.replace("gzip", "raw")
+        elif "mha" in packed:
+            header += "CompressedData = True\n"
+        end = "ElementDataFile = LOCAL\n" if "mha" in packed else "\n"
+        return f"{header}{end}".encode() + zlib.compress(bytes(1000))
+    header = nib.Nifti1Header() if ".nii" in name else nib.freesurfer.mghformat.MGHHeader()
+    header.set_data_dtype(np.float32)
+    header.set_data_shape((large,) * 3)
+    if ".nii" in name:
+        header["magic"], header["vox_offset"] = b"n+1", 352
+    content = header.binaryblock + bytes(1000)
+    return gzip.compress(content) if name.endswith("z") else content
+
+
+NAMES = ["a.nii", "a.nii.gz", "a.mgh", "a.mgz", "whole.nrrd", "packed.nrrd", "whole.mha", "packed.mha"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_small_file_that_claims_to_be_large_takes_no_memory(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(claim(name, 20_000))
+    assert_refused(path, "damaged, truncated or not an image")

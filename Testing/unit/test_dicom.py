@@ -261,3 +261,15 @@ def test_frames_without_a_place_are_refused(tmp_path):
     affine = make_affine(spacing=(1, 1.25, 4), angles=(5, -7, 3))
     file = write_frames(tmp_path / "a" / "frames.dcm", noise(8, 9, 6, dtype=np.int16), affine, keep=False)
     assert_refused(file, "does not state where its slices lie (ImagePositionPatient is missing)")
+
+
+@pytest.mark.timeout(20)
+def test_frames_without_end_are_refused(tmp_path):
+    import pydicom
+
+    path = write_frames(tmp_path / "a" / "a.dcm", noise(8, 9, 2, dtype=np.int16), np.eye(4), keep=False)
+    file = pydicom.dcmread(path)
+    file.NumberOfFrames, file.ImagePositionPatient, file.PixelSpacing = 2_000_000_000, [0, 0, 0], [1, 1]
+    file.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    file.save_as(path)
+    assert_refused(path, "repeats or mixes slice positions")

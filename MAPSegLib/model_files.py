@@ -59,7 +59,7 @@ def read_card(path: Path) -> dict[str, Any]:
     try:
         card = json.loads(metadata[CARD_KEY])
         newer = card["format_version"] > FORMAT_VERSION
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise damaged_card(path) from error
     if newer:
         raise InputError(
@@ -101,7 +101,7 @@ def _header(path: Path) -> dict[str, Any]:
         return header
     except OSError as error:
         raise InputError(f"{path} cannot be read.", "Check its permissions.") from error
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise InputError(
             f"{path.name} is not a MAPSeg model file, or is damaged.", "Get the file again."
         ) from error

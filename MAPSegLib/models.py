@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from .config import Architecture, Label, Options, Preprocessing, check_path
+from .config import Architecture, Label, Name, Options, Preprocessing, check_path
 from .errors import InputError, MAPSegError
 from .model_files import (
     CARD_KEY,
@@ -63,7 +63,7 @@ class ModelCard(Options):
     architecture: Architecture
     preprocessing: Preprocessing
     labels: tuple[Label, ...] = ()
-    members: tuple[str, ...] = Field(
+    members: tuple[Name, ...] = Field(
         (), description="of a choice: names of the models, beside it or known by name"
     )
     provenance: dict[str, Any] = Field({}, description="data, steps, seed, versions")

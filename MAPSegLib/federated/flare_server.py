@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 PROGRESS = "progress.json"
 """File of a finished job that says how far the training is."""
-MOST_SCANS, MOST_LOSSES = 100_000, 32
+MOST_SCANS, MOST_LOSSES, LONGEST_NAME = 100_000, 32, 100
 """What an honest site may have: beyond that, an answer could take over a round, or fill the server's records."""
 _log = logging.getLogger("MAPSegLib.federated")
 
@@ -54,6 +54,7 @@ def unpack(answer: Shareable) -> Update | None:
         arrays = all(isinstance(array, np.ndarray) for array in dxo.data.values())
         scans = int(dxo.meta["scans"])
         plausible = 0 <= scans <= MOST_SCANS and len(losses) <= MOST_LOSSES
+        plausible = plausible and all(len(name) <= LONGEST_NAME for name in losses)
         if dxo.data_kind != DataKind.WEIGHT_DIFF or not arrays or not plausible:
             return None
         return Update(dict(dxo.data), scans, losses)

@@ -166,7 +166,9 @@ class Loop:
         }
         temporary = path.with_name(path.name + PART)
         try:
-            torch.save(state, temporary)
+            temporary.unlink(missing_ok=True)
+            with temporary.open("xb") as file:  # never through a link that somebody else has put there
+                torch.save(state, file)
             windows.replace(temporary, path)
         except (OSError, RuntimeError) as error:  # what PyTorch says is for its programmers
             why = f": {reason(error)}" if isinstance(error, OSError) else ""

@@ -120,6 +120,9 @@ def test_the_largest_differences_are_found_among_more_than_half_precision_counts
             data={"a": np.ones(2)},
             meta={"scans": 1, "losses": {str(i): 0.0 for i in range(1000)}},
         ).to_shareable(),
+        DXO(
+            DataKind.WEIGHT_DIFF, data={"a": np.ones(2)}, meta={"scans": 1, "losses": {"x" * 1000: 0.0}}
+        ).to_shareable(),
     ],
 )
 def test_an_answer_without_an_update_is_none(answer):

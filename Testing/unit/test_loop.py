@@ -62,6 +62,14 @@ def test_nothing_is_left_beside_a_checkpoint(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
+def test_a_checkpoint_is_written_through_no_link(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "checkpoint.pt.part").symlink_to(tmp_path / "mine")
+    small_loop().save(tmp_path / "checkpoint.pt")
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert not (tmp_path / "checkpoint.pt").is_symlink()
+
+
 def test_a_checkpoint_that_cannot_be_written_is_told(tmp_path):
     with pytest.raises(InputError, match="could not be written"):
         small_loop().save(tmp_path / "missing" / "checkpoint.pt")
@@ -79,8 +87,8 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint(failure, told, tmp_path
     loop.save(tmp_path / "checkpoint.pt")
     before = (tmp_path / "checkpoint.pt").read_bytes()
 
-    def full(state, path):
-        path.write_bytes(b"half")
+    def full(state, file):
+        file.write(b"half")
         raise failure
 
     monkeypatch.setattr(torch, "save", full)

@@ -132,6 +132,7 @@ def test_newer_formats_are_told(saved):
         lambda card: card.update(format_version="one"),
         lambda card: card.pop("format_version"),
         lambda card: card["labels"].append(card["labels"][0]),
+        lambda card: card.update(kind="choice", members=["../elsewhere"]),
     ],
 )
 def test_damaged_cards_are_refused(saved, change):
@@ -207,6 +208,7 @@ def test_foreign_files_are_refused(tmp_path):
         b"\xff" * 64,
         struct.pack("<Q", 2) + b"[]",
         struct.pack("<Q", 2) + b"{}",
+        struct.pack("<Q", 200_000) + b"[" * 200_000,
     ):
         path.write_bytes(content)
         with pytest.raises(InputError, match="not a MAPSeg model file"):
@@ -249,6 +251,21 @@ def test_a_header_whose_length_looks_like_a_pickle_is_read(tmp_path, length):
     path, found = saved_length((length - start) % 0x10000)
     assert found % 0x10000 == length
     assert load_card(path).description.startswith("x")
+
+
+def test_a_card_without_end_is_refused_and_hides_no_other_model(tmp_path, monkeypatch):
+    from safetensors.torch import save_file
+
+    model, card = tiny()
+    folder = tmp_path / "models"
+    folder.mkdir()
+    save_model(folder / "good.safetensors", model.state_dict(), card)
+    save_file({"a": torch.zeros(1)}, folder / "deep.safetensors", {"mapseg": "[" * 200_000})
+    monkeypatch.setenv("MAPSEG_HOME", str(tmp_path))
+    with pytest.raises(InputError, match="damaged model card"):
+        load_card(folder / "deep.safetensors")
+    names = [name for name, *_ in list_models()]
+    assert "good" in names and "deep" not in names
 
 
 def test_sizes_that_no_network_has_are_told(saved, tmp_path):

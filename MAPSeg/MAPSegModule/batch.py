@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import shutil
 import signal
 import sys
@@ -21,6 +22,7 @@ from typing import Any
 
 import slicer
 
+from MAPSegLib.formats import WRITABLE
 from MAPSegLib.reports import read_json
 from MAPSegLib.volumes import read_labels, write_volume
 from MAPSegLib.windows import replace
@@ -33,6 +35,9 @@ from .queue import Queue
 
 _WORK = ".mapseg-work"
 _REPORTS = "cases"
+_BEGUN = "begun"
+_ENDINGS = (".seg.nrrd", "_seg.nii.gz", *(f"_uncertainty{suffix}" for suffix in WRITABLE))
+"""What the files of a case are called, after its name."""
 _ELSEWHERE = "Segment it with `mapseg segment`, which keeps its grid."
 
 
@@ -52,7 +57,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=2.5, help="time for adapting to a scan")
     parser.add_argument("--device", choices=DEVICES, default="auto")
     parser.add_argument("--uncertainty", action="store_true", help="write uncertainty maps, too")
-    parser.add_argument("--overwrite", action="store_true", help="do cases again that are done")
+    parser.add_argument("--overwrite", action="store_true", help="do cases again that are done, and replace files of others")
     parser.add_argument(
         "--options", help="JSON file with further options of the backend (MAPSegLib/config.py)"
     )
@@ -138,6 +143,8 @@ class Batch:
             raise InputError(problem)
         self.entry = find_entry(self.chosen.model)
         self.cases = find_cases(self.chosen.input, self.output)
+        if not self.chosen.overwrite:
+            self._refuse_others()
         (self.output / _REPORTS).mkdir(parents=True, exist_ok=True)
         self.settings = {
             "model": self.entry.name,
@@ -149,6 +156,20 @@ class Batch:
             "device": self.chosen.device,
             "options": options,
         }
+
+    def _refuse_others(self) -> None:
+        """Raise InputError where a file that no batch has written has the name of a result."""
+        kept = self.output / _REPORTS
+        names = [] if kept.is_dir() else ["report.json", "volumes.csv"]
+        for case in self.cases:
+            if not self._report_path(case).exists():
+                names += [f"{case.name}{ending}" for ending in _ENDINGS]
+        for path in (self.output / name for name in names):
+            if os.path.lexists(path):
+                raise InputError(
+                    f"{path} is there already, and is no result of a batch.",
+                    "Choose another output, or allow overwriting (--overwrite).",
+                )
 
     def run(self) -> int:
         """All cases that are not done yet."""
@@ -225,6 +246,10 @@ class Batch:
             )
         files = {"segmentation": self._path(case, ".seg.nrrd"), "labels": self._path(case, "_seg.nii.gz")}
         reference = _load_label_volume(entry["output"], case.name)
+        if not self._report_path(
+            case
+        ).exists():  # a batch that is ended here goes on, and knows the files as its own
+            self._write_report(case, {"state": _BEGUN, "files": {}})
         # Voxels and grid from one reader: Slicer's reverses the slices of left-handed files.
         labels = images.cut_labels(slicer.util.arrayFromVolume(reference))
         node = scene.load_labels(labels, reference, self.entry.card, case.name)
@@ -256,10 +281,13 @@ class Batch:
         print(f"  {case.name}: {kept['message']} {kept['advice']}".rstrip(), file=sys.stderr, flush=True)
 
     def _report(self, case: Case, content: dict[str, Any]) -> None:
-        text = json.dumps({**self._about(case), **content}, indent=2, ensure_ascii=False) + "\n"
-        _complete(self._report_path(case), lambda path: path.write_text(text, encoding="utf-8"))
+        self._write_report(case, content)
         with suppress(PermissionError):  # open in a spreadsheet, on Windows; written once more at the end
             self._write_tables()
+
+    def _write_report(self, case: Case, content: dict[str, Any]) -> None:
+        text = json.dumps({**self._about(case), **content}, indent=2, ensure_ascii=False) + "\n"
+        _complete(self._report_path(case), lambda path: path.write_text(text, encoding="utf-8"))
 
     def _about(self, case: Case) -> dict[str, Any]:
         """What a report is of: a case is done as long as all of it is the same."""
@@ -284,7 +312,7 @@ class Batch:
 
     def _write_tables(self) -> None:
         """The report and the table of volumes over all cases, those of earlier runs included."""
-        known = [found for case in self.cases if (found := self._known(case))]
+        known = [found for case in self.cases if (found := self._known(case)).get("state", _BEGUN) != _BEGUN]
         report = {"settings": self.settings, "scans": known, "waiting": len(self.cases) - len(known)}
         text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
         _complete(self.output / "report.json", lambda path: path.write_text(text, encoding="utf-8"))
@@ -322,6 +350,7 @@ def _load_label_volume(path: str, name: str):
 def _complete(path: Path, write) -> None:
     """Write a file under its name only when it is complete; the name's endings decide formats, so they stay."""
     partial = path.with_name(f".partial-{path.name}")
+    partial.unlink(missing_ok=True)  # a link there would lead into another file
     try:
         write(partial)
         replace(partial, path)

@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from MAPSegModule.batch import Batch
 from MAPSegModule.cases import find_cases
 from MAPSegModule.models import InputError
 from MAPSegModule.selftest import make_ball
@@ -245,6 +246,38 @@ def test_a_batch_continues_where_it_was(inputs, tmp_path, arguments, capfd):
     for further in (["--uncertainty"], ["--uncertainty", "--overwrite"]):
         assert host.run_script([*arguments, *two, *further]) == 0
         assert "2 scans, 0 done before." in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name", ["head_seg.nii.gz", "head.seg.nrrd", "report.json", "head_uncertainty.nii.gz"]
+)
+def test_a_batch_replaces_no_file_of_others(inputs, tmp_path, arguments, name, capfd):
+    file = tmp_path / "out" / name
+    file.parent.mkdir()
+    file.write_text("mine")
+    assert host.run_script([*arguments, "--input", str(inputs / "head.nii.gz")]) == 2
+    assert f"{file} is there already, and is no result of a batch." in capfd.readouterr().err
+    assert file.read_text() == "mine"
+    assert names(tmp_path / "out") == [name]
+
+
+def test_a_batch_goes_on_where_it_was_ended_within_a_case(inputs, tmp_path, arguments, monkeypatch):
+    scan = ["--input", str(inputs / "head.nii.gz")]
+    with monkeypatch.context() as patch:
+        patch.setattr(Batch, "_report", lambda *_: 1 / 0)
+        assert host.run_script([*arguments, *scan]) == 1
+    assert (tmp_path / "out" / "head_seg.nii.gz").exists()
+    assert host.run_script([*arguments, *scan]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    assert [one["state"] for one in report["scans"]] == ["done"]
+
+
+def test_a_batch_writes_through_no_link(inputs, tmp_path, arguments):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".partial-volumes.csv").symlink_to(tmp_path / "mine")
+    assert host.run_script([*arguments, "--input", str(inputs / "head.nii.gz")]) == 0
+    assert (tmp_path / "mine").read_text() == "mine"
 
 
 def test_a_batch_does_cases_again_whose_scan_or_model_is_another(inputs, tmp_path, arguments, model, capfd):

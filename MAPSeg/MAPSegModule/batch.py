@@ -57,7 +57,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=2.5, help="time for adapting to a scan")
     parser.add_argument("--device", choices=DEVICES, default="auto")
     parser.add_argument("--uncertainty", action="store_true", help="write uncertainty maps, too")
-    parser.add_argument("--overwrite", action="store_true", help="do cases again that are done, and replace files of others")
+    parser.add_argument("--overwrite", action="store_true", help="do cases again, and replace others' files")
     parser.add_argument(
         "--options", help="JSON file with further options of the backend (MAPSegLib/config.py)"
     )

@@ -21,7 +21,7 @@ from pathlib import Path
 import slicer
 from slicer.i18n import tr as _
 
-from . import texts
+from . import backend_folder, texts
 from .job import worker_environment
 
 TORCH = "torch>=2.9"
@@ -130,6 +130,7 @@ def try_devices(environment: frozenset[tuple[str, str]]) -> dict | None:
             errors="replace",  # of warnings, with paths in them
             timeout=120,
             env=dict(environment),
+            cwd=backend_folder(),  # from where Python imports first: not from among somebody's scans
             check=False,
             **({"creationflags": subprocess.CREATE_NO_WINDOW} if os.name == "nt" else {}),
         )

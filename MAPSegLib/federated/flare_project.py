@@ -135,7 +135,7 @@ def _provision(plan: Plan, project: Project, scratch: Path) -> Path:
 
 def _write_kit(folder: Path, made: Path, kit: Kit, plan: Plan, readme: str) -> Path:
     place = folder / kit.name
-    place.mkdir()
+    place.mkdir(mode=0o700)  # a key lies here, and later where a site's scans are
     # Of FLARE's scripts and samples, none: they start without our checks.
     ignored = shutil.ignore_patterns("*.sh", "*.ipynb", "*.sample", "readme.txt")
     shutil.copytree(made, place / "flare", ignore=ignored)

@@ -109,13 +109,17 @@ def _left_by_the_same(
             stamps = stamps_of([Path(entry["file"]) for entry in report["scans"]])
             same = {scan: stamp for scan, stamp in stamps.items() if then["scans"].get(scan) == stamp}
             done = [
-                entry
-                for entry in report["scans"]
-                if entry["file"] in same and all(Path(file).is_file() for file in written_maps([entry]))
+                entry for entry in report["scans"] if entry["file"] in same and _are_there(entry, outputs)
             ]
             told = {Path(file).name for file in written_maps(report["scans"])}
             return True, done, same, {outputs.folder / name for name in then["files"] if name not in told}
     return False, [], {}, set()
+
+
+def _are_there(entry: dict[str, Any], outputs: ScanOutputs) -> bool:
+    """Whether the maps that an entry tells of are there, and none is a file of somebody else's: a report may be."""
+    files = set(map(Path, written_maps([entry])))
+    return files.issubset(outputs.every(Path(entry["file"]))) and all(file.is_file() for file in files)
 
 
 def _refuse_scans(maps: Sequence[Path], scans: Sequence[Path]) -> None:

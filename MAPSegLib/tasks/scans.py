@@ -249,7 +249,8 @@ def _adapt(
         shows = preview if distributed.rank() == 0 else None
         return run(model, card, scans, job.options, folder, report, shows, job.uncertainty, source=source)
     finally:
-        names = ("preview_*.nii.gz", f"{TEMPORARY}preview_*.nii.gz")
+        name = f"preview_{'_'.join(['[0-9]*'] * 3)}.nii.gz"
+        names = (name, f"{TEMPORARY}{name}")
         for file in [path for name in names for path in folder.glob(name)]:  # those of a killed run, too
             with suppress(OSError):
                 file.unlink()

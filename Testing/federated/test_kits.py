@@ -77,6 +77,7 @@ def test_keys_are_each_participants_own(untouched):
     assert {key.relative_to(untouched).parts[0] for key in keys} == {"server", "admin", *SITES}
     assert len({key.read_bytes() for key in keys}) == len(keys)
     assert all(key.stat().st_mode & 0o077 == 0 for key in keys)
+    assert all(kit.stat().st_mode & 0o077 == 0 for kit in untouched.iterdir())
     # The authority's key would make further kits.
     with_key = {
         file for file in untouched.rglob("*") if file.is_file() and b"PRIVATE KEY" in file.read_bytes()

@@ -160,6 +160,13 @@ def test_the_device_is_tried_in_a_process_of_its_own(scene):
     assert dependencies.describe_device("cpu").endswith(", as chosen.")
 
 
+def test_devices_are_tried_with_no_module_of_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "torch.py").write_text("raise SystemExit('not PyTorch')")
+    monkeypatch.chdir(tmp_path)
+    dependencies.try_devices.cache_clear()
+    assert "PyTorch does not start" not in dependencies.describe_device("auto")
+
+
 @pytest.mark.parametrize(
     ("device", "found", "said"),
     [

@@ -19,6 +19,7 @@ from MAPSegLib.jobs import AdaptJob, SegmentJob, TrainJob, build_job, parse_job
 from MAPSegLib.model_files import user_folder
 from MAPSegLib.reports import CHECKPOINT, RECORD, write_csv, write_json
 from MAPSegLib.tasks import resume
+from MAPSegLib.tasks.earlier import _left_by_the_same, stamps_of
 from MAPSegLib.tasks.evaluation import pair_cases
 from MAPSegLib.tasks.label_table import infer_labels, read_label_table
 from MAPSegLib.tasks.outputs import ScanOutputs, collect_scans, output_folder, refuse_embedded
@@ -524,3 +525,17 @@ def test_what_would_do_nothing_is_refused(job, told):
 def test_values_of_a_mapping_are_label_values(mapping):
     with pytest.raises(InputError, match="mapping"):
         build_job(dict(task="evaluate", prediction="p", reference="r", output="o", mapping=mapping))
+
+
+def test_a_report_from_elsewhere_claims_no_file_of_others(tmp_path):
+    """What a job takes for its results, it removes when it fails."""
+    (tmp_path / "mine").touch()
+    (tmp_path / "scan.nii.gz").touch()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "scan_seg.nii.gz").touch()
+    scan, outputs = tmp_path / "scan.nii.gz", ScanOutputs(tmp_path / "out")
+    for file, done in ((outputs.label_map(scan), 1), (tmp_path / "mine", 0)):
+        then = {"job": {}, "scans": stamps_of([scan]), "files": []}
+        report = {"unfinished": then, "scans": [{"file": str(scan), "output": str(file)}]}
+        write_json(outputs.beside("report.json"), report, overwrite=True)
+        assert len(_left_by_the_same(outputs, {"job": {}})[1]) == done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def _planes(file: Path, path: Path) -> np.ndarray:
     """Position, orientation, spacing and scale of the slices in a DICOM file of ``path``: (slices, 3 + 6 + 2 + 2)."""
     import pydicom
 
-    header = pydicom.dcmread(file, stop_before_pixels=True, force=True)
+    header = pydicom.dcmread(file, force=True)
     palette = header.get("PhotometricInterpretation") == "PALETTE COLOR"  # read as RGB
     check_components(path, 3 if palette else int(header.get("SamplesPerPixel") or 1))
     if header.get("PhotometricInterpretation") == "MONOCHROME1":
@@ -34,6 +35,7 @@ def _planes(file: Path, path: Path) -> np.ndarray:
             f"{path.name} is stored inverted (MONOCHROME1): programs differ on the values that it holds.",
             "Export it again as MONOCHROME2, or as NIfTI.",
         )
+    _check_length(header)
     # where frames state nothing of their own, two repeat a position as any larger number does
     count = min(int(header.get("NumberOfFrames") or 1), 2)
     frames = header.get("PerFrameFunctionalGroupsSequence") or [pydicom.Dataset()] * count
@@ -50,6 +52,15 @@ def _planes(file: Path, path: Path) -> np.ndarray:
         return np.atleast_1d(np.asarray(value, dtype=float))
 
     return np.array([np.concatenate([stated(frame, *place) for place in _PLANE]) for frame in frames])
+
+
+def _check_length(header: Any) -> None:
+    """Raise EOFError where voxels are missing, in place of which the reader would give whatever memory holds."""
+    if "PixelData" not in header or header["PixelData"].is_undefined_length:  # so are compressed frames
+        return
+    sizes = [int(header.get(key) or 1) for key in ("Rows", "Columns", "BitsAllocated", "NumberOfFrames")]
+    if len(header.PixelData) < math.prod(sizes) // 8:
+        raise EOFError("fewer voxels than the header says")
 
 
 def check_planes(path: Path, files: list[Path]) -> np.ndarray:

@@ -272,4 +272,22 @@ def test_frames_without_end_are_refused(tmp_path):
     file.NumberOfFrames, file.ImagePositionPatient, file.PixelSpacing = 2_000_000_000, [0, 0, 0], [1, 1]
     file.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
     file.save_as(path)
-    assert_refused(path, "repeats or mixes slice positions")
+    assert_refused(path, "damaged, truncated or not an image")
+
+
+@pytest.mark.parametrize("kept", [0, 0.5, 0.99])
+def test_a_file_that_lacks_voxels_is_refused(tmp_path, kept):
+    """The library that reads them would give what its memory holds."""
+    import pydicom
+
+    array, affine = noise(30, 40, 6, dtype=np.int16), make_affine(spacing=(1, 1, 4))
+    frames = write_frames(tmp_path / "frames" / "a.dcm", array, affine)
+    write_series(tmp_path / "series", array, affine)
+    read_image(tmp_path / "series")
+    slices = sorted((tmp_path / "series").iterdir())
+    for path, read in ((frames, frames), (slices[3], tmp_path / "series")):
+        file = pydicom.dcmread(path)
+        file.PixelData = file.PixelData[: int(len(file.PixelData) * kept) // 2 * 2]
+        file.save_as(path)
+        with pytest.raises(InputError, match=f"{path.name} is damaged, truncated or not an image"):
+            read_image(read)

@@ -178,6 +178,9 @@ def _run_flare(folder: Path, kind: str, more: list[str]) -> int:
         from .flare_guard import forget_commands
 
         forget_commands()
+        os.environ["NVFLARE_SECURE_LOGGING"] = (
+            "true"  # what FLARE answers of a failure is its kind: no text, no path
+        )
     workspace = str((folder / "flare").resolve())
     (folder / "work").mkdir(exist_ok=True)
     os.chdir(folder / "work")  # a job's Python looks for modules here first: not among somebody's scans

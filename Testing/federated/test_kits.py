@@ -23,6 +23,7 @@ from nvflare.app_common.widgets.component_path_authorizer import ComponentPathAu
 from nvflare.fuel.f3.mpm import MainProcessMonitor
 from nvflare.private.defs import TrainingTopic
 from nvflare.private.fed.client.client_req_processors import ClientRequestProcessors
+from nvflare.security.logging import secure_format_exception
 from typer.testing import CliRunner
 
 from MAPSegLib.cli import app
@@ -280,6 +281,19 @@ def test_a_kit_runs_in_a_folder_of_its_own(kits, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run_kit(Path("kits", "server")) == 0
     assert seen == [kits.resolve() / "server" / "work"]
+
+
+def test_a_site_answers_with_no_text_of_an_error(kits, tmp_path, monkeypatch):
+    failure = OSError(errno.ENOSPC, "No space left on device", str(kits))
+    said = []
+    known = ClientRequestProcessors.request_processors
+    monkeypatch.setattr(ClientRequestProcessors, "request_processors", list(known))
+    monkeypatch.setattr(MainProcessMonitor, "run", lambda **_: said.append(secure_format_exception(failure)))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setenv("NVFLARE_SECURE_LOGGING", "")
+    monkeypatch.chdir(tmp_path)
+    assert run_kit(kits / "hospital-b", make_scans(tmp_path / "scans")) == 0
+    assert said == ["<class 'OSError'>"]
 
 
 def test_a_kit_runs_once(kits):

@@ -246,9 +246,8 @@ class Batch:
             )
         files = {"segmentation": self._path(case, ".seg.nrrd"), "labels": self._path(case, "_seg.nii.gz")}
         reference = _load_label_volume(entry["output"], case.name)
-        if not self._report_path(
-            case
-        ).exists():  # a batch that is ended here goes on, and knows the files as its own
+        # A batch that is ended here goes on, and knows the files as its own.
+        if not self._report_path(case).exists():
             self._write_report(case, {"state": _BEGUN, "files": {}})
         # Voxels and grid from one reader: Slicer's reverses the slices of left-handed files.
         labels = images.cut_labels(slicer.util.arrayFromVolume(reference))

@@ -178,12 +178,12 @@ def _run_flare(folder: Path, kind: str, more: list[str]) -> int:
         from .flare_guard import forget_commands
 
         forget_commands()
-        os.environ["NVFLARE_SECURE_LOGGING"] = (
-            "true"  # what FLARE answers of a failure is its kind: no text, no path
-        )
+        # What FLARE answers of a failure is then its kind: no text, no path.
+        os.environ["NVFLARE_SECURE_LOGGING"] = "true"
     workspace = str((folder / "flare").resolve())
     (folder / "work").mkdir(exist_ok=True)
-    os.chdir(folder / "work")  # a job's Python looks for modules here first: not among somebody's scans
+    # A job's Python looks for modules in this folder first: not among somebody's scans.
+    os.chdir(folder / "work")
     arguments = Namespace(
         workspace=workspace,
         set=["secure_train=true", "org=mapseg", "config_folder=config", *more],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,30 @@ _PLANE = (
 """What a slice states: its sequence in a file of several frames, its name, and what holds where it is unsaid."""
 _FIELDS = [3, 6, 9, 11]
 """Where position, rows, columns, spacing and scale of a slice are parted."""
+
+
+def is_dicom(path: Path) -> bool:
+    """By the preamble: many exports have no suffix. A DICOMDIR, which lists scans, is none."""
+    if path.name.startswith((".", "DICOMDIR")) or not path.is_file():
+        return False
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+    return False
+
+
+def check_all_read(folder: Path, slices: list[str]) -> None:
+    """The reader leaves out what it cannot make sense of: a damaged first or last slice would be missing silently.
+
+    Args:
+        slices: file names of the series.
+    """
+    known = {Path(name).name for name in slices}
+    lost = sorted(path.name for path in folder.iterdir() if path.name not in known and is_dicom(path))
+    if lost:
+        raise InputError(
+            f"The DICOM series {folder.name} holds {lost[0]}, which cannot be read as one of its slices.",
+            "Get the series again, or take the file out if it is no slice.",
+        )
 
 
 def _planes(file: Path, path: Path) -> np.ndarray:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from MAPSegLib.compression import check_claim, check_gzip, check_voxels
-from MAPSegLib.dicom import check_place, check_planes
+from MAPSegLib.dicom import check_all_read, check_place, check_planes
 from MAPSegLib.errors import InputError
 from MAPSegLib.refusals import check_components, check_signature, guard, squeezed_shape
 from MAPSegLib.text_headers import read_text_header
@@ -254,6 +254,7 @@ def _read_series(folder: Path) -> Loaded:
             f"The folder {folder.name} {what}.", "Give a folder with exactly one series, or a file."
         )
     files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(name, series[0])
+    check_all_read(folder, files)
     planes = check_planes(folder, [Path(file) for file in files])
 
     def read(_: Path) -> Loaded:  # in floating point, as each slice may have a scale of its own

@@ -7,7 +7,6 @@ one format alone can have, and here what is so in any.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import re
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from MAPSegLib.dicom import is_dicom
 from MAPSegLib.errors import InputError
 from MAPSegLib.formats import READABLE, WRITABLE, corner_gap, geometry_notes, load, save, scan_suffix
 from MAPSegLib.model_files import SUFFIX
@@ -285,11 +285,7 @@ def _holds_dicom(folder: Path) -> bool:
         entries = sorted(folder.iterdir())
     except OSError:  # no folder, or one of somebody else's: lost+found on many disks
         return False
-    for path in itertools.islice(filter(may_be_slice, entries), 5):
-        with contextlib.suppress(OSError), path.open("rb") as file:
-            if file.read(132)[128:] == b"DICM":
-                return True
-    return False
+    return any(map(is_dicom, itertools.islice(filter(may_be_slice, entries), 5)))
 
 
 def _check_geometry(name: str, volume: Volume) -> None:

@@ -57,6 +57,14 @@ def test_dicom_series_that_fill_no_box_are_refused(tmp_path, changes, told):
     assert_refused(tmp_path / "ct", told)
 
 
+@pytest.mark.parametrize("number", [0, 7])
+def test_a_damaged_slice_at_an_end_is_not_left_out(tmp_path, number):
+    write_series(tmp_path / "ct", noise(8, 9, 8, dtype=np.int16), make_affine(spacing=(1, 1, 3)))
+    slice_file = tmp_path / "ct" / f"1-{number:03}.dcm"
+    slice_file.write_bytes(slice_file.read_bytes()[:400])
+    assert_refused(tmp_path / "ct", f"holds {slice_file.name}, which cannot be read")
+
+
 def test_a_series_whose_slices_differ_in_voxel_size_is_refused(tmp_path):
     import pydicom
 

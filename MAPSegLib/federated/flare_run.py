@@ -194,5 +194,8 @@ def _run_flare(folder: Path, kind: str, more: list[str]) -> int:
     try:
         return MainProcessMonitor.run(main_func=main, run_dir=workspace, args=arguments) or 0
     except KeyboardInterrupt:
+        # A second one on the way out would leave the process to FLARE's threads, which do not end.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         say("Stopped.")
         return 0

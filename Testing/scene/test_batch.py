@@ -13,7 +13,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from MAPSegModule.batch import Batch
 from MAPSegModule.cases import find_cases
 from MAPSegModule.models import InputError
 from MAPSegModule.selftest import make_ball
@@ -262,6 +261,8 @@ def test_a_batch_replaces_no_file_of_others(inputs, tmp_path, arguments, name, c
 
 
 def test_a_batch_goes_on_where_it_was_ended_within_a_case(inputs, tmp_path, arguments, monkeypatch):
+    from MAPSegModule.batch import Batch  # here: other tests load the module anew
+
     scan = ["--input", str(inputs / "head.nii.gz")]
     with monkeypatch.context() as patch:
         patch.setattr(Batch, "_report", lambda *_: 1 / 0)

@@ -166,9 +166,10 @@ class Loop:
         }
         temporary = path.with_name(path.name + PART)
         try:
+            # A link that somebody has put there would lead into another file.
             temporary.unlink(missing_ok=True)
-            with temporary.open("xb") as file:  # never through a link that somebody else has put there
-                torch.save(state, file)
+            # By name: through a file of Python's, a signal meanwhile would look like a disk that refuses.
+            torch.save(state, temporary)
             windows.replace(temporary, path)
         except (OSError, RuntimeError) as error:  # what PyTorch says is for its programmers
             why = f": {reason(error)}" if isinstance(error, OSError) else ""

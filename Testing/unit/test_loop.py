@@ -87,8 +87,8 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint(failure, told, tmp_path
     loop.save(tmp_path / "checkpoint.pt")
     before = (tmp_path / "checkpoint.pt").read_bytes()
 
-    def full(state, file):
-        file.write(b"half")
+    def full(state, path):
+        path.write_bytes(b"half")
         raise failure
 
     monkeypatch.setattr(torch, "save", full)

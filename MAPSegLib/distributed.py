@@ -112,14 +112,15 @@ def end(code: int) -> NoReturn:
     which takes a second with PyTorch, a signal would only change the code of what is done.
     """
     if world() == 1:
-        atexit.register(_ignore_signals)
+        atexit.register(ignore_signals)
         sys.exit(code)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-def _ignore_signals() -> None:
+def ignore_signals() -> None:
+    """From now on, those that ask a process to end: it is on its way out."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 

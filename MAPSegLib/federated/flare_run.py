@@ -18,6 +18,7 @@ from pathlib import Path
 
 from cryptography import x509
 
+from ..distributed import ignore_signals
 from ..errors import InputError
 from ..reports import read_json, write_json
 from .flare_project import SIGN_OF_LIFE
@@ -195,7 +196,6 @@ def _run_flare(folder: Path, kind: str, more: list[str]) -> int:
         return MainProcessMonitor.run(main_func=main, run_dir=workspace, args=arguments) or 0
     except KeyboardInterrupt:
         # A second one on the way out would leave the process to FLARE's threads, which do not end.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
+        ignore_signals()
         say("Stopped.")
         return 0

@@ -1,7 +1,5 @@
 """Job descriptions, output names, and who owns a checkpoint."""
 
-import contextlib
-import errno
 import json
 import math
 import os
@@ -13,15 +11,12 @@ from pathlib import Path
 import pytest
 
 from MAPSegLib import console
-from MAPSegLib.config import AdaptationOptions, CentralisedOptions, Label, check_path
+from MAPSegLib.config import AdaptationOptions, CentralisedOptions, check_path
 from MAPSegLib.errors import InputError
-from MAPSegLib.jobs import AdaptJob, SegmentJob, TrainJob, build_job, parse_job
+from MAPSegLib.jobs import SegmentJob, TrainJob, build_job, parse_job
 from MAPSegLib.model_files import user_folder
-from MAPSegLib.reports import CHECKPOINT, RECORD, write_csv, write_json
-from MAPSegLib.tasks import resume
-from MAPSegLib.tasks.earlier import _left_by_the_same, stamps_of
+from MAPSegLib.reports import write_csv, write_json
 from MAPSegLib.tasks.evaluation import pair_cases
-from MAPSegLib.tasks.label_table import infer_labels, read_label_table
 from MAPSegLib.tasks.outputs import ScanOutputs, collect_scans, output_folder, refuse_embedded
 from MAPSegLib.worker import listen_for_stop
 
@@ -160,195 +155,6 @@ def test_folders_that_cannot_be_written_are_told(tmp_path):
     for folder in (tmp_path / "file" / "out", Path("/proc/mapseg/out")):
         with pytest.raises(InputError, match="cannot be written"), output_folder(folder):
             pass
-
-
-def adaptation(tmp_path, **options):
-    return AdaptJob(model="m", scans=(tmp_path / "a.nii",), output=tmp_path, options=options)
-
-
-@contextlib.contextmanager
-def interrupted(folder, job, files):
-    """A run that ends with a checkpoint and no result."""
-    with pytest.raises(ZeroDivisionError), resume.claim(folder, job, files) as resumed:
-        yield resumed
-        (folder / CHECKPOINT).touch()
-        raise ZeroDivisionError
-
-
-def test_a_checkpoint_serves_its_own_job_only(tmp_path):
-    scan, second = tmp_path / "a.nii", tmp_path / "b.nii"
-    scan.write_text("scan")
-    second.write_text("scan")
-    with interrupted(tmp_path, adaptation(tmp_path, steps=5), [scan, second]) as resumed:
-        assert not resumed
-    for files in ([second, scan], [scan]):
-        job = adaptation(tmp_path, steps=5)
-        with pytest.raises(InputError, match="other files"), resume.claim(tmp_path, job, files):
-            pass
-    second.unlink()
-    (tmp_path / resume.OWNER).write_text("")  # as a power cut leaves it
-    job = adaptation(tmp_path, steps=5)
-    with pytest.raises(InputError, match="other settings"), resume.claim(tmp_path, job, [scan]):
-        pass
-    with interrupted(tmp_path, job.model_copy(update={"overwrite": True}), [scan]) as resumed:
-        assert not resumed
-    with interrupted(tmp_path, adaptation(tmp_path, steps=5, threads=3), [scan]) as resumed:
-        assert resumed
-    other = adaptation(tmp_path, steps=6)
-    with pytest.raises(InputError, match="other options"), resume.claim(tmp_path, other, [scan]):
-        pass
-    scan.write_text("another scan")
-    with (
-        pytest.raises(InputError, match="other files"),
-        resume.claim(tmp_path, adaptation(tmp_path, steps=5), [scan]),
-    ):
-        pass
-    forced = other.model_copy(update={"overwrite": True})
-    with resume.claim(tmp_path, forced, [scan]) as resumed:
-        assert not resumed
-    assert list(tmp_path.iterdir()) == [scan]
-
-
-def test_an_adaptation_goes_on_where_its_results_lie_beside_the_slices(tmp_path):
-    series, job = tmp_path / "series", adaptation(tmp_path, steps=5)
-    (series / "adaptation").mkdir(parents=True)
-    for name in ("IM001", "IM002.dcm"):
-        (series / name).write_text("slice")
-    with interrupted(series / "adaptation", job, [series]):
-        pass
-    for name in (
-        "report.json",
-        "volumes.csv",
-        "series_seg.nii.gz",
-        "adapted_model.safetensors",
-        ".mapseg.lock",
-    ):
-        (series / name).touch()
-    with interrupted(series / "adaptation", job, [series]) as resumed:
-        assert resumed
-    for name in ("IM001", "IM003"):
-        (series / name).write_text("another slice")
-        with (
-            pytest.raises(InputError, match="other files"),
-            resume.claim(series / "adaptation", job, [series]),
-        ):
-            pass
-
-
-def test_a_checkpoint_of_another_seed_version_or_scan_of_equal_size_is_another_runs(tmp_path, monkeypatch):
-    scan, job = tmp_path / "a.nii", adaptation(tmp_path, steps=5)
-    scan.write_text("scan")
-    with interrupted(tmp_path, job, [scan]) as resumed:
-        assert not resumed
-
-    def refused(other, what):
-        with pytest.raises(InputError, match=f"with other {what}"), resume.claim(tmp_path, other, [scan]):
-            pass
-
-    refused(adaptation(tmp_path, steps=5, seed=1), "options")
-    with monkeypatch.context() as other:
-        other.setattr(resume, "__version__", "99")
-        refused(job, "settings")
-    with interrupted(tmp_path, job, [scan]) as resumed:
-        assert resumed
-    scan.write_text("nacs")
-    os.utime(scan, ns=(0, scan.stat().st_mtime_ns + 1_000_000_000))
-    refused(job, "files")
-
-
-def test_a_folder_serves_one_run_at_a_time_and_keeps_the_record_of_another(tmp_path):
-    folder = tmp_path / "run"
-    folder.mkdir()
-    with resume.claim(folder, adaptation(tmp_path), []):
-        with (
-            pytest.raises(InputError, match="in use by another run"),
-            resume.claim(folder, adaptation(tmp_path), []),
-        ):
-            pass
-        (folder / RECORD).touch()
-    assert [path.name for path in folder.iterdir()] == [RECORD]
-    with (
-        pytest.raises(InputError, match="the record .* of another run"),
-        resume.claim(folder, adaptation(tmp_path), []),
-    ):
-        pass
-    assert [path.name for path in folder.iterdir()] == [RECORD]
-    with resume.claim(folder, adaptation(tmp_path).model_copy(update={"overwrite": True}), []):
-        pass
-
-
-def test_where_files_cannot_be_locked_a_run_goes_on_with_a_warning(tmp_path, monkeypatch, caplog):
-    def refuse(*_):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr("fcntl.flock", refuse)
-    with resume.claim(tmp_path, adaptation(tmp_path), []):
-        pass
-    assert "cannot be locked" in caplog.text and list(tmp_path.iterdir()) == []
-
-
-def test_a_run_that_fails_before_its_first_checkpoint_leaves_nothing(tmp_path):
-    with pytest.raises(ZeroDivisionError), resume.claim(tmp_path, adaptation(tmp_path), []):
-        (tmp_path / RECORD).touch()
-        (tmp_path / f"{CHECKPOINT}.part").touch()
-        raise ZeroDivisionError
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_label_tables(tmp_path):
-    path = tmp_path / "table.json"
-    right = {"value": 53, "name": "right hippocampus", "mirror": 17}
-    path.write_text(json.dumps([{"value": 17, "name": "left hippocampus", "mirror": 53}, right]))
-    label, _ = read_label_table(path)
-    assert label == Label(value=17, name="left hippocampus", mirror=53, color=label.color)
-    assert label.color != Label.model_fields["color"].default  # two grey structures could not be told apart
-    path.write_text(json.dumps({"1": "myocardium", "2": "blood"}))
-    assert [label.name for label in read_label_table(path)] == ["myocardium", "blood"]
-    path.write_text(json.dumps({"background": 0, "liver": 1, "2": 2}))  # as nnU-Net has it
-    assert [(label.value, label.name) for label in read_label_table(path)] == [(1, "liver"), (2, "2")]
-    path.write_text(json.dumps({"liver": 1, "ignore": 2}))
-    with pytest.raises(InputError, match="voxels to ignore"):
-        read_label_table(path)
-    assert len(read_label_table("brain")) > 20
-    for wrong in (
-        [],
-        [{"value": 0, "name": "x"}],
-        [{"value": 1}],
-        {"one": "x"},
-        [{"value": 1, "name": "x"}] * 2,
-    ):
-        path.write_text(json.dumps(wrong))
-        with pytest.raises(InputError, match="not a label table"):
-            read_label_table(path)
-
-
-def test_regions_of_several_values_are_refused_with_a_way_on(tmp_path):
-    path = tmp_path / "dataset.json"
-    path.write_text(json.dumps({"labels": {"background": 0, "whole": [1, 2], "core": 2}}))
-    with pytest.raises(InputError, match="dataset.json: regions, .* are not supported") as refusal:
-        read_label_table(path)
-    assert refusal.value.advice
-
-
-def test_mirror_images_are_named_on_both_sides(tmp_path):
-    path = tmp_path / "table.json"
-    for back in (None, 3):
-        row = {"value": 2, "name": "right"} | ({} if back is None else {"mirror": back})
-        path.write_text(json.dumps([{"value": 1, "name": "left", "mirror": 2}, row]))
-        with pytest.raises(InputError, match="1 names 2 as its mirror image, which does not name 1"):
-            read_label_table(path)
-    path.write_text(json.dumps([{"value": 1, "name": "left", "mirror": 2}]))
-    with pytest.raises(InputError, match="1 names 2 as its mirror image, which is not in the table"):
-        read_label_table(path)
-
-
-def test_labels_are_made_up_for_the_values_found():
-    labels = infer_labels({0, 600, 200})
-    assert [label.value for label in labels] == [200, 600]
-    assert labels[0].color != labels[1].color
-    for wrong in ({0}, {-1, 2}, {70000}):
-        with pytest.raises(InputError, match="no structures, or values outside"):
-            infer_labels(wrong)
 
 
 def test_predictions_and_references_that_are_named_alike_are_refused(tmp_path):
@@ -525,17 +331,3 @@ def test_what_would_do_nothing_is_refused(job, told):
 def test_values_of_a_mapping_are_label_values(mapping):
     with pytest.raises(InputError, match="mapping"):
         build_job(dict(task="evaluate", prediction="p", reference="r", output="o", mapping=mapping))
-
-
-def test_a_report_from_elsewhere_claims_no_file_of_others(tmp_path):
-    """What a job takes for its results, it removes when it fails."""
-    (tmp_path / "mine").touch()
-    (tmp_path / "scan.nii.gz").touch()
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "scan_seg.nii.gz").touch()
-    scan, outputs = tmp_path / "scan.nii.gz", ScanOutputs(tmp_path / "out")
-    for file, done in ((outputs.label_map(scan), 1), (tmp_path / "mine", 0)):
-        then = {"job": {}, "scans": stamps_of([scan]), "files": []}
-        report = {"unfinished": then, "scans": [{"file": str(scan), "output": str(file)}]}
-        write_json(outputs.beside("report.json"), report, overwrite=True)
-        assert len(_left_by_the_same(outputs, {"job": {}})[1]) == done

@@ -1,14 +1,12 @@
-"""Model files, the registry, and the import of the authors' checkpoints."""
+"""Models, the registry, and the import of the authors' checkpoints."""
 
-import json
 import math
-import pickle
 import re
 import resource
-import struct
 
 import pytest
 import torch
+from model_file_cases import LABELS, logits, tiny, with_card
 
 from MAPSegLib.checkpoints import import_checkpoint
 from MAPSegLib.config import ARCHITECTURES, Label, Preprocessing
@@ -26,39 +24,6 @@ from MAPSegLib.models import (
 )
 from MAPSegLib.networks.encoder import Encoder
 from MAPSegLib.networks.segmenter import Segmenter
-
-LABELS = (
-    Label(value=10, name="left thalamus", mirror=49),
-    Label(value=49, name="right thalamus", mirror=10),
-    Label(value=16, name="brain stem"),
-)
-
-
-def tiny(labels=LABELS):
-    torch.manual_seed(0)
-    model = Segmenter(ARCHITECTURES["tiny"], labels).eval()
-    card = ModelCard(
-        name="tiny",
-        architecture=ARCHITECTURES["tiny"],
-        preprocessing=Preprocessing(spacing=(2, 2, 2)),
-        labels=labels,
-        priors={"extents": {"16": [[3.0, 0.2], [2.5, 0.2], [2.0, 0.1]]}},
-    )
-    return model, card
-
-
-def logits(model):
-    generator = torch.Generator().manual_seed(1)
-    patches = torch.rand(2, 1, 32, 32, 32, generator=generator)
-    whole = torch.rand(1, 1, 32, 32, 32, generator=generator)
-    with torch.inference_mode():
-        return model(patches, whole, torch.zeros(2, 3), torch.full((2, 3), 0.5))
-
-
-@pytest.fixture
-def saved(tmp_path):
-    model, card = tiny()
-    return save_model(tmp_path / "tiny.safetensors", model.state_dict(), card)
 
 
 def test_a_model_returns_with_its_card(saved):
@@ -104,176 +69,6 @@ def test_a_full_disk_leaves_nothing(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []
-
-
-def with_card(path, change):
-    """The same file with an edited card."""
-    data = path.read_bytes()
-    (length,) = struct.unpack("<Q", data[:8])
-    header = json.loads(data[8 : 8 + length])
-    card = json.loads(header["__metadata__"]["mapseg"])
-    change(card)
-    header["__metadata__"]["mapseg"] = json.dumps(card)
-    header["__metadata__"].pop("digest", None)
-    new = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(new)) + new + data[8 + length :])
-
-
-def test_newer_formats_are_told(saved):
-    with_card(saved, lambda card: card.update(format_version=2, something_new=1))
-    with pytest.raises(InputError, match="model format 2"):
-        load_card(saved)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda card: card.pop("labels"),
-        lambda card: card.update(format_version="one"),
-        lambda card: card.pop("format_version"),
-        lambda card: card["labels"].append(card["labels"][0]),
-        lambda card: card.update(kind="choice", members=["../elsewhere"]),
-    ],
-)
-def test_damaged_cards_are_refused(saved, change):
-    with_card(saved, change)
-    with pytest.raises(InputError, match="damaged model card"):
-        load_card(saved)
-
-
-def test_a_card_that_does_not_fit_its_weights_is_refused(saved):
-    with_card(saved, lambda card: card["labels"].pop())
-    with pytest.raises(InputError, match="do not fit"):
-        load_model(saved)
-
-
-@pytest.mark.parametrize("share", [0.0, 0.0001, 0.05, 0.5, 0.999])
-def test_truncated_files_are_refused(saved, share):
-    saved.write_bytes(saved.read_bytes()[: int(share * saved.stat().st_size)])
-    for load in (load_card, load_model):
-        with pytest.raises(InputError, match="damaged"):
-            load(saved)
-
-
-@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
-def test_one_wrong_bit_in_the_weights_is_noticed(saved, share):
-    content = bytearray(saved.read_bytes())
-    start = 8 + int.from_bytes(content[:8], "little")
-    content[start + int(share * (len(content) - start))] ^= 1
-    saved.write_bytes(content)
-    with pytest.raises(InputError, match="not those that were saved"):
-        load_model(saved)
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        (b'"value\\":10,', b'"value\\":18,'),  # another label, in the card
-        (b'"dtype":"F32"', b'"dtype":"I32"'),
-        (b'"encoder.0.conv2.conv.weight"', b'"encoder.0.conv3.conv.weight"'),  # weights that change places
-    ],
-)
-def test_a_few_wrong_bytes_in_the_header_are_noticed(saved, one, other):
-    content = saved.read_bytes()
-    start = 8 + int.from_bytes(content[:8], "little")
-    assert one in content[:start]
-    header = other.join(part.replace(other, one) for part in content[8:start].split(one))
-    saved.write_bytes(content[:8] + header + content[start:])
-    with pytest.raises(InputError, match="not those that were saved"):
-        load_model(saved)
-
-
-def test_files_from_before_there_was_a_digest_are_loaded(saved):
-    with_card(saved, lambda card: None)
-    assert b'"digest"' not in saved.read_bytes()
-    assert torch.equal(logits(load_model(saved)[0]), logits(tiny()[0]))
-
-
-def test_bytes_after_the_weights_are_refused(saved):
-    saved.write_bytes(saved.read_bytes() + b"\0" * 16)
-    for load in (load_card, load_model):
-        with pytest.raises(InputError, match="damaged"):
-            load(saved)
-
-
-def test_foreign_files_are_refused(tmp_path):
-    from safetensors.torch import save_file
-
-    path = tmp_path / "x.safetensors"
-    save_file({"a": torch.zeros(1)}, path)
-    with pytest.raises(InputError, match="no MAPSeg model card"):
-        load_card(path)
-    for content in (
-        b"hello, world",
-        b"\xff" * 64,
-        struct.pack("<Q", 2) + b"[]",
-        struct.pack("<Q", 2) + b"{}",
-        struct.pack("<Q", 200_000) + b"[" * 200_000,
-    ):
-        path.write_bytes(content)
-        with pytest.raises(InputError, match="not a MAPSeg model file"):
-            load_card(path)
-    with pytest.raises(InputError, match="does not exist"):
-        load_card(tmp_path / "absent.safetensors")
-
-
-def explode():
-    raise AssertionError("unpickled")
-
-
-class Armed:
-    def __reduce__(self):
-        return explode, ()
-
-
-def test_nothing_is_unpickled(tmp_path):
-    zipped, bare = tmp_path / "a.pth", tmp_path / "b.pth"
-    torch.save({"weights": Armed()}, zipped)
-    bare.write_bytes(pickle.dumps(Armed()))
-    for path in (zipped, bare):
-        with pytest.raises(InputError, match="pickled checkpoint"):
-            load_model(path)
-        with pytest.raises(InputError, match="needs pickled code"):
-            import_checkpoint(path, tmp_path / "out.safetensors", name="out")
-    assert sorted(tmp_path.iterdir()) == [zipped, bare]
-
-
-@pytest.mark.parametrize("length", [0x0280, 0x0480, 0x4B50])
-def test_a_header_whose_length_looks_like_a_pickle_is_read(tmp_path, length):
-    model, card = tiny()
-
-    def saved_length(padding):
-        padded = card.model_copy(update={"description": "x" * padding})
-        path = save_model(tmp_path / "m.safetensors", model.state_dict(), padded, overwrite=True)
-        return path, int.from_bytes(path.read_bytes()[:8], "little")
-
-    start = saved_length(0)[1]
-    path, found = saved_length((length - start) % 0x10000)
-    assert found % 0x10000 == length
-    assert load_card(path).description.startswith("x")
-
-
-def test_a_card_without_end_is_refused_and_hides_no_other_model(tmp_path, monkeypatch):
-    from safetensors.torch import save_file
-
-    model, card = tiny()
-    folder = tmp_path / "models"
-    folder.mkdir()
-    save_model(folder / "good.safetensors", model.state_dict(), card)
-    save_file({"a": torch.zeros(1)}, folder / "deep.safetensors", {"mapseg": "[" * 200_000})
-    monkeypatch.setenv("MAPSEG_HOME", str(tmp_path))
-    with pytest.raises(InputError, match="damaged model card"):
-        load_card(folder / "deep.safetensors")
-    names = [name for name, *_ in list_models()]
-    assert "good" in names and "deep" not in names
-
-
-def test_sizes_that_no_network_has_are_told(saved, tmp_path):
-    model, card = tiny()
-    wrong = card.model_copy(update={"architecture": card.architecture.model_copy(update={"width": 100})})
-    path = save_model(tmp_path / "wrong.safetensors", model.state_dict(), wrong)
-    with pytest.raises(InputError, match="damaged model card"):
-        load_model(path)
 
 
 def test_models_are_found_by_name_and_by_path(saved, tmp_path, monkeypatch):
@@ -503,16 +298,6 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path, bad):
     with pytest.raises(MAPSegError, match="weights are not finite") as failure:
         save_model(tmp_path / "m.safetensors", model.state_dict(), card)
     assert "lower learning rate" in failure.value.advice and not list(tmp_path.iterdir())
-
-
-def test_damaged_embedded_models_are_noticed(tmp_path):
-    for model in members(resolve("brain")):
-        content = bytearray(model.read_bytes())
-        content[-9] ^= 1
-        damaged = tmp_path / model.name
-        damaged.write_bytes(content)
-        with pytest.raises(InputError, match="not those that were saved"):
-            load_model(damaged)
 
 
 def test_embedded_models_say_what_they_are_and_what_they_scored():

@@ -150,5 +150,5 @@ def _check_fit(weights: dict[str, Tensor], card: ModelCard, file: str) -> None:
         else:
             own = {name.removeprefix("encoder."): tensor for name, tensor in weights.items()}
             Encoder(a.width, a.depth).load_state_dict(own)
-    except (RuntimeError, ValueError) as error:
+    except RuntimeError as error:
         raise InputError(f"{file} lacks weights of a MAPSeg network, or has them in other sizes.") from error

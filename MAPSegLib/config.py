@@ -60,6 +60,17 @@ class Architecture(Options):
         96, ge=16, le=256, multiple_of=8, description="edge of the resized whole scan, voxels"
     )
 
+    @model_validator(mode="after")
+    def _check(self) -> Architecture:
+        """GroupNorm splits the encoder's channels into 32 groups and the head's into 8; fewer form one group."""
+        for name, groups in {"width": 32, "head_width": 8, "up_channels": 8, "detail": 8}.items():
+            channels = getattr(self, name)
+            if channels >= groups and channels % groups:
+                raise ValueError(f"{name} must be less than {groups}, or a multiple of {groups}")
+        if self.head_width == 8:
+            raise ValueError("head_width must not be 8: pooled, each group would hold a single value")
+        return self
+
 
 ARCHITECTURES: dict[str, Architecture] = {
     "paper": Architecture(),

@@ -180,10 +180,7 @@ def load_model(path: Path, device: str = "cpu") -> tuple[Segmenter, ModelCard]:
     from .networks.segmenter import Segmenter
 
     path, card = Path(path), load_card(path)
-    try:
-        model = Segmenter(card.architecture, card.labels)
-    except ValueError as error:  # sizes that no network has
-        raise damaged_card(path) from error
+    model = Segmenter(card.architecture, card.labels)
     _fill(model, path)
     return model.to(pick_device(device)).eval(), card
 

@@ -5,9 +5,10 @@ import struct
 
 import pytest
 import torch
-from model_file_cases import logits, tiny, with_card
+from model_file_cases import LABELS, logits, tiny, with_card
 
 from MAPSegLib.checkpoints import import_checkpoint
+from MAPSegLib.config import Architecture
 from MAPSegLib.errors import InputError
 from MAPSegLib.models import (
     list_models,
@@ -17,6 +18,7 @@ from MAPSegLib.models import (
     resolve,
     save_model,
 )
+from MAPSegLib.networks.segmenter import Segmenter
 
 
 def test_newer_formats_are_told(saved):
@@ -168,12 +170,29 @@ def test_a_card_without_end_is_refused_and_hides_no_other_model(tmp_path, monkey
     assert "good" in names and "deep" not in names
 
 
-def test_sizes_that_no_network_has_are_told(saved, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [("width", 100), ("head_width", 12), ("head_width", 8), ("up_channels", 30), ("detail", 9)],
+)
+def test_sizes_that_no_network_has_are_told(saved, tmp_path, name, channels):
+    with pytest.raises(ValueError, match=f"{name} must (not )?be"):
+        Architecture(**{name: channels})
     model, card = tiny()
-    wrong = card.model_copy(update={"architecture": card.architecture.model_copy(update={"width": 100})})
+    wrong = card.model_copy(update={"architecture": card.architecture.model_copy(update={name: channels})})
     path = save_model(tmp_path / "wrong.safetensors", model.state_dict(), wrong)
     with pytest.raises(InputError, match="damaged model card"):
         load_model(path)
+
+
+@pytest.mark.parametrize("sizes", [(4, 4, 4, 0), (31, 7, 7, 7), (32, 16, 8, 8), (96, 24, 64, 16)])
+def test_every_other_size_makes_a_network(sizes):
+    names = ("width", "head_width", "up_channels", "detail")
+    a = Architecture(
+        **dict(zip(names, sizes, strict=True)), depth=1, dilations=(1, 2, 4), patch=16, global_size=16
+    )
+    x = torch.zeros(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        Segmenter(a, LABELS).train()(x, x, torch.zeros(1, 3), torch.ones(1, 3))
 
 
 def test_damaged_embedded_models_are_noticed(tmp_path):

@@ -25,6 +25,7 @@ from MAPSegLib.reports import replacing
 _SPACING_LIMITS = (0.05, 50.0)
 _INT32 = np.iinfo(np.int32)
 _MANY_VALUES = 512  # more than any label map has
+_LONGEST_TABLE = 1 << 24  # entries: some atlases have ids around 10^8
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,11 +175,17 @@ def _texture(array: np.ndarray) -> tuple[float, float]:
 
 def map_values(labels: np.ndarray, mapping: Mapping[int, int]) -> np.ndarray:
     """Replace label values (from 0 up); those without an entry become 0. Same shape, int32."""
+    largest = max(mapping, default=0)
+    if largest > _LONGEST_TABLE:
+        known, targets = np.array(sorted(mapping.items())).T
+        labels = np.clip(labels, 0, None)
+        place = np.searchsorted(known, labels).clip(max=len(known) - 1)
+        return np.where(known[place] == labels, targets[place], 0).astype(np.int32)
     # the last entry stands for all larger values
-    table = np.zeros(max(mapping, default=0) + 2, dtype=np.int32)
+    table = np.zeros(largest + 2, dtype=np.int32)
     for value, target in mapping.items():
         table[value] = target
-    return table[np.clip(labels, 0, len(table) - 1)]
+    return table[np.clip(labels, 0, largest + 1)]
 
 
 def check_same_grid(image: Volume, labels: Volume) -> None:

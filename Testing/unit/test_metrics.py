@@ -118,9 +118,15 @@ def test_reference_of_another_protocol():
     reference = Volume(cube((4, 4, 4), value=60) + cube((12, 12, 12), 3, value=10), affine)
     (row,) = evaluate_pair(prediction, reference, {10: "thalamus"}, {60: 10})
     assert row["dice"] == 1 and row["volume_error"] == 0
-    np.testing.assert_array_equal(
-        map_values(np.array([-1, 0, 2, 60, 70000]), {60: 10, 2: 5}), [0, 0, 5, 10, 0]
-    )
+
+
+@pytest.mark.parametrize("large", [60, 312_782_616])
+def test_values_are_mapped_whatever_their_size(large):
+    labels = np.array([[-1, 0, 2], [3, large, large + 1]], np.int32)
+    for zero in (0, 7):
+        found = map_values(labels, {large: 10, 2: 5, 0: zero})
+        assert found.dtype == np.int32
+        np.testing.assert_array_equal(found, [[zero, zero, 5], [0, 10, 0]])
 
 
 def test_pairs_must_share_a_grid():

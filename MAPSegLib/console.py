@@ -126,7 +126,7 @@ class _Display:
         if event.get("losses"):
             notes.append(f"loss {event['losses']['loss']:.3f}")
         if event.get("eta") is not None:
-            notes.append(f"eta {event['eta']:.2f}")
+            notes.append(f"confident share {event['eta']:.2f}")
         self.progress.update(self.bar, completed=event["step"], total=event["steps"], note=", ".join(notes))
         if not _err.is_terminal and time.monotonic() - self.told_at >= LOG_SECONDS:
             self.told_at = time.monotonic()

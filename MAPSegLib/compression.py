@@ -7,7 +7,7 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO
 
-from MAPSegLib.text_headers import TextHeader
+from .text_headers import TextHeader
 
 _PIECE = 1 << 20  # bytes that are held at once
 _DEFLATED = 1100  # more bytes than one of deflate's can stand for

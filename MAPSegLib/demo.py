@@ -16,21 +16,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from MAPSegLib.config import AdaptationOptions, InferenceOptions, Label, check_path
-from MAPSegLib.errors import InputError
-from MAPSegLib.jobs import Report
-from MAPSegLib.metrics import dice_scores, mean
-from MAPSegLib.pictures import Curve, Panel, curves, overlay
-from MAPSegLib.reports import replacing, write_json, write_text
-from MAPSegLib.tasks.outputs import output_folder, refuse_existing
-from MAPSegLib.volumes import Volume, write_volume
+from .config import AdaptationOptions, InferenceOptions, Label, check_path
+from .errors import InputError
+from .jobs import Report
+from .metrics import dice_scores, mean
+from .pictures import Curve, Panel, curves, overlay
+from .reports import replacing, write_json, write_text
+from .tasks.outputs import output_folder, refuse_existing
+from .volumes import Volume, write_volume
 
 if TYPE_CHECKING:
-    from MAPSegLib.inference import Segmentation
-    from MAPSegLib.models import ModelCard
-    from MAPSegLib.networks.segmenter import Segmenter
-    from MAPSegLib.quality import Assessment
-    from MAPSegLib.training.adaptation import Adapted
+    from .inference import Segmentation
+    from .models import ModelCard
+    from .networks.segmenter import Segmenter
+    from .quality import Assessment
+    from .training.adaptation import Adapted
 
 DISCLAIMER = "Research software: not for clinical use."
 FORMULA = "0.5 + 0.5 sin(2 pi x - 0.6)"
@@ -139,7 +139,7 @@ def run_demo(
     if not minutes > 0:
         raise InputError("The demo needs more than 0 minutes to adapt.")
 
-    from MAPSegLib.models import load_model, resolve
+    from .models import load_model, resolve
 
     files = {name: check_path(output) / file for name, file in FILES.items()}
     refuse_existing(files.values(), overwrite)
@@ -160,9 +160,9 @@ def _explore(
     report: Report,
     say: Callable[[str], None],
 ) -> tuple[Findings, list[Panel]]:
-    from MAPSegLib.inference import segment_scan
-    from MAPSegLib.preprocessing import prepare
-    from MAPSegLib.quality import assess_scan
+    from .inference import segment_scan
+    from .preprocessing import prepare
+    from .quality import assess_scan
 
     head, tissue = load_head()
     write_volume(files["image"], head.array, head, overwrite)
@@ -216,7 +216,7 @@ def _explore(
 
 
 def _adapt(network: Segmenter, card: ModelCard, foreign: Volume, minutes: float, report: Report) -> Adapted:
-    from MAPSegLib.training.adaptation import adapt
+    from .training.adaptation import adapt
 
     with tempfile.TemporaryDirectory(prefix="mapseg-", ignore_cleanup_errors=True) as name:
         return adapt(network, card, [foreign], AdaptationOptions(minutes=minutes), Path(name), report)
@@ -321,7 +321,7 @@ def number(value: float) -> str:
 def _write_findings(
     found: Findings, panels: Sequence[Panel], files: dict[str, Path], overwrite: bool
 ) -> None:
-    from MAPSegLib.demo_page import page
+    from .demo_page import page
 
     with replacing(files["overlay"], overwrite) as path:
         overlay(panels[:1], found.card.labels, path)

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from html import escape
 from typing import TYPE_CHECKING
 
-from MAPSegLib import __version__
-from MAPSegLib.demo import DISCLAIMER, FORMULA, kept, number
+from . import __version__
+from .demo import DISCLAIMER, FORMULA, kept, number
 
 if TYPE_CHECKING:
-    from MAPSegLib.demo import Findings, Structure
-    from MAPSegLib.quality import Assessment
+    from .demo import Findings, Structure
+    from .quality import Assessment
 
 _STYLE = """
 :root { color-scheme: light dark; --face: #fff; --card: #f5f7f9; --ink: #1f2328; --soft: #5b6570; --line: #dde2e7;

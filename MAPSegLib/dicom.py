@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from MAPSegLib.errors import InputError
-from MAPSegLib.refusals import check_components, guard
+from .errors import InputError
+from .refusals import check_components, guard
 
 _PLANE = (
     ("PlanePositionSequence", "ImagePositionPatient", None),

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from MAPSegLib.compression import check_claim, check_gzip, check_voxels
-from MAPSegLib.dicom import check_all_read, check_place, check_planes
-from MAPSegLib.errors import InputError
-from MAPSegLib.refusals import check_components, check_signature, guard, squeezed_shape
-from MAPSegLib.text_headers import read_text_header
-from MAPSegLib.windows import itk_name, itk_target
+from .compression import check_claim, check_gzip, check_voxels
+from .dicom import check_all_read, check_place, check_planes
+from .errors import InputError
+from .refusals import check_components, check_signature, guard, squeezed_shape
+from .text_headers import read_text_header
+from .windows import itk_name, itk_target
 
 # Array (X, Y, Z) in its stored type, affine (4, 4) from voxels to RAS mm, and the library's header.
 Loaded = tuple[np.ndarray, np.ndarray, Any]

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from MAPSegLib.config import Label
-from MAPSegLib.volumes import Volume, check_same_grid, map_values
+from .config import Label
+from .volumes import Volume, check_same_grid, map_values
 
 
 def dice_scores(prediction: np.ndarray, reference: np.ndarray, values: Sequence[int]) -> dict[int, float]:

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from MAPSegLib.errors import InputError
-from MAPSegLib.preprocessing import canonical
-from MAPSegLib.volumes import Volume, map_values
+from .errors import InputError
+from .preprocessing import canonical
+from .volumes import Volume, map_values
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from MAPSegLib.config import Label
+    from .config import Label
 
 Theme = Literal["light", "dark"]
 

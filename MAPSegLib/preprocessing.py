@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from MAPSegLib.config import Preprocessing
-from MAPSegLib.errors import InputError
-from MAPSegLib.levels import AIR_MARGIN, Levels, Shape, foreground_bounds, mr_levels
-from MAPSegLib.volumes import Volume
+from .config import Preprocessing
+from .errors import InputError
+from .levels import AIR_MARGIN, Levels, Shape, foreground_bounds, mr_levels
+from .volumes import Volume
 
 Triple = tuple[float, float, float]
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from MAPSegLib.errors import InputError
-from MAPSegLib.reports import reason
+from .errors import InputError
+from .reports import reason
 
 # First bytes of files that are met under a wrong name; NIfTI is recognised by its own reader.
 _SIGNATURES = {

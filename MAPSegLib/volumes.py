@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from MAPSegLib.dicom import is_dicom
-from MAPSegLib.errors import InputError
-from MAPSegLib.formats import READABLE, WRITABLE, corner_gap, geometry_notes, load, save, scan_suffix
-from MAPSegLib.model_files import SUFFIX
-from MAPSegLib.reports import replacing
+from .dicom import is_dicom
+from .errors import InputError
+from .formats import READABLE, WRITABLE, corner_gap, geometry_notes, load, save, scan_suffix
+from .model_files import SUFFIX
+from .reports import replacing
 
 _SPACING_LIMITS = (0.05, 50.0)
 _INT32 = np.iinfo(np.int32)

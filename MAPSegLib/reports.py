@@ -88,10 +88,19 @@ def write_json(path: Path, content: Any, overwrite: bool = False) -> Path:
     return write_text(path, json.dumps(plain(content), indent=2, ensure_ascii=False) + "\n", overwrite)
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], overwrite: bool = False) -> Path:
-    """Write rows that share their keys as CSV with a header; NaN stays empty, floats get six digits."""
+def write_csv(
+    path: Path, rows: Sequence[Mapping[str, Any]], overwrite: bool = False, columns: Sequence[str] = ()
+) -> Path:
+    """Write rows that share their keys as CSV with a header; NaN stays empty, floats get six digits.
+
+    Args:
+        columns: the header where there are no rows.
+
+    Raises:
+        InputError: as for :func:`replacing`.
+    """
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    writer = csv.DictWriter(text, list(rows[0]) if rows else columns, lineterminator="\n")
     writer.writeheader()
     for row in rows:
         writer.writerow({key: _cell(value) for key, value in row.items()})

@@ -6,7 +6,6 @@ Every case is complete, with its own report, before the next one begins: a batch
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import shutil
@@ -15,27 +14,29 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import slicer
 
+from MAPSegLib.errors import InputError
 from MAPSegLib.formats import WRITABLE
-from MAPSegLib.reports import read_json
+from MAPSegLib.reports import plain, read_json, remove_leftovers, write_csv, write_json
 from MAPSegLib.volumes import read_labels, write_volume
 from MAPSegLib.windows import replace
 
 from . import dependencies, images, scene, texts, workfiles
 from .cases import Case, find_cases
-from .models import InputError, find_entry
+from .models import find_entry
 from .parameters import DEVICES, Parameters
 from .queue import Queue
 
 _WORK = ".mapseg-work"
 _REPORTS = "cases"
 _BEGUN = "begun"
+_COLUMNS = ("scan", "value", "structure", "volume_ml", "confidence", "trusted")
 _ENDINGS = (".seg.nrrd", "_seg.nii.gz", *(f"_uncertainty{suffix}" for suffix in WRITABLE))
 """What the files of a case are called, after its name."""
 _ELSEWHERE = "Segment it with `mapseg segment`, which keeps its grid."
@@ -124,6 +125,7 @@ class Batch:
     def __post_init__(self) -> None:
         self.output = Path(self.chosen.output).expanduser().absolute()
         self.work = self.output / workfiles.own(_WORK)
+        self._tables = self.output / "report.json", self.output / "volumes.csv"
         options = {}
         if self.chosen.options:
             options = read_json(Path(self.chosen.options), "options")
@@ -160,11 +162,11 @@ class Batch:
     def _refuse_others(self) -> None:
         """Raise InputError where a file that no batch has written has the name of a result."""
         kept = self.output / _REPORTS
-        names = [] if kept.is_dir() else ["report.json", "volumes.csv"]
+        paths = [] if kept.is_dir() else [*self._tables]
         for case in self.cases:
             if not self._report_path(case).exists():
-                names += [f"{case.name}{ending}" for ending in _ENDINGS]
-        for path in (self.output / name for name in names):
+                paths += [self._path(case, ending) for ending in _ENDINGS]
+        for path in paths:
             if os.path.lexists(path):
                 raise InputError(
                     f"{path} is there already, and is no result of a batch.",
@@ -173,6 +175,7 @@ class Batch:
 
     def run(self) -> int:
         """All cases that are not done yet."""
+        remove_leftovers([*self._tables, *map(self._report_path, self.cases)])
         waiting = [case for case in self.cases if self.chosen.overwrite or not self._is_done(case)]
         scans = texts.counted(len(self.cases), "{n} scan", "{n} scans")
         print(f"{scans}, {len(self.cases) - len(waiting)} done before.", flush=True)
@@ -253,7 +256,8 @@ class Batch:
         labels = images.cut_labels(slicer.util.arrayFromVolume(reference))
         node = scene.load_labels(labels, reference, self.entry.card, case.name)
         try:
-            _complete(files["segmentation"], lambda path: scene.export_segmentation(node, reference, path))
+            exported = scene.export_segmentation(node, reference, self.work / files["segmentation"].name)
+            replace(exported, files["segmentation"])
             if entry["output"].endswith(".nii.gz"):
                 replace(entry["output"], files["labels"])
             else:  # as it is: Slicer's reader turns left-handed grids
@@ -281,21 +285,24 @@ class Batch:
 
     def _report(self, case: Case, content: dict[str, Any]) -> None:
         self._write_report(case, content)
-        with suppress(PermissionError):  # open in a spreadsheet, on Windows; written once more at the end
+        try:
             self._write_tables()
+        except InputError as error:  # open in a spreadsheet, on Windows; written once more at the end
+            if not isinstance(error.__cause__, PermissionError):
+                raise
 
     def _write_report(self, case: Case, content: dict[str, Any]) -> None:
-        text = json.dumps({**self._about(case), **content}, indent=2, ensure_ascii=False) + "\n"
-        _complete(self._report_path(case), lambda path: path.write_text(text, encoding="utf-8"))
+        write_json(self._report_path(case), {**self._about(case), **content}, overwrite=True)
 
     def _about(self, case: Case) -> dict[str, Any]:
         """What a report is of: a case is done as long as all of it is the same."""
-        return {
+        about = {
             "case": case.name,
             "file": str(case.source),
             "stamp": case.stamp(),
             "settings": self.settings,
         }
+        return plain(about)
 
     def _is_done(self, case: Case) -> bool:
         known = self._known(case)
@@ -313,20 +320,13 @@ class Batch:
         """The report and the table of volumes over all cases, those of earlier runs included."""
         known = [found for case in self.cases if (found := self._known(case)).get("state", _BEGUN) != _BEGUN]
         report = {"settings": self.settings, "scans": known, "waiting": len(self.cases) - len(known)}
-        text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
-        _complete(self.output / "report.json", lambda path: path.write_text(text, encoding="utf-8"))
-
-        def write_rows(path: Path) -> None:
-            with path.open("w", newline="", encoding="utf-8") as file:
-                rows = csv.writer(file, lineterminator="\n")
-                rows.writerow(["scan", "value", "structure", "volume_ml", "confidence", "trusted"])
-                for one in known:
-                    for each in one.get("structures", []):
-                        numbers = [each["volume_ml"], each["confidence"]]
-                        told = ["" if n is None else f"{n:.6g}" for n in numbers]
-                        rows.writerow([one["case"], each["value"], each["structure"], *told, one["trusted"]])
-
-        _complete(self.output / "volumes.csv", write_rows)
+        write_json(self._tables[0], report, overwrite=True)
+        rows = [
+            {"scan": one["case"], **row, "trusted": one["trusted"]}
+            for one in known
+            for row in one.get("structures", [])
+        ]
+        write_csv(self._tables[1], rows, overwrite=True, columns=_COLUMNS)
 
     def _path(self, case: Case, ending: str) -> Path:
         return self.output / f"{case.name}{ending}"
@@ -344,14 +344,3 @@ def _load_label_volume(path: str, name: str):
         slicer.mrmlScene.RemoveNode(node)
         raise InputError(f"Slicer cannot read {Path(path).name}.", _ELSEWHERE)
     return node
-
-
-def _complete(path: Path, write) -> None:
-    """Write a file under its name only when it is complete; the name's endings decide formats, so they stay."""
-    partial = path.with_name(f".partial-{path.name}")
-    partial.unlink(missing_ok=True)  # a link there would lead into another file
-    try:
-        write(partial)
-        replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

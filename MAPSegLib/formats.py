@@ -227,11 +227,11 @@ def _read_itk(path: Path) -> Loaded:
     reader.SetFileName(itk_name(path))
     if suffix == ".dcm":
         planes = check_planes(path, [path])
-        return _from_dicom(path, _quietly(reader.Execute), planes)
-    _quietly(reader.ReadImageInformation)
+        return _from_dicom(path, quietly(reader.Execute), planes)
+    quietly(reader.ReadImageInformation)
     header = read_text_header(path)
     check_claim(header, math.prod(reader.GetSize()))
-    image = _quietly(reader.Execute)
+    image = quietly(reader.Execute)
     check_voxels(header, sitk.GetArrayViewFromImage(image).nbytes)
     if header.foreign_unit:
         raise _not_in_mm(path, header.foreign_unit)
@@ -247,7 +247,7 @@ def _read_series(folder: Path) -> Loaded:
     import SimpleITK as sitk
 
     name = itk_name(folder)
-    series = _quietly(lambda: sitk.ImageSeriesReader.GetGDCMSeriesIDs(name))
+    series = quietly(lambda: sitk.ImageSeriesReader.GetGDCMSeriesIDs(name))
     if len(series) != 1:
         what = f"holds {len(series)} DICOM series" if series else "holds no DICOM series"
         raise InputError(
@@ -258,7 +258,7 @@ def _read_series(folder: Path) -> Loaded:
     planes = check_planes(folder, [Path(file) for file in files])
 
     def read(_: Path) -> Loaded:  # in floating point, as each slice may have a scale of its own
-        return _from_dicom(folder, _quietly(lambda: sitk.ReadImage(files, sitk.sitkFloat32)), planes)
+        return _from_dicom(folder, quietly(lambda: sitk.ReadImage(files, sitk.sitkFloat32)), planes)
 
     return guard(folder, read)
 
@@ -289,7 +289,7 @@ def _from_itk(path: Path, image: Any, sized: bool = True) -> Loaded:
     return sitk.GetArrayFromImage(image).transpose(2, 1, 0), _LPS @ affine, geometry
 
 
-def _quietly(call: Callable[[], Any]) -> Any:
+def quietly(call: Callable[[], Any]) -> Any:
     """ITK prints warnings about odd headers to the console; what matters is checked here."""
     import SimpleITK as sitk
 
@@ -338,6 +338,6 @@ def _save_itk(path: Path, array: np.ndarray, affine: np.ndarray, geometry: Any) 
             sitk.ReadImage(name)  # ITK does not report every short write; a full disk shows here
 
     try:
-        _quietly(write_and_check)
+        quietly(write_and_check)
     except RuntimeError as error:
         raise OSError(errno.EIO, "the file could not be completed; the disk may be full") from error

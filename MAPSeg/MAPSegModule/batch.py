@@ -81,10 +81,7 @@ def main(arguments: Sequence[str]) -> int:
         batch = Batch(chosen)
         with _signals(batch):
             return batch.run()
-    except InputError as error:
-        print(f"Error: {error.message} {error.advice}".rstrip(), file=sys.stderr)
-        return 2
-    except OSError as error:
+    except (InputError, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -219,8 +216,8 @@ class Batch:
                         self._finish(case, event["entry"])
                     except (OSError, InputError) as error:  # of this scan; the others go on
                         unfinished = 2
-                        ours = isinstance(error, InputError)
-                        message, advice = (error.message, error.advice) if ours else (str(error), "")
+                        message = getattr(error, "message", str(error))
+                        advice = getattr(error, "advice", "")
                         self._fail(case, {"kind": "input", "message": message, "advice": advice})
                 elif event["event"] == "error" and case:
                     self._fail(case, event)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from MAPSegLib import windows
 from MAPSegLib.errors import InputError
-from MAPSegLib.formats import READABLE, scan_suffix
+from MAPSegLib.formats import READABLE, quietly, scan_suffix
 
 _WHOLE = {".mhd": ".mha", ".nhdr": ".nrrd"}
 """Headers whose voxels lie in another file, and what holds both."""
@@ -94,16 +94,13 @@ def find_cases(inputs: Sequence[str | Path], output: str | Path) -> list[Case]:
 
 def _series(folder: Path) -> list[list[Path]]:
     """The files of every DICOM series in a folder."""
-    import SimpleITK as sitk
+    from SimpleITK import ImageSeriesReader as reader
 
-    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # about every file that is no DICOM
-    try:
-        reader = sitk.ImageSeriesReader
+    def find() -> list[list[Path]]:
         series = reader.GetGDCMSeriesIDs(str(folder))
         return [[Path(f) for f in reader.GetGDCMSeriesFileNames(str(folder), one)] for one in series]
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
+
+    return quietly(find)  # it warns about every file that is no DICOM
 
 
 def _parts(path: Path) -> list[Path]:

@@ -14,6 +14,8 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -198,18 +200,14 @@ def _agreed(wanted: list[str], origin: str) -> bool:
     return slicer.util.confirmOkCancelDisplay(question.format(names=", ".join(wanted), origin=origin))
 
 
-class _constraints:
+@contextmanager
+def _constraints() -> Iterator[str]:
     """A file that keeps pip from replacing what Slicer brings."""
-
-    def __enter__(self) -> str:
-        self._folder = tempfile.TemporaryDirectory()
-        path = Path(self._folder.name) / "constraints.txt"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "constraints.txt"
         kept = [name for name in ("numpy", "scipy", "SimpleITK") if _version(name)]
         path.write_text("".join(f"{name}=={_version(name)}\n" for name in kept), encoding="utf-8")
-        return str(path)
-
-    def __exit__(self, *_error: object) -> None:
-        self._folder.cleanup()
+        yield str(path)
 
 
 def _version(name: str) -> str:

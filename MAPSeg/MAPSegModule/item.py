@@ -10,8 +10,9 @@ import numpy as np
 import slicer
 from slicer.i18n import tr as _
 
+from MAPSegLib.errors import InputError
+
 from . import images, scene
-from .models import InputError
 
 WAITING, RUNNING, DONE, FAILED, CANCELLED = "waiting", "running", "done", "failed", "cancelled"
 

@@ -147,7 +147,8 @@ class ModelSection:
         self._folder = tempfile.TemporaryDirectory(prefix="mapseg-import-", ignore_cleanup_errors=True)
         self._imported = name
         self._worker = Worker()
-        self._worker.start(models.import_job(path, name), self._folder.name)
+        job = {"task": "import", "checkpoint": str(path), "name": name}
+        self._worker.start(job, self._folder.name)
         self.busy = True
         self.ui.importModelButton.enabled = False
         self.ui.modelCardLabel.text = _("Importing {name}…").format(name=path.name)

@@ -13,17 +13,6 @@ from MAPSegLib.errors import InputError
 from MAPSegLib.model_files import SUFFIX, model_files, read_card, user_folder
 from MAPSegLib.windows import RESERVED, replace
 
-__all__ = [
-    "InputError",
-    "ModelEntry",
-    "add_model",
-    "find_entry",
-    "import_job",
-    "list_entries",
-    "remove",
-    "user_folder",
-]
-
 _NO_NAME = re.compile(r'[\x00-\x1f/\\:*?"<>|]')
 """What a file's name cannot hold on some system, or what would lead into another folder."""
 
@@ -94,11 +83,6 @@ def add_model(path: str | Path, name: str | None = None) -> ModelEntry:
         partial.unlink(missing_ok=True)
         raise InputError(f"{target} cannot be written: {error.strerror}.", "Free some space.") from error
     return _entry(target)
-
-
-def import_job(checkpoint: str | Path, name: str) -> dict[str, Any]:
-    """The worker's job that turns a checkpoint of the published layout into a model of the user's."""
-    return {"task": "import", "checkpoint": str(checkpoint), "name": name}
 
 
 def remove(entry: ModelEntry) -> None:

@@ -11,11 +11,12 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
+from MAPSegLib.errors import InputError
+
 from . import dependencies, remember, texts
 from . import run as runs
 from .job import worker_environment
 from .model_section import ModelSection
-from .models import InputError
 from .parameters import Parameters
 from .plots import Curves
 from .result_section import ResultSection

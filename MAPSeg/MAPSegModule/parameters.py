@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .models import InputError, find_entry
+from MAPSegLib.errors import InputError
+
+from .models import find_entry
 
 _SHORT = {"warmup": 0, "ema_decay": 0.98, "check_every": 10}
 """Of an adaptation with source scans that lasts minutes: the published schedules are made for thousands of steps."""

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -19,9 +19,11 @@ from typing import Any
 import slicer
 from slicer.i18n import tr as _
 
+from MAPSegLib.errors import InputError
+
 from . import images, scene, workfiles
 from .item import CANCELLED, DONE, FAILED, RUNNING, WAITING, Item
-from .models import InputError, ModelEntry, add_model, find_entry
+from .models import ModelEntry, add_model, find_entry
 from .parameters import Parameters
 from .queue import Queue
 from .signal import Signal
@@ -161,18 +163,12 @@ class Run:
             if self._queue is not None:
                 self._queue.cancel()
 
-    def wait(self, callback: Callable[[Run], None] | None = None) -> None:
-        """Poll to the end, processing the application's events; ``callback(run)`` is called at every change.
+    def wait(self) -> None:
+        """Poll to the end, processing the application's events.
 
         The run is cancelled when the application's last window closes: it could not quit meanwhile.
         """
         cancel = self.cancel  # the same object for both: PythonQt tells receivers apart by it
-
-        def tell() -> None:
-            if callback is not None:
-                callback(self)
-
-        self.changed.connect(tell)
         slicer.app.connect("lastWindowClosed()", cancel)
         try:
             while self.poll():
@@ -182,7 +178,6 @@ class Run:
             self.clean()
             raise
         finally:
-            self.changed.disconnect(tell)
             slicer.app.disconnect("lastWindowClosed()", cancel)
 
     def save_model(self, name: str) -> ModelEntry:

@@ -224,26 +224,13 @@ def export_segmentation(segmentationNode, volumeNode, path: str | Path) -> Path:
             exported = slicer.vtkSlicerSegmentationsModuleLogic.ExportSegmentsToLabelmapNode(
                 segmentationNode, ids, labelmap, volumeNode, extent, colors
             )
-            if exported:
-                write_volume(labelmap, path)
-            written = exported
+            written = exported and _write(slicer.vtkMRMLVolumeArchetypeStorageNode(), labelmap, path)
         finally:
             slicer.mrmlScene.RemoveNode(labelmap)
             slicer.mrmlScene.RemoveNode(colors)
     if not written:
         raise OSError(f"{path} cannot be written.")
     return path
-
-
-def write_volume(volumeNode, path: str | Path) -> Path:
-    """Write a volume or label map compressed, without touching where the scene would save it.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
-    if not _write(slicer.vtkMRMLVolumeArchetypeStorageNode(), volumeNode, Path(path)):
-        raise OSError(f"{path} cannot be written.")
-    return Path(path)
 
 
 def place_beside(node, volumeNode) -> None:
@@ -384,6 +371,7 @@ def _tag(segment) -> int | None:
 
 
 def _write(storage, node, path: Path) -> bool:
+    """Write a node compressed, without touching where the scene would save it; whether that went well."""
     storage.SetFileName(str(path))
     storage.SetUseCompression(True)
     return bool(storage.WriteData(node))

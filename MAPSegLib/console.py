@@ -223,8 +223,7 @@ def show_models(name: str | None) -> int:
         known = [] if name else list_models()
     except (MAPSegError, OSError) as failure:
         error = explained(failure)
-        text = f"{escape(error.message)} {escape(error.advice)}".rstrip()
-        _err.print(f"[bold red]Error[/]: {text}", highlight=False, soft_wrap=True)
+        _err.print(f"[bold red]Error[/]: {escape(str(error))}", highlight=False, soft_wrap=True)
         return error.exit_code
     if card:
         if _out.file.isatty():

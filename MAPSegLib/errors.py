@@ -19,6 +19,10 @@ class MAPSegError(Exception):
         """Both, as a console shows it."""
         return f"{self.message} {self.advice}".rstrip()
 
+    def record(self) -> dict[str, str]:
+        """What events and reports say of it."""
+        return {"kind": self.kind, "message": self.message, "advice": self.advice}
+
 
 class InputError(MAPSegError):
     """Something the user gave (a file, an option, a model) cannot be used."""

@@ -108,9 +108,8 @@ def execute(load_job, emit, stopped: Callable[[], bool] = lambda: False) -> int:
         except Exception as failure:
             error = explained(failure)
         _signalled.set()  # what is left is quick, and is not interrupted
-        told = {"event": "error", "kind": error.kind, "message": error.message, "advice": error.advice}
         with suppress(Cancelled):  # raised where nobody reads any more
-            distributed.tell_once(lambda: emit(told))
+            distributed.tell_once(lambda: emit({"event": "error", **error.record()}))
         return error.exit_code
 
 

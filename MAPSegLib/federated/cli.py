@@ -141,7 +141,7 @@ def _telling() -> Iterator[None]:
         yield
     except (MAPSegError, OSError) as failure:
         error = explained(failure)
-        typer.echo(f"Error: {error.message} {error.advice}".rstrip(), err=True)
+        typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(error.exit_code) from failure
     except KeyboardInterrupt as error:
         typer.echo("Cancelled. What runs on other machines goes on.", err=True)

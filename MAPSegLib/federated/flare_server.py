@@ -123,8 +123,8 @@ class RoundController(Controller):
                 _log.info("The training is done: %s.", model)
                 self._tell(done=True, model=str(model))
         except MAPSegError as error:
-            _log.error("The server cannot go on: %s %s", error.message, error.advice)
-            self._tell(problem=f"{error.message} {error.advice}".rstrip())
+            _log.error("The server cannot go on: %s", error)
+            self._tell(problem=str(error))
         except Exception as error:
             _log.exception("The server cannot go on: %s", error)
             self._tell(problem=f"Unforeseen failure, {type(error).__name__}: {error}")

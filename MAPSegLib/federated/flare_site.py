@@ -83,7 +83,7 @@ class RoundExecutor(Executor):
             _log.info("The round was ended.")
             return make_reply(ReturnCode.TASK_ABORTED)
         except MAPSegError as error:
-            _log.error("This site could not take part in the round: %s %s", error.message, error.advice)
+            _log.error("This site could not take part in the round: %s", error)
         except Exception as error:
             _log.exception("This site could not take part in the round: %s", error)
         return make_reply(ReturnCode.EXECUTION_EXCEPTION)

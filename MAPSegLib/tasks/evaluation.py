@@ -49,8 +49,7 @@ def evaluate(job: EvaluateJob, report: Report) -> dict[str, Any]:
                 rows += [{"scan": prediction.name, **score} for score in scores]
             except InputError as error:
                 errors.append(error)
-                failed.append({"kind": error.kind, "message": error.message, "advice": error.advice})
-                failed[-1]["scan"] = str(prediction)
+                failed.append({**error.record(), "scan": str(prediction)})
                 report("error", **failed[-1])
         if not rows:
             errors.append(InputError(f"{job.reference} holds no structures to score.", advice))

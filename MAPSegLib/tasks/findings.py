@@ -101,10 +101,9 @@ class Findings:
             elif not isinstance(error, MAPSegError):
                 logging.getLogger(__name__).exception("%s", scan)
                 error = MAPSegError(f"{scan.name} failed unexpectedly: {type(error).__name__}: {error}.")
-            entry = {"kind": error.kind, "message": error.message, "advice": error.advice, "scan": str(scan)}
             self.errors.append(error)
-            self.failed.append(entry)
-            self.report("error", **entry)
+            self.failed.append({**error.record(), "scan": str(scan)})
+            self.report("error", **self.failed[-1])
 
     def withdraw(self) -> None:
         """Remove what was written."""

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import InputError
 from .windows import RESERVED
@@ -154,6 +154,10 @@ class InferenceOptions(Compute):
 Accumulate = Annotated[
     int, Field(ge=1, le=1024, description="micro-batches that a process computes before it moves the weights")
 ]
+EmaDecay = Annotated[
+    Annotated[float, Field(ge=0, lt=1)] | Literal["small", "large"],
+    Field(description="share of the teacher that a step leaves, or the name of a published schedule"),
+]
 
 
 class TrainingOptions(Compute):
@@ -222,15 +226,13 @@ class StepOptions(Compute):
 
     patches: int = Field(1, ge=1, le=32, description="local patches a micro-batch, of each domain")
     accumulate: Accumulate = 1
-    mask_ratio: float = Field(0.7, gt=0, lt=1)
-    mask_cube: int = Field(8, ge=1)
+    mask_ratio: float = Field(0.7, gt=0, lt=1, description="share of a masked patch's cubes set to zero")
+    mask_cube: int = Field(8, ge=1, description="edge of a masked cube in the local patch, voxels")
     global_weight: float = Field(0.05, ge=0, description="gamma: weight of the whole-scan segmentation term")
     cosine_weight: float = Field(0.025, ge=0, description="delta: weight of the local-global cosine term")
     learning_rate: float = Field(1e-3, gt=0, lt=1)
     weight_decay: float = Field(0.01, ge=0)
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] | Literal["small", "large"] = Field(
-        0.9, description="share of the teacher that a step leaves, or the name of a published schedule"
-    )
+    ema_decay: EmaDecay = 0.9
     confidence: float = Field(0.9, gt=0, lt=1, description="tau of eta, the quality of a pseudo-label")
     seed: int = Field(0, ge=0, lt=2**63)
 
@@ -280,9 +282,7 @@ class CentralisedOptions(AdaptationBase):
     steps: int = Field(5000, ge=1, description="at most this many steps, the warm-up included")
     minutes: float = Field(120.0, gt=0, description="at most this long, per scan; segmenting comes after")
     learning_rate: float = Field(1e-4, gt=0, lt=1)
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] | Literal["small", "large"] = Field(
-        "small", description="share of the teacher that a step leaves, or the name of a published schedule"
-    )
+    ema_decay: EmaDecay = "small"
     check_every: int = Field(100, ge=1, description="steps between label-free checks")
     patience: int = Field(10, ge=1, description="checks without a gain before an early stop")
 
@@ -357,3 +357,26 @@ def check_path(path: str | Path) -> Path:
     if not str(path).strip():
         raise InputError("A path is empty.", "Give a file or a folder.")
     return Path(os.path.expanduser(path)).absolute()
+
+
+_PLAIN = {
+    "extra_forbidden": "there is no such option",
+    "too_short": "at least one is needed",
+    "missing": "is missing",
+    "tuple_type": "a list is needed",
+    "union_tag_not_found": "task is missing",
+}
+"""What pydantic says to programmers, by the type of its errors."""
+
+
+def first_problem(error: ValidationError, tagged: bool = False) -> str:
+    """The first failure of a validation, in a few words.
+
+    Args:
+        tagged: places start with the kind of what was validated, which is known.
+    """
+    first = error.errors(include_url=False)[0]
+    place = [str(part) for part in first["loc"]]
+    where = ".".join(place[1:] if tagged else place)
+    message = _PLAIN.get(first["type"]) or first["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message

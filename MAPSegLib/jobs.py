@@ -41,6 +41,7 @@ from .config import (
     Preset,
     PretrainingOptions,
     TrainingOptions,
+    first_problem,
 )
 from .errors import InputError
 from .reports import read_json
@@ -304,26 +305,3 @@ def read_mapping(path: Path) -> dict[int, int]:
             f"{path} is not a mapping: {first_problem(error)}.",
             'It should hold {"10": 1}: reference values, and label values, from 0 to 65535.',
         ) from error
-
-
-_PLAIN = {
-    "extra_forbidden": "there is no such option",
-    "too_short": "at least one is needed",
-    "missing": "is missing",
-    "tuple_type": "a list is needed",
-    "union_tag_not_found": "task is missing",
-}
-"""What pydantic says to programmers, by the type of its errors."""
-
-
-def first_problem(error: ValidationError, tagged: bool = False) -> str:
-    """The first failure of a validation, in a few words.
-
-    Args:
-        tagged: places start with the kind of what was validated, which is known.
-    """
-    first = error.errors(include_url=False)[0]
-    place = [str(part) for part in first["loc"]]
-    where = ".".join(place[1:] if tagged else place)
-    message = _PLAIN.get(first["type"]) or first["msg"].removeprefix("Value error, ")
-    return f"{where}: {message}" if where else message

@@ -19,10 +19,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ValidationError
 
-from .config import Options
+from .config import Options, first_problem
 from .errors import InputError
 from .formats import scan_suffix
-from .jobs import first_problem
 from .reports import read_json
 from .volumes import find_scans, scan_stem
 

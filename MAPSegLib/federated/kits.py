@@ -17,9 +17,8 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from ..config import Options, check_path
+from ..config import Options, check_path, first_problem
 from ..errors import InputError
-from ..jobs import first_problem
 from ..reports import read_json, write_json
 from .plan import Plan, Role, read_plan
 from .scans import SiteData, find

@@ -25,9 +25,9 @@ from ..config import (
     Preset,
     PretrainingStep,
     StepOptions,
+    first_problem,
 )
 from ..errors import InputError
-from ..jobs import first_problem
 from ..models import ModelCard, load_card, resolve
 from ..reports import read_json
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from ..config import check_path
+from ..config import check_path, first_problem
 from ..errors import InputError
-from ..jobs import Report, SimulateJob, first_problem
+from ..jobs import Report, SimulateJob
 from ..models import SUFFIX
 from ..reports import read_json
 from .outputs import output_folder, refuse_existing

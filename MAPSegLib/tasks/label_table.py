@@ -8,9 +8,8 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from ..config import Label, check_path
+from ..config import Label, check_path, first_problem
 from ..errors import InputError
-from ..jobs import first_problem
 from ..reports import read_json
 
 

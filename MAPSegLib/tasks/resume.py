@@ -69,9 +69,28 @@ def claim(folder: Path, job: Options, files: Iterable[Path], results: Iterable[P
 def _bind(
     folder: Path, job: Options, files: Iterable[Path], results: Iterable[Path], held: contextlib.ExitStack
 ) -> bool:
+    """Lock ``folder`` for as long as ``held`` lives, and check what lies in it; whether there is a checkpoint."""
     held.enter_context(alone(folder / LOCK))
     remove_leftovers([folder / OWNER, folder / RECORD, *results])
-    return _take(folder, job, files)
+    mine = fingerprint(job, files)
+    owner, checkpoint = folder / OWNER, folder / CHECKPOINT
+    theirs = _owner(owner)
+    differing = [key for key in mine if theirs.get(key) != mine[key]]
+    if differing and not job.overwrite:
+        if checkpoint.exists():
+            raise InputError(
+                f"{folder} holds an unfinished run with other {' and '.join(differing)}.",
+                "Repeat that command to continue it, or start afresh with --overwrite.",
+            )
+        if (folder / RECORD).exists():
+            raise InputError(
+                f"{folder} holds the record ({RECORD}) of another run.",
+                "Choose another output, or allow overwriting (--overwrite).",
+            )
+    if differing:
+        checkpoint.unlink(missing_ok=True)
+    write_json(owner, mine, overwrite=True)
+    return checkpoint.exists()
 
 
 @contextlib.contextmanager
@@ -116,29 +135,6 @@ def _locked(path: Path) -> IO[str]:
         if os.fstat(file.fileno()).st_nlink:
             return file
         file.close()  # whoever held it has just removed it
-
-
-def _take(folder: Path, job: Options, files: Iterable[Path]) -> bool:
-    mine = fingerprint(job, files)
-    owner, checkpoint = folder / OWNER, folder / CHECKPOINT
-    theirs = _owner(owner)
-    differing = [key for key in mine if theirs.get(key) != mine[key]]
-    if not checkpoint.exists():
-        if differing and (folder / RECORD).exists() and not job.overwrite:
-            raise InputError(
-                f"{folder} holds the record ({RECORD}) of another run.",
-                "Choose another output, or allow overwriting (--overwrite).",
-            )
-    else:
-        if differing and not job.overwrite:
-            raise InputError(
-                f"{folder} holds an unfinished run with other {' and '.join(differing)}.",
-                "Repeat that command to continue it, or start afresh with --overwrite.",
-            )
-        if differing:
-            checkpoint.unlink()
-    write_json(owner, mine, overwrite=True)
-    return checkpoint.exists()
 
 
 def _owner(path: Path) -> dict[str, Any]:

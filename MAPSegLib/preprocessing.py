@@ -142,9 +142,7 @@ def resample(image: torch.Tensor, shape: Shape) -> torch.Tensor:
     """
     for axis in sorted(range(3), key=lambda a: shape[a] / image.shape[a]):  # shrinking axes first: less to do
         if shape[axis] != image.shape[axis]:
-            image = interpolate_along(
-                interpolation_weights(image.shape[axis], shape[axis], image.device), image, axis
-            )
+            image = interpolate_along(interpolation_weights(image.shape[axis], shape[axis]), image, axis)
     return image
 
 
@@ -196,8 +194,8 @@ def _turn(native: np.ndarray, permutation: Shape, flips: tuple[bool, bool, bool]
 # --- resampling ---------------------------------------------------------------------------------------------
 
 
-def interpolation_weights(size_in: int, size_out: int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Resampling along one axis as a matrix (size_out, size_in); rows sum to 1, borders repeat.
+def interpolation_weights(size_in: int, size_out: int) -> torch.Tensor:
+    """Resampling along one axis as a float32 matrix (size_out, size_in) on the CPU; rows sum to 1, borders repeat.
 
     Linear interpolation, averaged over a window where the grid gets coarser. Both keep a linear ramp exact:
     nothing moves. The window of sqrt(ratio^2 - 1) vanishes at equal size: blurs add by their squares.
@@ -210,7 +208,7 @@ def interpolation_weights(size_in: int, size_out: int, device: torch.device | st
         weights = (_hat_integral(offset + window / 2) - _hat_integral(offset - window / 2)) / window
     else:
         weights = (1 - offset.abs()).clamp(min=0)
-    return (weights / weights.sum(1, keepdim=True)).to(device, torch.float32)
+    return (weights / weights.sum(1, keepdim=True)).float()
 
 
 def _hat_integral(x: torch.Tensor) -> torch.Tensor:

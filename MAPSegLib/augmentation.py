@@ -226,7 +226,7 @@ def intensity_levels(image: Tensor, classes: Tensor, count: int) -> Tensor:
     )
 
 
-def wear(image: Tensor, classes: Tensor, levels: Tensor) -> Tensor:
+def match_histograms(image: Tensor, classes: Tensor, levels: Tensor) -> Tensor:
     """The image with the intensities of another scan: its histogram is matched within every class.
 
     The change is smoothed, so that borders stay as soft as they were. Classes that the other scan does not show keep

@@ -212,7 +212,8 @@ class Matched:
         image, target = self.scans.draw(generator)
         if uniform(0, 1, generator) < 1 / 2:
             like, found = self.target.draw(generator)
-            image = aug.wear(image, target, aug.intensity_levels(like, found.long(), self.classes))
+            levels = aug.intensity_levels(like, found.long(), self.classes)
+            image = aug.match_histograms(image, target, levels)
         return image, target
 
 

@@ -30,7 +30,7 @@ def pick_device(name: str = "auto") -> torch.device:
         name = next(d for d in ("cuda", "mps", "cpu") if has[d] and _computes(d))
     if not has[name]:
         raise InputError(f"This machine offers PyTorch no {name} device.", "Choose device auto or cpu.")
-    return distributed.own(torch.device(name))
+    return distributed.own_device(torch.device(name))
 
 
 @cache

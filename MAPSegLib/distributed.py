@@ -125,7 +125,7 @@ def ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def own(device: torch.device) -> torch.device:
+def own_device(device: torch.device) -> torch.device:
     """The device of this process: with CUDA, a GPU for each.
 
     Raises:

@@ -1,1 +1,1 @@
-"""The encoder, the heads, and the global-local segmenter built of them (METHOD: paper section 3)."""
+"""The encoder, the heads, and the global-local segmenter built of them (section 3 of the paper)."""

@@ -15,7 +15,7 @@ from ..models import load_card, resolve
 from ..reports import plain, write_csv, write_json
 from ..volumes import find_scans, read_in_full, read_labels, scan_stem
 from .outputs import output_folder, refuse_existing
-from .reading import told
+from .reading import track
 
 _BESIDE_ONE = ("_source", "_adapted")
 """Of names of maps that a job leaves beside a label map whose name the user chose."""
@@ -42,7 +42,7 @@ def evaluate(job: EvaluateJob, report: Report) -> dict[str, Any]:
     errors: list[MAPSegError] = []
     advice = "Check the references, --model and --mapping."
     with output_folder(folder):
-        for prediction, reference in told(pairs, report, [path for path, _ in pairs], "evaluate"):
+        for prediction, reference in track(pairs, report, [path for path, _ in pairs], "evaluate"):
             try:
                 expected = read_in_full(read_labels, reference)
                 scores = evaluate_pair(read_in_full(read_labels, prediction), expected, names, job.mapping)

@@ -14,7 +14,7 @@ from ..models import SUFFIX, user_folder
 from ..volumes import Volume, find_scans, scan_stem, write_volume
 from .label_table import read_label_table
 from .outputs import output_folder, refuse_embedded, refuse_existing
-from .reading import told
+from .reading import track
 
 if TYPE_CHECKING:
     from ..synthesis import Anatomy
@@ -42,13 +42,13 @@ def synthesise(job: SynthesiseJob, report: Report) -> dict[str, Any]:
     affine = np.diag([*spacing, 1.0])
     with output_folder(folder / "images"), output_folder(folder / "labels"):
         # All are read before any is drawn from: a bad one leaves no part of a set.
-        source = SyntheticSource(told(maps, report), labels, Preprocessing(spacing=spacing), job.contrast)
+        source = SyntheticSource(track(maps, report), labels, Preprocessing(spacing=spacing), job.contrast)
         for path, anatomy in zip(maps, source.anatomies, strict=True):
             _refuse_flat(path, anatomy, job.spacing)
         generator = torch.Generator().manual_seed(job.seed)
         draws = [anatomy for anatomy in source.anatomies for _ in range(job.count)]
         paths = [path for path in maps for _ in range(job.count)]
-        for anatomy, pair in zip(draws, told(files, report, paths, "synthesise"), strict=True):
+        for anatomy, pair in zip(draws, track(files, report, paths, "synthesise"), strict=True):
             image, classes = draw(anatomy, spacing, generator, job.contrast)
             like = Volume(image.numpy(), affine)
             write_volume(pair[0], like.array, like, job.overwrite)

@@ -17,7 +17,7 @@ from ..reports import CHECKPOINT, RECORD, replacing
 from ..volumes import find_scans
 from . import resume
 from .outputs import output_folder, refuse_embedded, refuse_existing
-from .reading import told
+from .reading import track
 from .training import versions
 
 if TYPE_CHECKING:
@@ -87,11 +87,11 @@ def _domains(job: PretrainJob, scans: dict[Path, list[Path]], maps: list[Path], 
     domains: list[tuple[str, Draw]] = []
     for folder, files in scans.items():
         source = UnlabelledScans(files, job.preprocessing)
-        for file in told(files, report):
+        for file in track(files, report):
             source.prepared(file)
         domains.append((_name(folder, scans), source.draw))
     if maps:
-        synthetic = SyntheticSource(told(maps, report), (), job.preprocessing, job.contrast)
+        synthetic = SyntheticSource(track(maps, report), (), job.preprocessing, job.contrast)
         domains.append((f"synthesised {job.contrast}", lambda generator: synthetic.draw(generator)[0]))
     return Domains(domains, job.preprocessing.spacing)
 

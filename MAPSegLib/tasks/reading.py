@@ -1,4 +1,4 @@
-"""What a job tells while it reads many files."""
+"""Progress over files that are read, or worked on, one after the other."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ..jobs import Report
 Item = TypeVar("Item")
 
 
-def told(
+def track(
     items: Sequence[Item], report: Report, paths: Sequence[Path] | None = None, stage: str = "read"
 ) -> Iterator[Item]:
-    """The items in order, each told before it is given: who reads them need not know of reports.
+    """The items in order; ``report`` gets ``progress`` before each, so that whoever takes them need not know of it.
 
     Args:
-        paths: what is told of each item, where that is not its own path.
+        paths: of the scan that each item belongs to, where it is not its own path.
         stage: what is done to them.
     """
     for index, (item, path) in enumerate(zip(items, paths or items, strict=True)):

@@ -22,7 +22,7 @@ from .candidates import Candidate, choose, choose_for_all, load_candidates, view
 from .earlier import ADAPTED_MODEL, begin, remaining
 from .findings import Findings
 from .outputs import ScanOutputs, collect_scans, output_folder
-from .reading import told
+from .reading import track
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,7 +55,7 @@ def segment(job: SegmentJob, report: Report) -> dict[str, Any]:
             report("log", message=message)
         started = time.monotonic()
         # Told before anything is done to a scan: a caller knows which one a worker died over.
-        for index, scan in enumerate(told(scans, report)):
+        for index, scan in enumerate(track(scans, report)):
 
             def progress(done: int, total: int, index: int = index, scan: Path = scan) -> None:
                 share = (index + done / total) / len(scans)
@@ -136,7 +136,7 @@ def adapt(job: AdaptJob, report: Report) -> dict[str, Any]:
         candidates = load_candidates(path, job.options.device)
         findings = Findings(job, candidates[0].card, outputs, report, begun)
         volumes: dict[Path, Volume] = {}
-        for scan in told(scans, report):
+        for scan in track(scans, report):
             with findings.isolated(scan):
                 volume = read_image(scan)
                 for preprocessing in {candidate.card.preprocessing for candidate in candidates}:
@@ -213,10 +213,10 @@ def _source(
 
     if job.source_from_labels:
         maps = [label for _, label in files]
-        return SyntheticSource(told(maps, report), card.labels, card.preprocessing, job.source_contrast)
+        return SyntheticSource(track(maps, report), card.labels, card.preprocessing, job.source_contrast)
     if not files:
         return None
-    pairs = told(files, report, [image for image, _ in files])
+    pairs = track(files, report, [image for image, _ in files])
     return ScanSource(pairs, card.labels, card.preprocessing, published_source)
 
 

@@ -20,7 +20,7 @@ from ..volumes import find_scans, read_in_full, read_labels
 from . import resume
 from .label_table import infer_labels, read_label_table
 from .outputs import output_folder, refuse_embedded, refuse_existing
-from .reading import told
+from .reading import track
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -150,13 +150,13 @@ def _material(
 
     if not job.from_labels:
         source, others = (
-            ScanSource(told(part, report, [image for image, _ in part]), card.labels, card.preprocessing)
+            ScanSource(track(part, report, [image for image, _ in part]), card.labels, card.preprocessing)
             for part in (training, kept)
         )
         return source, others.scans
     parts = ([label for _, label in part] for part in (training, kept))
     source, others = (
-        SyntheticSource(told(maps, report), card.labels, card.preprocessing, job.contrast) for maps in parts
+        SyntheticSource(track(maps, report), card.labels, card.preprocessing, job.contrast) for maps in parts
     )
     generator = torch.Generator().manual_seed(job.options.seed + 1)
     draws = [synthesise(a, others.spacing, generator, job.contrast, EXTRACTED) for a in others.anatomies]
@@ -177,7 +177,7 @@ def _labels(cases: Sequence[Case], job: TrainJob, report: Report) -> tuple[Label
         return read_label_table(job.label_table or "brain")
     found: set[int] = set()
     maps = [path for _, path in cases]
-    for path in told(maps, report):
+    for path in track(maps, report):
         found |= set(np.unique(read_in_full(read_labels, path).array).tolist())
     return infer_labels(found)
 

@@ -215,7 +215,7 @@ def test_levels_are_quantiles_of_each_class_s_own_voxels():
 def test_a_scan_wears_another_s_intensities_class_by_class():
     shown, classes = two_tissues((0.3, 0.2), (0.7, 0.2))
     other, places = two_tissues((0.8, 0.1), (0.2, 0.3))  # the other order: no single curve does this
-    worn = aug.wear(shown, classes, aug.intensity_levels(other, places.flip(0), 2))
+    worn = aug.match_histograms(shown, classes, aug.intensity_levels(other, places.flip(0), 2))
     assert torch.equal(worn == 0, shown == 0)
     for half, mean in ((slice(0, 9), 0.2), (slice(15, 24), 0.8)):
         assert float(worn[half, 6:].mean()) == pytest.approx(mean, abs=0.02)
@@ -228,9 +228,9 @@ def test_a_scan_wears_another_s_intensities_class_by_class():
 def test_what_the_other_scan_lacks_keeps_its_intensities():
     shown, classes = two_tissues((0.3, 0.2), (0.7, 0.2))
     levels = aug.intensity_levels(shown, classes, 2)
-    torch.testing.assert_close(aug.wear(shown, classes, levels), shown, atol=1e-5, rtol=0)
+    torch.testing.assert_close(aug.match_histograms(shown, classes, levels), shown, atol=1e-5, rtol=0)
     levels[1] = math.nan
     levels[0] = levels[0] / 2
-    worn = aug.wear(shown, classes, levels)
+    worn = aug.match_histograms(shown, classes, levels)
     torch.testing.assert_close(worn[15:], shown[15:], atol=1e-6, rtol=0)
     assert float(worn[:9, 6:].mean()) == pytest.approx(0.15, abs=0.01)

@@ -194,13 +194,13 @@ def test_each_process_has_a_gpu_of_its_own(second_of_two, monkeypatch):
     chosen = []
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert distributed.own(torch.device("cuda")) == torch.device("cuda", 1) and chosen == [1]
-    assert distributed.own(torch.device("cpu")) == torch.device("cpu")
+    assert distributed.own_device(torch.device("cuda")) == torch.device("cuda", 1) and chosen == [1]
+    assert distributed.own_device(torch.device("cpu")) == torch.device("cpu")
     with pytest.raises(InputError, match="cannot share the device mps"):
-        distributed.own(torch.device("mps"))
+        distributed.own_device(torch.device("mps"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(InputError, match=r"more processes here than there are GPUs \(1\)"):
-        distributed.own(torch.device("cuda"))
+        distributed.own_device(torch.device("cuda"))
 
 
 def test_a_checkpoint_can_be_continued_by_another_number_of_processes(second_of_two, monkeypatch):

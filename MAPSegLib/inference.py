@@ -11,6 +11,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,6 +24,9 @@ from .errors import MemoryExhausted
 from .networks.segmenter import Segmenter, mirrored_classes, sample_global
 from .preprocessing import Grid, Scan, interpolate_along, interpolation_weights, prepare, to_native
 from .volumes import Volume
+
+if TYPE_CHECKING:
+    from .models import ModelCard
 
 PLANES = 2
 """Planes of a scan that become classes at once: as much as a CPU's caches hold."""
@@ -55,8 +59,10 @@ class Segmentation:
     classes: Tensor | None = field(default=None, repr=False)
 
 
-def segment_volume(model: Segmenter, card, volume: Volume, options: InferenceOptions) -> Segmentation:
-    """Segment one scan with a model and its :class:`~MAPSegLib.models.ModelCard`.
+def segment_volume(
+    model: Segmenter, card: ModelCard, volume: Volume, options: InferenceOptions
+) -> Segmentation:
+    """Segment one scan with a model and its card.
 
     Raises:
         MemoryExhausted: neither smaller batches nor the CPU were enough.

@@ -25,7 +25,6 @@ from .model_files import (
     damaged_card,
     model_files,
     read_card,
-    user_folder,
 )
 from .reports import replacing
 
@@ -33,19 +32,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from .networks.segmenter import Segmenter
-
-__all__ = [
-    "SUFFIX",
-    "ModelCard",
-    "list_models",
-    "load_card",
-    "load_encoder",
-    "load_model",
-    "members",
-    "resolve",
-    "save_model",
-    "user_folder",
-]
 
 
 class ModelCard(Options):

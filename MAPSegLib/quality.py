@@ -13,7 +13,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +25,9 @@ from .inference import Progress, predict_classes
 from .networks.segmenter import Segmenter, mirrored_classes
 from .preprocessing import Scan
 from .shapes import shape_deviation
+
+if TYPE_CHECKING:
+    from .models import ModelCard
 
 PLAUSIBILITY_WEIGHT = 0.05
 """How much agreement one deviation of the mean shape weighs."""
@@ -247,7 +250,9 @@ def look_twice(
     )
 
 
-def assess(card, looks: Looks, spacing: Sequence[float], classes: Tensor | None = None) -> Assessment:
+def assess(
+    card: ModelCard, looks: Looks, spacing: Sequence[float], classes: Tensor | None = None
+) -> Assessment:
     """The verdict on a result by looks at its scan; on that of the plain look when ``classes`` is absent."""
     classes = looks.plain if classes is None else classes
     measures = measure(card.labels, looks, classes, spacing, card.priors)
@@ -258,7 +263,7 @@ def assess(card, looks: Looks, spacing: Sequence[float], classes: Tensor | None 
 
 def assess_scan(
     model: Segmenter,
-    card,
+    card: ModelCard,
     scan: Scan,
     options: InferenceOptions,
     classes: Tensor | None = None,
@@ -269,7 +274,7 @@ def assess_scan(
 
 def assess_image(
     model: Segmenter,
-    card,
+    card: ModelCard,
     image: Tensor,
     spacing: Sequence[float],
     options: InferenceOptions,

@@ -23,10 +23,13 @@ from _thread import interrupt_main
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import __version__, distributed, windows
 from .errors import Cancelled, InputError, MAPSegError, MemoryExhausted, Stopped
+
+if TYPE_CHECKING:
+    from .jobs import Emit, Job
 
 _TASKS = {
     "segment": ("scans", "segment"),
@@ -45,7 +48,7 @@ _log = logging.getLogger(__name__)
 _signalled = threading.Event()
 
 
-def run_job(job, emit, stopped: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+def run_job(job: Job, emit: Emit, stopped: Callable[[], bool] = lambda: False) -> dict[str, Any]:
     """Run a job of :mod:`MAPSegLib.jobs` in this process.
 
     Args:
@@ -78,7 +81,7 @@ def run_job(job, emit, stopped: Callable[[], bool] = lambda: False) -> dict[str,
     return result
 
 
-def execute(load_job, emit, stopped: Callable[[], bool] = lambda: False) -> int:
+def execute(load_job: Callable[[], Job], emit: Emit, stopped: Callable[[], bool] = lambda: False) -> int:
     """Run a job to its exit code: failures become ``error`` events, signals cancel.
 
     Of several processes (:mod:`MAPSegLib.distributed`), the first one tells the events.
@@ -140,7 +143,7 @@ def explained(failure: Exception) -> MAPSegError:
     return MAPSegError(text, "Please report it with the log above.")
 
 
-def _shared(job) -> bool:
+def _shared(job: Job) -> bool:
     """Whether several processes can do a job together."""
     return job.task in ("pretrain", "train") or (job.task == "adapt" and job.has_source)
 

@@ -19,7 +19,8 @@ from torch import Tensor
 from .. import __version__
 from ..config import Compute
 from ..errors import InputError
-from ..models import SUFFIX, load_model, resolve, save_model
+from ..model_files import SUFFIX
+from ..models import load_model, resolve, save_model
 from ..reports import plain, replacing, write_json
 from .exchange import Update, Weights, size, to_half, to_tensors
 from .plan import Federation, Plan, agree

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from ..config import check_path, first_problem
 from ..errors import InputError
 from ..jobs import Report, SimulateJob
-from ..models import SUFFIX
+from ..model_files import SUFFIX
 from ..reports import read_json
 from .outputs import output_folder, refuse_existing
 

@@ -10,7 +10,7 @@ from ..config import Preprocessing, check_path
 from ..errors import InputError
 from ..jobs import DemoJob, ImportJob, Report, SynthesiseJob
 from ..manifests import by_name
-from ..models import SUFFIX, user_folder
+from ..model_files import SUFFIX, user_folder
 from ..volumes import Volume, find_scans, scan_stem, write_volume
 from .label_table import read_label_table
 from .outputs import output_folder, refuse_embedded, refuse_existing

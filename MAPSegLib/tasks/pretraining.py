@@ -12,7 +12,8 @@ from .. import distributed
 from ..config import ARCHITECTURES, check_path
 from ..jobs import PretrainJob, Report
 from ..manifests import list_scans
-from ..models import SUFFIX, ModelCard, save_model
+from ..model_files import SUFFIX
+from ..models import ModelCard, save_model
 from ..reports import CHECKPOINT, RECORD, replacing
 from ..volumes import find_scans
 from . import resume

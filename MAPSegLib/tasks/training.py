@@ -14,7 +14,8 @@ from ..config import ARCHITECTURES, Label, Preprocessing, TrainingOptions, check
 from ..errors import InputError
 from ..jobs import Report, TrainJob
 from ..manifests import list_pairs
-from ..models import SUFFIX, ModelCard, load_card, load_encoder, load_model, resolve, save_model
+from ..model_files import SUFFIX
+from ..models import ModelCard, load_card, load_encoder, load_model, resolve, save_model
 from ..reports import RECORD
 from ..volumes import find_scans, read_in_full, read_labels
 from . import resume

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -31,6 +32,9 @@ from ..volumes import Volume
 from .contrast import search_curve
 from .loop import Clock, Loop, Record, Report
 from .terms import Centralised, SourceFree, Terms, ema_decay
+
+if TYPE_CHECKING:
+    from ..models import ModelCard
 
 Preview = Callable[[int, np.ndarray, int], None]
 """Called as ``preview(scan index, label values on the native grid, step)``."""
@@ -75,7 +79,7 @@ class Adapted:
 
 def adapt(
     model: Segmenter,
-    card,
+    card: ModelCard,
     volumes: Sequence[Volume],
     options: AdaptationBase,
     folder: Path,
@@ -90,7 +94,7 @@ def adapt(
 
     Args:
         model: the source model; not changed.
-        card: its :class:`~MAPSegLib.models.ModelCard`.
+        card: the source model's.
         volumes: one or several scans of one target domain.
         options: :class:`~MAPSegLib.config.CentralisedOptions` with a ``source``, else
             :class:`~MAPSegLib.config.AdaptationOptions`.
@@ -134,7 +138,7 @@ class _Run:
 
     loop: Loop
     source: Segmenter
-    card: object
+    card: ModelCard
     scans: list[Scan]
     terms: Terms
     options: AdaptationBase
@@ -267,7 +271,9 @@ class _Run:
 Judged = tuple[Segmentation, Assessment]
 
 
-def _judged(model: Segmenter, card, scan: Scan, inference: InferenceOptions, uncertainty: bool) -> Judged:
+def _judged(
+    model: Segmenter, card: ModelCard, scan: Scan, inference: InferenceOptions, uncertainty: bool
+) -> Judged:
     started = time.monotonic()
     segmentation = segment_scan(model, card.labels, scan, inference, uncertainty=uncertainty)
     verdict = assess_scan(model, card, scan, inference, segmentation.classes)[0]

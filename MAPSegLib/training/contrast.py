@@ -8,6 +8,7 @@ scan at low resolution, where one costs a tenth of a second, and judged by the l
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,9 @@ from ..networks.curve import apply_curve
 from ..networks.segmenter import Segmenter
 from ..quality import Looks, measure, transformation
 
+if TYPE_CHECKING:
+    from ..models import ModelCard
+
 BATCH = 4
 ROUNDS = 4
 CHILDREN = 12
@@ -27,7 +31,7 @@ PARENTS = 3
 
 def search_curve(
     model: Segmenter,
-    card,
+    card: ModelCard,
     image: Tensor,
     spacing: Sequence[float],
     generator: Generator,
@@ -71,7 +75,12 @@ def _bend(curve: Tensor, size: float, generator: Generator) -> Tensor:
 
 @torch.inference_mode()
 def _scores(
-    model: Segmenter, card, image: Tensor, spacing: Sequence[float], curves: list[Tensor], precision: str
+    model: Segmenter,
+    card: ModelCard,
+    image: Tensor,
+    spacing: Sequence[float],
+    curves: list[Tensor],
+    precision: str,
 ) -> list[float]:
     """Label-free score of each curve, from f(X) of the whole scan and of the transformed one, both small."""
     size, device = model.architecture.global_size, next(model.parameters()).device

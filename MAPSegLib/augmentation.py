@@ -153,7 +153,7 @@ def gamma(image: Tensor, log_gamma: float) -> Tensor:
 
 CURVE_KNOTS = 6
 DARKEST = 1e-3
-"""The least that is seen inside of a scan, as 0 is outside."""
+"""The lowest intensity inside a scan: 0 means outside."""
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ def match_histograms(image: Tensor, classes: Tensor, levels: Tensor) -> Tensor:
 
 
 def piecewise(values: Tensor, knots: Tensor, heights: Tensor) -> Tensor:
-    """Values (N,) through the line that has ``heights`` at the rising ``knots``, and goes on level beyond them.
+    """Piecewise linear interpolation of values (N,): ``heights`` at the rising ``knots``, constant beyond them.
 
     A value at which several knots lie takes the middle of their heights.
     """
@@ -262,13 +262,13 @@ def piecewise(values: Tensor, knots: Tensor, heights: Tensor) -> Tensor:
 
 
 def percentile(values: Tensor, share: float) -> Tensor:
-    """The value that ``share`` of (N,) do not exceed, of every so many of them where there are many."""
+    """The quantile ``share`` (0 to 1) of values (N,); of many, from every n-th of them."""
     step = max(1, values.numel() // 100_000)
     return values[::step].quantile(share)
 
 
 def bounding_box(mask: Tensor) -> tuple[slice, slice, slice]:
-    """The smallest box around what is true in (X, Y, Z), of which something must be."""
+    """The smallest box around the true voxels of a mask (X, Y, Z), which must have some."""
     slices = []
     for axis in range(3):
         others = [a for a in range(3) if a != axis]

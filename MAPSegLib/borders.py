@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 UNSEEN = 1e-3
-"""A change that does not show, of intensities in [0, 1]: in an empty image there is no contrast."""
+"""Added to mean changes of intensities in [0, 1], so that an empty image has no contrast."""
 
 
 def border_contrast(image: Tensor, classes: Tensor, structures: int) -> float:

@@ -56,7 +56,7 @@ def import_checkpoint(
     if labels and classes == 1:
         raise InputError(
             f"{Path(source).name} holds a pretrained encoder, which has no structures.",
-            "Leave the label table away; `mapseg train` takes it.",
+            "Leave the label table out; `mapseg train` takes it.",
         )
     if len(labels) != classes - 1:
         raise InputError(

@@ -9,18 +9,26 @@ from typing import BinaryIO
 
 from .text_headers import TextHeader
 
-_PIECE = 1 << 20  # bytes that are held at once
-_DEFLATED = 1100  # more bytes than one of deflate's can stand for
+_PIECE = 1 << 20  # bytes held in memory at once
+_DEFLATED = 1100  # a byte of deflate's stands for fewer than this
 
 
 def check_gzip(path: Path) -> int:
-    """Raise what gzip does (EOFError, OSError, zlib.error) if a file is damaged or cut short; bytes that it holds."""
+    """The number of bytes in a gzip file, read to its end.
+
+    Raises:
+        EOFError, OSError, zlib.error: it is damaged or cut short.
+    """
     with path.open("rb") as file:
         return _gzip_size(file)
 
 
 def check_voxels(header: TextHeader, size: int) -> None:
-    """The same for the voxels of an NRRD or MetaImage file, from which an image of ``size`` bytes was read."""
+    """Read the compressed voxels of an NRRD or MetaImage file, from which an image of ``size`` bytes was made.
+
+    Raises:
+        EOFError, OSError, zlib.error: they are damaged, or fewer than that.
+    """
     measure = {"gzip": _gzip_size, "gz": _gzip_size, "zlib": _zlib_size}.get(header.encoding)
     if measure is None:
         return

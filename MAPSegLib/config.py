@@ -110,7 +110,7 @@ class Preprocessing(Options):
 
     @property
     def grid(self) -> str:
-        """The spacing as it is told, in mm."""
+        """The spacing in mm as text, such as ``1 x 1 x 1``."""
         return " x ".join(f"{mm:g}" for mm in self.spacing)
 
 
@@ -125,7 +125,7 @@ class Label(Options):
 
     @property
     def sideless(self) -> str:
-        """Its name, which it then shares with its mirror image, if there is one."""
+        """Its name without the side, where it has a mirror image: the two share it."""
         return self.name.removeprefix("left ").removeprefix("right ") if self.mirror else self.name
 
 
@@ -137,7 +137,7 @@ class Compute(Options):
     threads: Threads | None = Field(None, description="CPU threads; all cores when absent")
 
     def for_inference(self) -> InferenceOptions:
-        """Segmentation on the same."""
+        """The options of a segmentation on the same device."""
         return InferenceOptions(**self.model_dump(include=set(Compute.model_fields)))
 
 

@@ -53,9 +53,9 @@ def _computes(kind: str) -> bool:
             found = trial.to(kind)(image.to(kind)).cpu()
         if torch.allclose(found, expected, atol=0.02):
             return True
-        _log.warning("The %s device computes otherwise than the CPU, and is left out.", kind)
+        _log.warning("The %s device gives other results than the CPU, and is not used.", kind)
     except Exception as error:  # of many kinds
-        _log.warning("The %s device does not work, and is left out: %s", kind, error)
+        _log.warning("The %s device does not work, and is not used: %s", kind, error)
     return False
 
 
@@ -88,7 +88,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def prepare_process(threads: int | None = None) -> None:
-    """Set the CPU threads (None: as many as before others were asked for), and let glibc keep freed memory."""
+    """Set the number of CPU threads (None: what it was before any was set here), and let glibc keep freed memory."""
     global _threads_before
     if threads:
         _threads_before = _threads_before or torch.get_num_threads()

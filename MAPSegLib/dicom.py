@@ -21,7 +21,7 @@ _PLANE = (
 )
 """What a slice states: its sequence in a file of several frames, its name, and what holds where it is unsaid."""
 _FIELDS = [3, 6, 9, 11]
-"""Where position, rows, columns, spacing and scale of a slice are parted."""
+"""Where what a slice states splits into position, direction of rows and of columns, spacing, and scale."""
 
 
 def is_dicom(path: Path) -> bool:

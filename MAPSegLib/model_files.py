@@ -71,7 +71,7 @@ def read_card(path: Path) -> dict[str, Any]:
 
 
 def damaged_card(path: Path) -> InputError:
-    """The sentence for a card that says no sense."""
+    """The error of a card that makes no sense."""
     return InputError(f"{path.name} has a damaged model card.", "Get the file again.")
 
 

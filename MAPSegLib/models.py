@@ -203,7 +203,7 @@ def _fill(network: nn.Module, path: Path, prefix: str = "") -> None:
 
 
 def _digest(tensors: Mapping[str, Tensor], card: str) -> str:
-    """Of a model's weights and card: one wrong bit makes another model, which nothing else would tell."""
+    """Of a model's weights and card: one wrong bit makes another model, which nothing else would reveal."""
     import torch
 
     digest = hashlib.blake2b(card.encode(), digest_size=16)

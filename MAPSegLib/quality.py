@@ -34,12 +34,12 @@ PLAUSIBILITY_WEIGHT = 0.05
 BORDER_WEIGHT = 0.1
 """How much agreement it weighs that a scan changes e times as much at borders as inside structures."""
 FEWEST_SCANS = 5
-"""That together tell more than each for itself."""
+"""From so many scans on, their gains count together: see :func:`needed_gain`."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 TURN, SHRINK = 15.0, 1.2
 """Degrees about the second axis, and a factor: of the scan that a result is compared with where nothing is mirrored."""
 LOWEST, HIGHEST = 0.3, 5.0
-"""Agreement and shape deviation beyond which no result is trusted. No result of a model with such limits is."""
+"""Agreement and shape deviation beyond which no result is trusted, nor any of a model whose limits lie there."""
 UNSEEN = -1
 """Class index of voxels that a transformed scan does not hold: the corners of its box, when it was turned."""
 QUICK = {"overlap": 0.0, "mirror": False}

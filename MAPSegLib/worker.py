@@ -123,7 +123,7 @@ def explained(failure: Exception) -> MAPSegError:
     if distributed.is_lost(failure):
         _log.warning("%s", failure)
         return MAPSegError(
-            "Another process of this run has ended, or cannot be reached.", "See what torchrun tells of it."
+            "Another process of this run has ended, or cannot be reached.", "See the output of torchrun."
         )
     if isinstance(failure, OSError) and failure.filename:
         from .reports import unusable

@@ -66,7 +66,7 @@ def add_model(path: str | Path, name: str | None = None) -> ModelEntry:
     _checked(path)
     name = (path.stem if name is None else name).strip()
     if not name or name.startswith(".") or _NO_NAME.search(name):
-        told = "A model's name has none of / \\ : * ? \" < > | in it, and no dot at its start."
+        told = "A model's name must not contain any of / \\ : * ? \" < > |, nor begin with a dot."
         raise InputError(told, "Choose another name.")
     if RESERVED.match(name):
         raise InputError(f"Windows keeps the name {name} for a device.", "Choose another name.")

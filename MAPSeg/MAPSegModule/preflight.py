@@ -67,7 +67,7 @@ def _look(volumeNode, entry: ModelEntry) -> Preflight:
     size = tuple(n * s for n, s in zip(shape, spacing, strict=True))
     sample, step = _sample(slicer.util.arrayFromVolume(volumeNode))
     if not np.isfinite(sample).all():
-        problem = _("It holds values that are no numbers.")
+        problem = _("It holds values that are not numbers.")
     elif sample.min() == sample.max():
         problem = _("All of its voxels are alike.")
     if problem:

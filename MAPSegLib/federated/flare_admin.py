@@ -51,7 +51,7 @@ def follow(folder: Path, say: Say) -> None:
     Raises:
         Cancelled: somebody stopped it.
         InputError: the kit's certificate is not valid, or the server does not accept it.
-        MAPSegError: the training does not get on.
+        MAPSegError: the training makes no progress.
     """
     plan, kit = kit_plan(folder), read_kit(folder)
     check_certificates(folder)
@@ -78,7 +78,7 @@ def follow(folder: Path, say: Say) -> None:
         failures = 0 if told.get("round", 0) > best else failures + 1
         best = max(best, told.get("round", 0))
     problem = told.get("problem", "see the logs of the server and the sites.")
-    raise MAPSegError(f"The training does not get on: {problem}")
+    raise MAPSegError(f"The training makes no progress: {problem}")
 
 
 def show(folder: Path, say: Say) -> None:

@@ -153,7 +153,7 @@ def _refuse_others(report: Path, maps: Sequence[Path], scans: Sequence[Path]) ->
     if _told_of(report).isdisjoint(plain(str(scan)) for scan in scans):
         name = f"name the result (-o {maps[0]})" if len(scans) == 1 else "choose another output"
         raise InputError(
-            f"{report} already there, of other scans.",
+            f"{report} is already there, of other scans.",
             f"Give all scans to one command, or {name}; --overwrite replaces the report.",
         )
 

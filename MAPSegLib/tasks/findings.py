@@ -57,7 +57,7 @@ class Findings:
         return str(path)
 
     def add(self, entry: dict[str, Any]) -> None:
-        """Tell of a scan; of an adaptation's, the report tells at the end, as the same command makes them all anew."""
+        """Add a scan. The report tells of it at once; of an adaptation, which is all or nothing, only at the end."""
         self.scans.append(entry)
         try:
             if self.job.task == "segment":

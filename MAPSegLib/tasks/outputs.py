@@ -101,9 +101,9 @@ def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
     """Raise InputError if a result is there already and may not be replaced."""
     there = [path for path in paths if os.path.exists(path)]
     if there and not overwrite:
-        more = f" and {len(there) - 1} more" if len(there) > 1 else ""
+        what = f"and {len(there) - 1} more are" if len(there) > 1 else "is"
         raise InputError(
-            f"{there[0]}{more} already there.", "Choose another output, or allow overwriting (--overwrite)."
+            f"{there[0]} {what} already there.", "Choose another output, or allow overwriting (--overwrite)."
         )
 
 

@@ -64,7 +64,7 @@ def train(job: TrainJob, report: Report) -> dict[str, Any]:
             )
         if unused:
             names = ", ".join(unused)
-            report("log", message=f"No label map holds {names} at {grid} mm: not to be learnt from these.")
+            report("log", message=f"No label map holds {names} at {grid} mm: these cannot be learnt.")
         counts = f"{len(training)} cases to learn from, {len(kept)} kept back, {len(card.labels)} structures."
         report("log", message=counts)
         files = [path for case in cases for path in case if path]
@@ -106,7 +106,7 @@ def _start(job: TrainJob, card: ModelCard) -> Segmenter:
 def _card(job: TrainJob, training: Sequence[Case], report: Report) -> ModelCard:
     start = load_card(resolve(job.init), encoder=True) if job.init else None
     if start and start.labels and job.label_table:
-        raise InputError(f"The model {job.init} brings its own label table.", "Leave --label-table away.")
+        raise InputError(f"The model {job.init} brings its own label table.", "Leave --label-table out.")
     labels = start.labels if start and start.labels else _labels(training, job, report)
     return ModelCard(
         name=job.name,

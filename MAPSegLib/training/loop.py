@@ -29,7 +29,7 @@ Report = Callable[..., None]
 CLIP_NORM = 1.0
 """Largest gradient norm: mixed precision degrades without it."""
 MOST_SKIPPED = 20
-"""Steps on end without a finite gradient: such a training does not come back."""
+"""Steps in a row without a finite gradient, from which a training does not recover."""
 
 
 def seed_of(seed: int, *place: str | int) -> int:
@@ -85,7 +85,7 @@ class Loop:
         self.part = 0
         """Number of the micro-batch at hand, over all processes."""
         self.skipped = 0
-        """Steps on end whose gradient was not finite."""
+        """Steps in a row whose gradient was not finite."""
         self.extra: dict = {}
         """What the setting itself must remember between checkpoints; plain values and tensors."""
 
@@ -103,7 +103,7 @@ class Loop:
 
         Raises:
             MemoryExhausted: the step does not fit on the device.
-            MAPSegError: :data:`MOST_SKIPPED` steps on end were skipped.
+            MAPSegError: :data:`MOST_SKIPPED` steps in a row were skipped.
         """
         try:
             return self._update(losses)
@@ -136,7 +136,7 @@ class Loop:
             self.skipped += 1
             if self.skipped == MOST_SKIPPED:
                 raise MAPSegError(
-                    f"The loss could not be learnt from in {MOST_SKIPPED} steps on end (no finite gradient).",
+                    f"{MOST_SKIPPED} steps in a row had no finite gradient: the training diverged.",
                     "Use a lower learning rate, or precision fp32.",
                 )
         self.step += 1

@@ -195,7 +195,7 @@ def test_the_same_command_continues_a_job_of_many_scans(changed, model, data, tm
         api.segment(model, scans, out, report=cancel, **given)
     if changed == "scan":
         shutil.copy(data / "images" / "case2.nii.gz", scans / "case0.nii.gz")
-        assert "case0_seg.nii.gz already there" in refused("segment", model, scans, "-o", out, *CPU)
+        assert "case0_seg.nii.gz is already there" in refused("segment", model, scans, "-o", out, *CPU)
         return
     if changed == "options":
         assert "already there" in refused("segment", model, scans, "-o", out, *CPU, "--overlap", 0.2)

@@ -82,7 +82,7 @@ def test_after_a_kill_what_is_not_the_jobs_own_stays(model, data, tmp_path):
     killed("volumes.csv", "segment", model, scan, "-o", out, *CPU)
     there = files(out)
     told = refused("segment", model, scan, "-o", out, "--overlap", 0.2, *CPU)
-    assert "case0_seg.nii.gz and 1 more already there" in told and files(out) == there
+    assert "case0_seg.nii.gz and 1 more are already there" in told and files(out) == there
     mine = [out / name for name in ("case0_uncertainty.nii.gz", "case1_seg.nii.gz", ".12345678-notes.txt")]
     for path in mine:
         path.write_text("precious")

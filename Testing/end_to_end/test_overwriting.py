@@ -63,4 +63,4 @@ def test_one_result_that_is_there_refuses_all_before_a_model_is_loaded(
     monkeypatch.setattr("MAPSegLib.tasks.scans.load_candidates", pytest.fail)
     (tmp_path / "case1_seg.nii.gz").write_text("precious")
     told = refused(task, model, data / "images", "-o", tmp_path, *CPU)
-    assert "case1_seg.nii.gz already there" in told
+    assert "case1_seg.nii.gz is already there" in told

@@ -61,7 +61,7 @@ def test_structures_that_no_label_map_holds_are_told(data, tmp_path):
     arguments = ["--images", data / "images", "--labels", data / "labels", "--name", "x", "--preset", "tiny"]
     arguments += ["--spacing", 2, "--steps", 1, "--label-table", table, "-o", tmp_path / "t", *CPU]
     _, told = mapseg("train", *arguments)
-    assert "No label map holds typo at 2 x 2 x 2 mm: not to be learnt from these." in told
+    assert "No label map holds typo at 2 x 2 x 2 mm: these cannot be learnt." in told
     labels = load_card(tmp_path / "t" / "x.safetensors").labels
     assert [(label.value, label.name) for label in labels] == [(1, "shell"), (2, "core"), (3, "typo")]
     assert len({label.color for label in labels}) == 3

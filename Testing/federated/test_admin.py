@@ -127,7 +127,7 @@ def test_a_training_begins_without_a_site_that_stays_away(untouched, connect, sa
 def test_a_training_that_does_not_get_on_ends_with_its_problem(untouched, connect, said):
     stuck = {"problem": "no site answers", "round": 3, "rounds": 4}
     server = connect(Server(stuck, stuck, stuck, stuck, DONE))
-    with pytest.raises(MAPSegError, match="does not get on: no site answers"):
+    with pytest.raises(MAPSegError, match="makes no progress: no site answers"):
         flare_admin.follow(untouched / "admin", said.append)
     assert len(server.submitted) == 4  # the first one had reached a new round
 

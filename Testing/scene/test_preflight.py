@@ -43,7 +43,7 @@ def test_larger_volumes_cost_more_and_are_looked_at_in_samples(entry, monkeypatc
     ("array", "told"),
     [
         (np.full((5, 5, 5), 3.0), "alike"),
-        (np.where(np.eye(5) > 0, np.nan, 1)[None].repeat(5, 0), "no numbers"),
+        (np.where(np.eye(5) > 0, np.nan, 1)[None].repeat(5, 0), "not numbers"),
         (np.ones((1, 5, 5)), "picture"),
     ],
 )

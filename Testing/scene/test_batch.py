@@ -219,7 +219,7 @@ def test_a_table_that_is_open_elsewhere_meanwhile_ends_no_batch(tmp_path, argume
             raise PermissionError
         os.replace(source, target)
 
-    monkeypatch.setattr(windows, "replace", replace)
+    monkeypatch.setattr("MAPSegLib.windows.replace", replace)
     scan = save(tmp_path / "scan.nii.gz", [[2, 0, 0, 0], [0, 2, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1.0]])
     assert host.run_script([*arguments, "--input", str(scan)]) == 0
     assert not held and (tmp_path / "out" / "volumes.csv").read_text(encoding="utf-8").count("scan") > 1

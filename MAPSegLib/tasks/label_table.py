@@ -43,7 +43,7 @@ def read_label_table(name: str | Path) -> tuple[Label, ...]:
         pairs = [(b, a) if named_first else (a, b) for a, b in content.items()]
         if named_first and "ignore" in content:
             raise InputError(
-                f"{path.name}: a training cannot ignore voxels.",
+                f"{path.name}: voxels to ignore are not supported.",
                 "Leave `ignore` out; such voxels then count as background.",
             )
         content = [{"value": value, "name": text} for value, text in pairs if str(value) != "0"]

@@ -78,8 +78,8 @@ def write_results(section: str, task: Task, size: Size, cells: Cells, path: Path
         )
         write_section(
             f"{section}, claims",
-            "What is said without labels against the Dice, over all methods' results on the test scans and seeds. "
-            "Collapsed: a Dice below half of target-supervised.",
+            "What is said without labels against the Dice, over all methods' results on the test scans and seeds; "
+            "equal ones count once. Collapsed: a Dice below half of target-supervised.",
             CLAIMS_HEADER,
             claims_table(cells),
             path,

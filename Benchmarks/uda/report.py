@@ -137,7 +137,11 @@ def gate_table(cells: Cells) -> list[list[str]]:
 
 
 def claims_table(cells: Cells) -> list[list[str]]:
-    """What the label-free measures, the gate and the verdict are worth, over all results on the test scans."""
+    """What the label-free measures, the gate and the verdict are worth, over all results on the test scans.
+
+    A result that several methods share, or several seeds, counts once, as the first of them measured it: a source
+    model's is the start of all that adapt it, and what keeps its start ends with it.
+    """
     results: dict[tuple, claims.Result] = {}
     choices = []
     for _, own, result in lines(cells):
@@ -145,9 +149,10 @@ def claims_table(cells: Cells) -> list[list[str]]:
             found = cell["results"]
             for name in ("start", "adapted") if "start" in found else ("final",):
                 for scan in found[name]:
-                    # methods that share a start are told of it once
-                    key = (cell["seed"], scan["scan"], _mean_dice(scan), scan["measures"]["score"])
-                    results[key] = claims.Result(_mean_dice(scan), scan["measures"], scan["trusted"])
+                    # the same labels, whoever made them
+                    key = (scan["scan"], *scan["dice"].values(), *scan["hd95"].values())
+                    told = claims.Result(_mean_dice(scan), scan["measures"], scan["trusted"])
+                    results.setdefault(key, told)
             if result == "adapted":
                 for kept, before, after in zip(cell["chosen"], found["start"], found["adapted"], strict=True):
                     pair = (_mean_dice(after), _mean_dice(before))

@@ -24,6 +24,7 @@ from MAPSegLib.synthesis import merge_parcels
 from MAPSegLib.volumes import Volume, read_labels
 
 from . import oasis
+from .commands import told
 from .tables import write_section
 from .uda.report import spread
 
@@ -153,4 +154,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(told(main))

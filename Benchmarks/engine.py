@@ -277,6 +277,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=4, help="two at least")
     parser.add_argument("--port", type=int, default=8202)
     arguments = parser.parse_args(words)
+    if arguments.rounds < 2:
+        parser.error("--rounds: two at least, as the first one is told apart")
     if arguments.averages:
         write_section(
             "engine, averaging",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
@@ -25,6 +26,7 @@ from MAPSegLib.tasks.candidates import Candidate, choose_for_all, load_candidate
 from MAPSegLib.training.adaptation import adapt
 
 from . import claims, oasis
+from .commands import told
 from .contrasts import CHANGES, INVERSION, MONOTONE, NON_MONOTONE, change
 from .tables import write_section
 from .uda.report import spread
@@ -235,4 +237,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(told(main))

@@ -9,12 +9,14 @@ the target just as large as the source's labels have them reaches at most the Di
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
 
 from MAPSegLib.volumes import read_labels
 
+from .commands import told
 from .tables import write_section
 from .uda.data import BSSFP_IN_PLANE, cardiac_split, upright
 from .uda.report import spread
@@ -65,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds cardiac_mscmr")
     data = parser.parse_args().data
     rows = table(measured(data, "source", BSSFP_IN_PLANE), measured(data, "target", None))
     write_section(
@@ -79,4 +81,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(told(main))

@@ -40,6 +40,7 @@ from MAPSegLib.training.terms import target_losses, with_curve
 from MAPSegLib.volumes import Volume, read_image
 
 from . import oasis, published
+from .commands import told
 from .tables import write_section
 
 OPTIONS = InferenceOptions(device="cpu", mirror=False)
@@ -302,4 +303,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(told(main))

@@ -8,6 +8,7 @@ With ``--release`` the choice between them becomes the embedded model ``brain``,
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from MAPSegLib.tasks.candidates import Candidate, load_candidates, view
 
 from . import oasis
 from .brain import EMBEDDED, TRAINED_ON
+from .commands import told
 from .contrasts import CHANGES, change
 from .shift import NATIVE
 from .tables import write_section
@@ -102,4 +104,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(told(main))

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from MAPSegLib.errors import InputError, MAPSegError
+from MAPSegLib.errors import InputError
 from MAPSegLib.reports import plain, read_json, write_json, write_text
 
+from ..commands import told
 from ..tables import RESULTS
 from .data import existing
 from .report import Cells, seed_means
@@ -130,14 +131,10 @@ class Grid:
         )
         parser.add_argument("--preset", choices=("cpu", "gpu", "smoke"), default="cpu")
         try:
-            self._run(parser.parse_args(words))
-        except MAPSegError as error:
-            print(f"{error.message} {error.advice}".strip(), file=sys.stderr)
-            return error.exit_code
+            return told(lambda: self._run(parser.parse_args(words)))
         except KeyboardInterrupt:
             print("Cancelled; the same command continues.", file=sys.stderr)
             return 4
-        return 0
 
     def _run(self, arguments: argparse.Namespace) -> None:
         """Run the cells that are missing, then write the sections from all that are asked for."""

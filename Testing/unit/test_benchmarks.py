@@ -14,7 +14,8 @@ from MAPSegLib.synthesis import brain_labels, merge_parcels
 
 sys.path.append(str(Path(__file__).parents[2]))  # the benchmarks are no part of the installed package
 
-from Benchmarks import oasis, published, sizes, step, tables  # noqa: E402
+from Benchmarks import brain, engine, oasis, published, shift, sizes, speed, step, tables, unknown  # noqa: E402
+from Benchmarks.commands import told  # noqa: E402
 
 
 @pytest.mark.parametrize("patch", [32, 48, 64, 80, 96, 128])
@@ -135,3 +136,18 @@ def test_commands_name_no_absolute_paths(monkeypatch, tmp_path):
         "sys.argv", ["x", f"--data={tmp_path / 'scans'}", "--model", "models/own.safetensors"]
     )
     assert tables.running_command().endswith("--data=scans --model models/own.safetensors")
+
+
+@pytest.mark.parametrize("benchmark", [brain, shift, sizes, speed, unknown])
+def test_missing_data_are_told_in_a_sentence(benchmark, tmp_path, monkeypatch, capsys):
+    words = ["--data", str(tmp_path / "none"), *(["--work", str(tmp_path)] if benchmark is shift else [])]
+    monkeypatch.setattr(sys, "argv", ["x", *words])
+    assert told(benchmark.main) == 2
+    error = capsys.readouterr().err
+    assert "does not exist" in error and len(error.splitlines()) == 1
+
+
+def test_a_federation_of_one_round_is_refused_before_it_is_run(capsys):
+    with pytest.raises(SystemExit):
+        engine.main(["--rounds", "1"])
+    assert "two at least" in capsys.readouterr().err

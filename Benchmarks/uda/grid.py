@@ -100,13 +100,22 @@ class Grid:
         return cell
 
     def added(self, path: Path, cells: Cells, size: Size) -> list[dict[str, Any]]:
-        """``cells``, and those of a file that are of other methods and seeds and were made with today's options."""
+        """``cells``, and those of a file that are of other methods and seeds.
+
+        Raises:
+            InputError: some of those were made with other options than today's.
+        """
         own = {(cell["method"], cell["seed"]) for cell in cells}
-        others = [c for c in read(path) if (c["method"], c["seed"]) not in own and c["method"] in self.names]
-        return [
-            *cells,
-            *(c for c in others if c["settings"] == self.settings(size, c["method"], c["seed"])),
-        ]
+        others = [c for c in read(path) if (c["method"], c["seed"]) not in own]
+        if any(
+            c["method"] not in self.names or c["settings"] != self.settings(size, c["method"], c["seed"])
+            for c in others
+        ):
+            raise InputError(
+                f"{path} holds results that were made with other options.",
+                "Without --add, those of this run take their place.",
+            )
+        return [*cells, *others]
 
     def keep(self, path: Path, cells: Cells) -> None:
         """Put cells in place of a file's, ordered by method and seed."""
@@ -142,18 +151,21 @@ class Grid:
         task = TASKS[name]
         size = self.size(name, preset)
         folder = arguments.work.absolute() / name / preset
+        # A trial's figures mean nothing: they stay out of the published ones.
+        trial = preset == "smoke"
+        file = (folder if trial else KEPT) / f"{self.title}-{name}-{preset}.jsonl"
+        seeds, methods = (list(dict.fromkeys(given)) for given in (arguments.seeds, arguments.names))
+        if arguments.add:  # what cannot be added to is told before hours of training
+            self.added(file, [{"method": m, "seed": s} for s in seeds for m in methods], size)
         folder.mkdir(parents=True, exist_ok=True)
         prepare(task, size, arguments.data, folder / "scans")
         cells = []
-        for seed in arguments.seeds:
-            for method in arguments.names:
+        for seed in seeds:
+            for method in methods:
                 cells.append(self.cell(Bench(task, size, folder / "scans", folder, seed), method))
                 print(
                     f"{method} seed {seed}: Dice {seed_means(cells[-1:], 'final', 'dice')[0]:.1f}", flush=True
                 )
-        # A trial's figures mean nothing: they stay out of the published ones.
-        trial = preset == "smoke"
-        file = (folder if trial else KEPT) / f"{self.title}-{name}-{preset}.jsonl"
         if arguments.add:
             cells = self.added(file, cells, size)
         self.keep(file, cells)

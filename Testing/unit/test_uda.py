@@ -2,6 +2,7 @@
 
 import itertools
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -219,7 +220,7 @@ def test_cells_of_other_seeds_are_added_if_they_were_made_alike(tmp_path):
     def made(method, seed, **changed):
         return cell(method, seed, [0.5]) | {"settings": settings(method, seed) | changed}
 
-    GRID.keep(file, [made("plus", 1), made("plus", 0), made("paper", 0, recipe=None), made("paper", 1)])
+    GRID.keep(file, [made("plus", 1), made("plus", 0), made("paper", 0), made("paper", 1)])
     assert [(c["method"], c["seed"]) for c in grid.read(file)] == [
         ("paper", 0),
         ("paper", 1),
@@ -228,8 +229,42 @@ def test_cells_of_other_seeds_are_added_if_they_were_made_alike(tmp_path):
     ]
     again = made("plus", 0) | {"seconds": 1.0}
     found = GRID.added(file, [again, made("plus", 2)], size)
-    assert [(c["method"], c["seed"]) for c in found] == [("plus", 0), ("plus", 2), ("paper", 1), ("plus", 1)]
+    assert [(c["method"], c["seed"]) for c in found] == [
+        *(("plus", 0), ("plus", 2), ("paper", 0), ("paper", 1), ("plus", 1))
+    ]
     assert found[0] == again and GRID.added(tmp_path / "none.jsonl", [again], size) == [again]
+
+
+def test_cells_that_were_made_otherwise_are_not_lost_to_an_addition(tmp_path, monkeypatch, capsys):
+    size = tasks.TASKS["hippocampus"].sizes["cpu"]
+    old = [cell("paper", 0, [0.5]) | {"settings": GRID.settings(size, "paper", 0) | {"version": 0}}]
+    monkeypatch.setattr(grid, "KEPT", tmp_path)
+    file = tmp_path / "uda-hippocampus-cpu.jsonl"
+    GRID.keep(file, old)
+    words = [
+        "hippocampus",
+        "--data",
+        str(tmp_path),
+        "--work",
+        str(tmp_path / "work"),
+        "--seeds",
+        "1",
+        "--add",
+    ]
+    assert GRID.main("", words) == 2
+    told = capsys.readouterr().err
+    assert "other options" in told and "--add" in told and len(told.splitlines()) == 1
+    assert grid.read(file) == old and not (tmp_path / "work").exists()
+
+
+def test_what_is_asked_for_twice_counts_once(tmp_path):
+    write_phantoms(tmp_path)
+    found = cell("plus", 0, [0.5])
+    counting = replace(GRID, run=lambda *_: {"results": found["results"]}, write=lambda *_: None)
+    words = ["hippocampus", "--data", str(tmp_path), "--work", str(tmp_path / "work"), "--preset", "smoke"]
+    assert counting.main("", [*words, "--seeds", "0", "0", "--methods", "plus", "plus"]) == 0
+    kept = grid.read(tmp_path / "work" / "hippocampus" / "smoke" / "uda-hippocampus-smoke.jsonl")
+    assert [(c["method"], c["seed"]) for c in kept] == [("plus", 0)]
 
 
 def test_a_training_that_is_done_is_not_run_again_and_another_is_refused_its_folder(tmp_path, monkeypatch):

@@ -38,7 +38,8 @@ class Findings:
     scans: list[dict[str, Any]] = field(default_factory=list)
     failed: list[dict[str, Any]] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
-    errors: list[MAPSegError] = field(default_factory=list)
+    first_error: MAPSegError | None = None
+    """Of a scan. No other is kept: what it happened to, a scan's memory, hangs on its traceback."""
     files: list[str] = field(default_factory=list)
     written: bool = False
     """Whether the reports are this run's: another one may have written some since it began."""
@@ -101,7 +102,7 @@ class Findings:
             elif not isinstance(error, MAPSegError):
                 logging.getLogger(__name__).exception("%s", scan)
                 error = MAPSegError(f"{scan.name} failed unexpectedly: {type(error).__name__}: {error}.")
-            self.errors.append(error)
+            self.first_error = self.first_error or error
             self.failed.append({**error.record(), "scan": str(scan)})
             self.report("error", **self.failed[-1])
 
@@ -160,7 +161,7 @@ class Findings:
         if self.scans or self.written:
             self.write(last=True)
         if not self.scans:
-            raise self.errors[0]
+            raise self.first_error
         files = map(self.outputs.beside, REPORTS)
         return {**plain(self.summary()), "files": [*self.files, *map(str, files)]}
 

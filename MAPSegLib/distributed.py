@@ -50,7 +50,7 @@ def rank() -> int:
 
 
 def join() -> None:
-    """Meet the other processes. GPUs talk over NCCL, everything else goes over gloo."""
+    """Meet the other processes. GPUs talk over NCCL where PyTorch has it (not on Windows), all else goes over gloo."""
     global _store
     if world() == 1:
         return
@@ -60,7 +60,7 @@ def join() -> None:
 
     backend = "gloo"
     if torch.cuda.is_available():
-        backend = "cpu:gloo,cuda:nccl"
+        backend = "cpu:gloo,cuda:nccl" if dist.is_nccl_available() else "gloo"
         # before anything tries CUDA, which opens a context on the current GPU
         if (mine := int(os.environ["LOCAL_RANK"])) < torch.cuda.device_count():
             torch.cuda.set_device(mine)

@@ -23,13 +23,18 @@ def pick_device(name: str = "auto") -> torch.device:
     """``auto`` takes CUDA or Apple's GPU where they work, else the CPU; of several processes, each has its own GPU.
 
     Raises:
-        InputError: a device was asked for that this machine lacks, or there are not enough.
+        InputError: a device was asked for that this machine lacks or that does not work, or there are not enough.
     """
     has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(d for d in ("cuda", "mps", "cpu") if has[d] and _computes(d))
     if not has[name]:
         raise InputError(f"This machine offers PyTorch no {name} device.", "Choose device auto or cpu.")
+    if not _computes(name):
+        raise InputError(
+            f"The {name} device of this machine does not compute what the CPU does.",
+            "Choose device auto or cpu.",
+        )
     return distributed.own_device(torch.device(name))
 
 
@@ -63,7 +68,10 @@ def _computes(kind: str) -> bool:
 def has_fast_bf16(device: torch.device) -> bool:
     """Whether bf16 is computed in hardware there."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        # With these, PyTorch leaves cuDNN out of 3D convolutions in bf16: its own are slower than those in fp32, and
+        # take a multiple of the memory (https://github.com/pytorch/pytorch/issues/166643).
+        left_out = 90800 <= (torch.backends.cudnn.version() or 0) < 91500
+        return torch.cuda.is_bf16_supported(including_emulation=False) and not left_out
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 
@@ -71,9 +79,16 @@ def precision_context(device: torch.device, precision: str = "auto") -> Abstract
     """bf16 convolutions where ``precision`` is ``bf16``, or ``auto`` and the device computes them in hardware.
 
     Softmax, losses and the sums in GroupNorm stay in fp32. Asked for ``fp32``, CUDA is kept from its TF32.
+
+    Raises:
+        InputError: bf16 was asked for on Apple's GPU, where PyTorch has no transposed 3D convolutions in it.
     """
     torch.backends.cudnn.allow_tf32 = precision != "fp32"
     enabled = precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
+    if enabled and device.type == "mps":
+        raise InputError(
+            "Apple's GPU cannot segment in bf16.", "Choose precision auto or fp32, or device cpu."
+        )
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 

@@ -18,7 +18,7 @@ from MAPSegLib import devices, inference
 from MAPSegLib.config import InferenceOptions, Label, Preprocessing
 from MAPSegLib.datasets import crop, resize_whole
 from MAPSegLib.devices import has_fast_bf16, is_out_of_memory, pick_device, prepare_process
-from MAPSegLib.errors import MemoryExhausted
+from MAPSegLib.errors import InputError, MemoryExhausted
 from MAPSegLib.inference import (
     class_logits,
     gaussian_window,
@@ -395,7 +395,8 @@ def test_a_graphics_card_that_does_not_work_is_left_out(monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     devices._computes.cache_clear()
     assert pick_device("auto") == torch.device("cpu") and "cuda device does not work" in caplog.text
-    assert pick_device("cuda") == torch.device("cuda")  # asked for by name, it fails by name
+    with pytest.raises(InputError, match="cuda device"):  # asked for by name, it fails by name
+        pick_device("cuda")
     devices._computes.cache_clear()
 
 

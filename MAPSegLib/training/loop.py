@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from traceback import clear_frames
 from typing import Generic, TypeVar
 
 import torch
@@ -110,6 +111,7 @@ class Loop:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
+            clear_frames(error.__traceback__)  # they hold the step: nobody who goes on would have more memory
             raise MemoryExhausted(
                 f"A training step does not fit into the memory of the {self.device.type} device.",
                 "Use fewer patches a step, a smaller model, or the device cpu.",

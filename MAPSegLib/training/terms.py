@@ -270,7 +270,9 @@ def _eta(probability: Tensor, label: Tensor, classes: int, threshold: float) -> 
     sure = probability >= threshold
     count = torch.bincount(label, minlength=classes)
     hits = torch.bincount(label[sure], minlength=classes)
-    per_class = {int(c): float(hits[c] / count[c]) for c in count.nonzero().flatten()}
+    # in two copies from a GPU, as each would be waited for
+    shares, counts = (hits / count).tolist(), count.tolist()
+    per_class = {c: share for c, (share, n) in enumerate(zip(shares, counts, strict=True)) if n}
     return {"total": float(sure.float().mean()), "per_class": per_class}
 
 

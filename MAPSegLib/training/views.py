@@ -54,7 +54,9 @@ def show(
     with loop.autocast():
         local_features, whole = loop.model.encode(shown, shown_wholes)
         counts = torch.tensor([n for n in (plain, masked) if n], device=whole.device)
-        under = sample_global(whole.repeat_interleave(counts, 0), low, high, local_features.shape[2:])
+        # told how many there will be, the host need not wait for a GPU to count
+        wholes_under = whole.repeat_interleave(counts, 0, output_size=len(shown))
+        under = sample_global(wholes_under, low, high, local_features.shape[2:])
         logits = loop.model.decode(local_features, under, shown)
         whole_logits = None
         if options.global_weight:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError, MAPSegError
+from .errors import Cancelled, InputError, MAPSegError, Stopped
 from .jobs import Emit, build_job
 from .models import list_models
 from .worker import explained, run_job
@@ -252,7 +253,9 @@ def _path(given: Any, what: str) -> str | Path:
     if isinstance(given, os.PathLike):
         return Path(os.fsdecode(given))
     named = repr(given) if given is None or isinstance(given, int | float | bytes) else type(given).__name__
-    raise InputError(f"{what}: {named} is not a path.", "Give text, or a path of pathlib.")
+    raise InputError(
+        f"{what}: {named} is not a path.", "Give text, or a path of pathlib; save what is in memory first."
+    )
 
 
 def _maybe(given: Any, what: str) -> str | Path | None:
@@ -270,9 +273,31 @@ def _run(report: Emit | None, **content: Any) -> dict[str, Any]:
         raise InputError(
             f"report: {report!r} is not a function.", "Give one that takes an event, such as print."
         )
+    broken: list[Exception] = []
+
+    def emit(event: dict[str, Any]) -> None:
+        try:
+            if report:
+                report(event)
+        except Stopped:
+            raise
+        except Exception as failure:  # no scan's: it ends the job, and is raised as it is
+            broken.append(failure)
+            raise Cancelled("Cancelled.") from failure
+
     try:
-        return run_job(build_job(content), report or (lambda event: None))
+        job = build_job(content)
+        with _settings_kept() if job.task != "evaluate" else nullcontext():
+            return run_job(job, emit)
     except MAPSegError:
+        if broken:
+            raise broken[0] from None
         raise
     except Exception as failure:
         raise explained(failure) from failure
+
+
+def _settings_kept() -> AbstractContextManager:
+    from .devices import settings_kept  # scoring does without PyTorch
+
+    return settings_kept()

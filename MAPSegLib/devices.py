@@ -7,7 +7,8 @@ import errno
 import logging
 import os
 import sys
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 
 import torch
@@ -16,7 +17,6 @@ from . import distributed
 from .errors import InputError
 
 _log = logging.getLogger(__name__)
-_threads_before: int | None = None
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -103,15 +103,24 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def prepare_process(threads: int | None = None) -> None:
-    """Set the number of CPU threads (None: what it was before any was set here), and let glibc keep freed memory."""
-    global _threads_before
+    """Set the number of CPU threads (None: as it is), and let glibc keep freed memory."""
     if threads:
-        _threads_before = _threads_before or torch.get_num_threads()
         torch.set_num_threads(threads)
-    elif _threads_before:
-        torch.set_num_threads(_threads_before)
-        _threads_before = None
     _keep_memory()
+
+
+@contextmanager
+def settings_kept() -> Iterator[None]:
+    """Leave a caller's PyTorch as it was: its random numbers, CPU threads, and whether cuDNN may use TF32."""
+    threads, tf32 = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
+    # asking a GPU that the caller has not used would take its memory
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    try:
+        with torch.random.fork_rng(gpus):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.backends.cudnn.allow_tf32 = tf32
 
 
 @cache

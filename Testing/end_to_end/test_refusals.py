@@ -453,7 +453,10 @@ def test_references_without_structures_are_told_with_their_place(data, tmp_path)
         (lambda: api.segment("brain", ["a.nii", None], "o"), "scans: None is not a path"),
         (lambda: api.segment("brain", None, "o"), "scans: None is not a path"),
         (lambda: api.segment("brain", b"a.nii", "o"), "scans: b'a.nii' is not a path"),
-        (lambda: api.segment("brain", np.zeros((9, 9, 9)), "o"), "scans: ndarray is not a path"),
+        (
+            lambda: api.segment("brain", np.zeros((9, 9, 9)), "o"),
+            "ndarray is not a path.*save what is in memory",
+        ),
         (lambda: api.segment("brain", "a.nii", "o", report=True), "report: True is not a function"),
         (lambda: api.segment(None, "a.nii", "o"), "model: None is not a path"),
         (lambda: api.adapt("brain", "a.nii", None), "output: None is not a path"),
@@ -466,6 +469,25 @@ def test_in_python_what_is_no_path_is_told(call, told):
     with pytest.raises(InputError, match=told) as refusal:
         call()
     assert refusal.value.advice and str(refusal.value).endswith(refusal.value.advice)
+
+
+def test_in_python_what_a_report_raises_is_raised_as_it_is(model, data, tmp_path):
+    def slip(event):
+        if event.get("stage") == "segment":
+            raise KeyError("no such field")
+
+    with pytest.raises(KeyError, match="no such field"):
+        api.segment(model, data / "images", tmp_path / "out", report=slip, device="cpu", threads=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_in_python_a_training_leaves_the_callers_random_numbers_and_threads(data, tmp_path):
+    import torch
+
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    pairs = {"images": data / "images", "labels": data / "labels"}
+    api.train(tmp_path, "x", **pairs, preset="tiny", steps=1, device="cpu", threads=threads + 1)
+    assert torch.get_num_threads() == threads and torch.equal(torch.get_rng_state(), state)
 
 
 def test_in_python_a_path_may_have_any_form(model, data, tmp_path):

@@ -17,7 +17,14 @@ from volume_cases import affines, make_affine
 from MAPSegLib import devices, inference
 from MAPSegLib.config import InferenceOptions, Label, Preprocessing
 from MAPSegLib.datasets import crop, resize_whole
-from MAPSegLib.devices import has_fast_bf16, is_out_of_memory, pick_device, prepare_process
+from MAPSegLib.devices import (
+    has_fast_bf16,
+    is_out_of_memory,
+    pick_device,
+    precision_context,
+    prepare_process,
+    settings_kept,
+)
 from MAPSegLib.errors import InputError, MemoryExhausted
 from MAPSegLib.inference import (
     class_logits,
@@ -428,13 +435,16 @@ def test_the_cpu_takes_over_from_a_gpu(monkeypatch):
     assert len(notes) == 3 and "CPU" in notes[-1]
 
 
-def test_threads_asked_for_are_those_of_one_call():
-    before = torch.get_num_threads()
-    prepare_process(before + 1)
-    prepare_process(before + 2)
-    assert torch.get_num_threads() == before + 2
-    prepare_process()
-    assert torch.get_num_threads() == before
+def test_a_callers_settings_are_kept():
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    before = torch.backends.cudnn.allow_tf32
+    with settings_kept():
+        prepare_process(threads + 1)
+        precision_context(torch.device("cpu"), "fp32" if before else "auto")
+        torch.manual_seed(7)
+        assert torch.get_num_threads() == threads + 1 and torch.backends.cudnn.allow_tf32 != before
+    assert torch.get_num_threads() == threads and torch.backends.cudnn.allow_tf32 == before
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_folder_called_allocation_is_no_lack_of_memory():

@@ -80,9 +80,6 @@ class ScriptedLoadableModuleLogic:
 
 
 class ScriptedLoadableModuleTest(unittest.TestCase):
-    def __init__(self, *args, **kwargs):
-        super().__init__("runTest")
-
     def delayDisplay(self, message, requestedDelay=None, msec=None):
         print(message)
 

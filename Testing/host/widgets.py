@@ -5,6 +5,8 @@ They have the properties and signals that the module uses and draw themselves pl
 
 from __future__ import annotations
 
+import shiboken6
+import slicer
 from PySide6.QtCore import Property, QEvent, QPointF, QRectF, QSize, Qt, Signal
 from PySide6.QtGui import QColor, QFont, QFontMetrics, QPainter, QPen
 from PySide6.QtWidgets import (
@@ -20,6 +22,12 @@ from PySide6.QtWidgets import (
 )
 
 from .pythonqt import dialogs
+
+_SEGMENTS_CHANGED = (
+    slicer.vtkSegmentation.SegmentAdded,
+    slicer.vtkSegmentation.SegmentRemoved,
+    slicer.vtkSegmentation.ContainedRepresentationNamesModified,
+)
 
 
 class ctkCollapsibleButton(QWidget):
@@ -192,36 +200,45 @@ class qMRMLWidget(QWidget):
 
 
 class qMRMLSegmentationShow3DButton(QPushButton):
-    """Makes closed surfaces when it is checked, and shows or hides them, as the application's button does."""
+    """Makes closed surfaces and takes them away again; as the application's, it follows whatever else does so."""
 
     def __init__(self, parent=None):
         super().__init__(parent)
-        self._node = None
+        self._node, self._tags = None, []
         self.setCheckable(True)
         self.setText("Show 3D")
         self.setEnabled(False)
-        self.clicked.connect(self._apply)
+        self.toggled.connect(self._apply)
 
     def setSegmentationNode(self, node) -> None:
-        self._node = node
-        self.setEnabled(node is not None)
-        self.setChecked(bool(node) and self._shown())
+        for tag in self._tags:
+            self._node.RemoveObserver(tag)
+        self._node, self._tags = node, []
+        for event in _SEGMENTS_CHANGED if node is not None else ():
+            self._tags.append(node.AddObserver(event, self._update))
+        self._update()
 
     def segmentationNode(self):
         return self._node
 
-    def _shown(self) -> bool:
-        display = self._node.GetDisplayNode()
-        surfaces = self._node.GetSegmentation().ContainsRepresentation("Closed surface")
-        return bool(surfaces and display and display.GetVisibility3D())
+    def _update(self, *_event) -> None:
+        if not shiboken6.isValid(self):
+            return
+        segmentation = self._node.GetSegmentation() if self._node is not None else None
+        self.setEnabled(segmentation is not None and segmentation.GetNumberOfSegments() > 0)
+        if segmentation is not None:
+            blocked = self.blockSignals(True)
+            self.setChecked(segmentation.ContainsRepresentation("Closed surface"))
+            self.blockSignals(blocked)
 
     def _apply(self, on: bool) -> None:
         if self._node is None:
             return
-        self._node.CreateDefaultDisplayNodes()
+        segmentation = self._node.GetSegmentation()
         if on:
-            self._node.CreateClosedSurfaceRepresentation()
-        self._node.GetDisplayNode().SetVisibility3D(on)
+            segmentation.CreateRepresentation("Closed surface")
+        else:
+            segmentation.RemoveRepresentation("Closed surface")
 
 
 class qMRMLPlotView(QWidget):

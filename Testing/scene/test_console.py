@@ -108,6 +108,11 @@ def test_the_modules_self_tests_pass(module):
     module.MAPSegTest().runTest()
 
 
+def test_ctest_runs_every_self_test_by_its_name(module):
+    found = unittest.TestLoader().loadTestsFromTestCase(module.MAPSegTest)
+    assert sorted(test.id().rpartition(".")[2] for test in found) == ["test_cancel", "test_path"]
+
+
 def test_without_pytorch_the_self_tests_say_what_to_do(module, monkeypatch, capsys):
     """And do not fail: "Reload and Test" knows no skipped tests."""
     monkeypatch.setattr("MAPSegModule.dependencies.missing", lambda: ["torch>=2.9"])

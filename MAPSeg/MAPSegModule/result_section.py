@@ -104,6 +104,7 @@ class ResultSection:
             self._preview = None
         if self._overlaid is not None and node(self._overlaid.uncertainty_id) is None:
             self._overlaid = None
+        self.ui.overlayCheckBox.enabled = self._map is not None
         kept = {
             segmentation_id: (item, run)
             for segmentation_id, (item, run) in self._results.items()
@@ -195,7 +196,7 @@ class ResultSection:
             ui.exportTableButton,
         ):
             widget.enabled = pair is not None
-        ui.overlayCheckBox.enabled = pair is not None and bool(pair[0].uncertainty_id) and is_kept(pair[0])
+        ui.overlayCheckBox.enabled = self._map is not None
         ui.saveModelButton.enabled = self._savable is not None
         if pair is None:
             self._in_slices = None
@@ -268,15 +269,22 @@ class ResultSection:
             self._pick()
 
     def _overlay(self, _on: bool = False) -> None:
-        """Show the uncertainty map of the result that was kept, where that is the one shown; there is no other."""
+        """Show the uncertainty map over its volume, or take it away."""
         if not self._entered:
             return
+        shown = self._map if self.ui.overlayCheckBox.checked else None
+        item = self.item if shown is not None else None
+        if item is not self._overlaid:
+            self._overlaid = item
+            volume = slicer.mrmlScene.GetNodeByID(item.volume_id) if item is not None else None
+            overlay.show_overlay(volume, shown)
+
+    @property
+    def _map(self):
+        """The uncertainty map of the result that was kept, where that is the one shown; there is no other."""
         item = self.item
-        on = item is not None and self.ui.overlayCheckBox.checked and item.uncertainty_id and is_kept(item)
-        if (item if on else None) is not self._overlaid:
-            self._overlaid = item if on else None
-            ids = (item.volume_id, item.uncertainty_id) if on else ("", "")
-            overlay.show_overlay(*map(slicer.mrmlScene.GetNodeByID, ids))
+        there = item is not None and is_kept(item)
+        return slicer.mrmlScene.GetNodeByID(item.uncertainty_id) if there else None
 
     def copy_table(self) -> None:
         """Put the table into the clipboard, with the verdict."""

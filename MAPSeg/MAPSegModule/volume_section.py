@@ -38,9 +38,9 @@ class VolumeSection(slicer.util.VTKObservationMixin):
         self._seen: set[str] = set()
         self._watched: dict[str, list[int]] = {}
         """Observers of volumes. The mixin would keep the nodes, voxels and all, when they have left the scene."""
-        # Both with the voxels that they are of; flights with the transform above them, too.
+        # Both with the voxels that they are of; flights with the transform above them, states with the labels, too.
         self._flights: dict[tuple[str, str], tuple[tuple, Preflight]] = {}
-        self._states: dict[str, tuple[tuple, tuple[str, str, str]]] = {}
+        self._states: dict[str, tuple[tuple, str, tuple[str, str, str]]] = {}
         self._rows: list[str] = []
         table = ui.volumeTable
         table.setColumnCount(3)
@@ -97,6 +97,8 @@ class VolumeSection(slicer.util.VTKObservationMixin):
     def _node_removed(self, caller, event, node=None) -> None:
         self._let_go(node)
         self._scene_changed(caller, event, node)
+        if node is not None and node.GetID() in (labels for _voxels, labels, _state in self._states.values()):
+            self._later.start()
 
     def _scene_closed(self, caller, event) -> None:
         """Forget all volumes at once: those of a scene that is loaded next may get the same IDs before it is idle."""
@@ -202,8 +204,10 @@ class VolumeSection(slicer.util.VTKObservationMixin):
             return
         voxels = _voxels(node)
         if item.state in (runs.RUNNING, runs.DONE):  # the run has those of its start
-            voxels, _state = self._states.get(item.volume_id, (voxels, None))
-        self._states[item.volume_id] = voxels, (f"{mark} {word}", color, item.message if explain else "")
+            voxels = self._states.get(item.volume_id, (voxels,))[0]
+        labels = item.segmentation_id if item.state == runs.DONE else ""
+        told = (f"{mark} {word}", color, item.message if explain else "")
+        self._states[item.volume_id] = voxels, labels, told
         if item.volume_id in self._rows:
             self.ui.volumeTable.blockSignals(True)
             self._describe(self._rows.index(item.volume_id), node)
@@ -225,9 +229,10 @@ class VolumeSection(slicer.util.VTKObservationMixin):
         return flight if place == _place(node) else None
 
     def _state(self, node) -> tuple[str, str, str] | None:
-        """What a run says of the volume, as long as its voxels are those of the run."""
-        voxels, state = self._states.get(node.GetID(), (None, None))
-        return state if voxels == _voxels(node) else None
+        """What a run says of the volume, as long as its voxels are those of the run, and its result is there."""
+        voxels, labels, state = self._states.get(node.GetID(), (None, "", None))
+        gone = labels and slicer.mrmlScene.GetNodeByID(labels) is None
+        return state if voxels == _voxels(node) and not gone else None
 
     def _look_at_one(self) -> None:
         """Look at one volume that was not looked at yet, so that the window stays quick with many of them."""

@@ -196,6 +196,40 @@ def test_the_uncertainty_is_shown_over_its_own_result_alone(result):
     assert view.GetForegroundVolumeID() == result.item.uncertainty_id
 
 
+def test_surfaces_go_over_to_the_other_result_and_away_with_their_button(result):
+    segmentation = slicer.mrmlScene.GetNodeByID(result.item.segmentation_id).GetSegmentation()
+    assert not result.ui.show3DButton.checked
+    result.click("show3DButton")
+    assert segmentation.ContainsRepresentation("Closed surface")
+    result.click("sourceButton")
+    assert segmentation.ContainsRepresentation("Closed surface") and result.ui.show3DButton.checked
+    result.click("show3DButton")
+    assert not segmentation.ContainsRepresentation("Closed surface")
+    segmentation.CreateRepresentation("Closed surface")  # in another module
+    assert result.ui.show3DButton.checked
+
+
+def test_an_uncertainty_map_that_users_delete_is_offered_no_more(result):
+    add_slices("Red")
+    result.click("overlayCheckBox")
+    slicer.mrmlScene.RemoveNode(slicer.mrmlScene.GetNodeByID(result.item.uncertainty_id))
+    assert not result.ui.overlayCheckBox.enabled
+    result.click("sourceButton")
+    result.click("adaptedButton")
+    assert not result.ui.overlayCheckBox.enabled
+
+
+def test_a_result_that_users_delete_leaves_nothing_behind(result):
+    """In the Data module: the panel has no button for it. Of the volume, nothing is done any more."""
+    result.panel.volumes.set_state(result.item)
+    assert "done" in result.state("ball")
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    labels = slicer.mrmlScene.GetNodeByID(result.item.segmentation_id)
+    assert hierarchy.RemoveItem(hierarchy.GetItemByDataNode(labels), True, True)
+    assert result.ui.resultComboBox.count == 0 and result.rows() == []
+    result.wait(lambda: "done" not in result.state("ball"), 5)
+
+
 def test_slices_stay_as_users_arrange_them(screen, tmp_path, monkeypatch):
     fitted = []
     layers = slicer.util.setSliceViewerLayers

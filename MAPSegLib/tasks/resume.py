@@ -111,10 +111,10 @@ def alone(path: Path) -> Iterator[None]:
         file.close()
 
 
-def _locked(path: Path) -> IO[str]:
+def _locked(path: Path) -> IO[bytes]:
     """The file, open and locked; not locked where the file system knows no locks, as some shared ones."""
     while True:
-        file = path.open("a")
+        file = path.open("ab")
         try:
             if os.name == "nt":
                 import msvcrt

@@ -31,6 +31,8 @@ from MAPSegLib.training.terms import _eta
 from MAPSegLib.volumes import Volume
 
 OPTIONS = InferenceOptions(device="cpu", precision="fp32")
+# PyTorch takes the pretended device for its own "meta", into which nothing can be copied.
+pytestmark = pytest.mark.filterwarnings("ignore:for .* copying from a non-meta parameter")
 
 
 def volume(seed=0, shape=(20, 18, 24)):

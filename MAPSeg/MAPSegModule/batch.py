@@ -216,9 +216,8 @@ class Batch:
                         self._finish(case, event["entry"])
                     except (OSError, InputError) as error:  # of this scan; the others go on
                         unfinished = 2
-                        message = getattr(error, "message", str(error))
-                        advice = getattr(error, "advice", "")
-                        self._fail(case, {"kind": "input", "message": message, "advice": advice})
+                        told = error if isinstance(error, InputError) else InputError(str(error))
+                        self._fail(case, told.record())
                 elif event["event"] == "error" and case:
                     self._fail(case, event)
                 elif (

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from MAPSegModule.cases import find_cases
-from MAPSegModule.models import InputError
 from MAPSegModule.selftest import make_ball
 
 from MAPSegLib import windows
+from MAPSegLib.errors import InputError
 from MAPSegLib.metrics import dice_scores
 from MAPSegLib.volumes import Volume, check_same_grid, read_image, read_labels, write_volume
 from Testing.host import batch as host

@@ -81,7 +81,8 @@ def test_callbacks_follow_a_run_behind_the_window(module, model, monkeypatch):
 
 def test_what_cannot_be_done_is_raised(module, model, monkeypatch):
     from MAPSegModule import dependencies
-    from MAPSegModule.models import InputError
+
+    from MAPSegLib.errors import InputError
 
     logic = module.MAPSegLogic()
     flat = slicer.util.addVolumeFromArray(np.ones((9, 9, 9), np.float32))

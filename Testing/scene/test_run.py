@@ -14,8 +14,10 @@ import slicer
 from MAPSegModule import images, selftest
 from MAPSegModule import run as runs
 from MAPSegModule import scene as mrml
-from MAPSegModule.models import InputError, list_entries
+from MAPSegModule.models import list_entries
 from MAPSegModule.parameters import Parameters
+
+from MAPSegLib.errors import InputError
 
 from .conftest import FAST, add_ball, add_volume, eventually, harden, oblique, until, voxels_of
 

@@ -1,14 +1,9 @@
 """A tiny model with a card, for tests of model files."""
 
-import json
-import struct
-
 import torch
 
 from MAPSegLib.config import ARCHITECTURES, Label, Preprocessing
-from MAPSegLib.models import (
-    ModelCard,
-)
+from MAPSegLib.models import ModelCard
 from MAPSegLib.networks.segmenter import Segmenter
 
 LABELS = (
@@ -37,16 +32,3 @@ def logits(model):
     whole = torch.rand(1, 1, 32, 32, 32, generator=generator)
     with torch.inference_mode():
         return model(patches, whole, torch.zeros(2, 3), torch.full((2, 3), 0.5))
-
-
-def with_card(path, change):
-    """The same file with an edited card."""
-    data = path.read_bytes()
-    (length,) = struct.unpack("<Q", data[:8])
-    header = json.loads(data[8 : 8 + length])
-    card = json.loads(header["__metadata__"]["mapseg"])
-    change(card)
-    header["__metadata__"]["mapseg"] = json.dumps(card)
-    header["__metadata__"].pop("digest", None)
-    new = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(new)) + new + data[8 + length :])

@@ -5,7 +5,7 @@ import struct
 
 import pytest
 import torch
-from model_file_cases import LABELS, logits, tiny, with_card
+from model_file_cases import LABELS, logits, tiny
 
 from MAPSegLib.checkpoints import import_checkpoint
 from MAPSegLib.config import Architecture
@@ -19,6 +19,7 @@ from MAPSegLib.models import (
     save_model,
 )
 from MAPSegLib.networks.segmenter import Segmenter
+from Testing.model_cards import with_card
 
 
 def test_newer_formats_are_told(saved):

@@ -6,7 +6,7 @@ import resource
 
 import pytest
 import torch
-from model_file_cases import LABELS, logits, tiny, with_card
+from model_file_cases import LABELS, logits, tiny
 
 from MAPSegLib.checkpoints import import_checkpoint
 from MAPSegLib.config import ARCHITECTURES, Label, Preprocessing
@@ -24,6 +24,7 @@ from MAPSegLib.models import (
 )
 from MAPSegLib.networks.encoder import Encoder
 from MAPSegLib.networks.segmenter import Segmenter
+from Testing.model_cards import with_card
 
 
 def test_a_model_returns_with_its_card(saved):

@@ -10,9 +10,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pytest
 
-sys.path.append(
-    str(Path(__file__).parents[1])
-)  # for Testing.host; last, so that what is installed is what is tested
+# For what is shared in Testing; last, so that what is installed is what is tested.
+sys.path.append(str(Path(__file__).parents[1]))
 
 
 def pytest_terminal_summary(terminalreporter):

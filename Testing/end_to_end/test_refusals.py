@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-import MAPSegLib
 from MAPSegLib import api, cli, console
-from MAPSegLib.errors import InputError, MAPSegError
+from MAPSegLib.errors import InputError
 from MAPSegLib.tasks import findings
 
 from .calls import CPU, files, labels_of, mapseg, refused
@@ -383,28 +382,11 @@ def test_every_command_explains_itself():
     assert mapseg("--version")[0].startswith("mapseg ")
 
 
-def test_in_python_the_functions_are_found_by_their_names():
-    assert {"segment", "adapt", "train", "pretrain", "evaluate", "list_models"} <= set(dir(MAPSegLib))
-
-
 def test_errors_are_one_line_each(monkeypatch, capsys):
     screen = Console(stderr=True, width=40)
     monkeypatch.setattr(console, "_err", screen)
     assert console.show_models("nobody") == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
-
-
-@pytest.mark.parametrize("call", [api.evaluate, api.segment])
-def test_in_python_every_failure_has_a_sentence(call, model, data, tmp_path, monkeypatch):
-    def fail(*_given, **_named):
-        raise ZeroDivisionError("nothing left")
-
-    monkeypatch.setattr("MAPSegLib.tasks.evaluation.pair_cases", fail)
-    monkeypatch.setattr("MAPSegLib.tasks.scans.collect_scans", fail)
-    given = {"evaluate": (data / "labels", data / "labels"), "segment": (model, data / "images")}
-    with pytest.raises(MAPSegError, match="Unforeseen failure, ZeroDivisionError: nothing left") as failure:
-        call(*given[call.__name__], tmp_path / "out")
-    assert isinstance(failure.value.__cause__, ZeroDivisionError)
 
 
 @pytest.mark.parametrize("content", ['{"a": 1}', "[1]", '{"1": 70000}'])
@@ -444,57 +426,6 @@ def test_references_without_structures_are_told_with_their_place(data, tmp_path)
         nib.save(nib.Nifti1Image(np.zeros(whole.shape, np.uint8), whole.affine), empty / path.name)
     told = refused("evaluate", data / "labels", empty, "-o", tmp_path / "o")
     assert f"{empty} holds no structures to score. Check the references" in told
-
-
-@pytest.mark.parametrize(
-    ("call", "told"),
-    [
-        (lambda: api.segment("brain", 5, "o"), "scans: 5 is not a path"),
-        (lambda: api.segment("brain", ["a.nii", None], "o"), "scans: None is not a path"),
-        (lambda: api.segment("brain", None, "o"), "scans: None is not a path"),
-        (lambda: api.segment("brain", b"a.nii", "o"), "scans: b'a.nii' is not a path"),
-        (
-            lambda: api.segment("brain", np.zeros((9, 9, 9)), "o"),
-            "ndarray is not a path.*save what is in memory",
-        ),
-        (lambda: api.segment("brain", "a.nii", "o", report=True), "report: True is not a function"),
-        (lambda: api.segment(None, "a.nii", "o"), "model: None is not a path"),
-        (lambda: api.adapt("brain", "a.nii", None), "output: None is not a path"),
-        (lambda: api.pretrain("o", "x", domains=None), "domains: None is not a path"),
-        (lambda: api.train("o", "x", images=3), "images: 3 is not a path"),
-        (lambda: api.evaluate("p", "r", "s", model=3), "model: 3 is not a path"),
-    ],
-)
-def test_in_python_what_is_no_path_is_told(call, told):
-    with pytest.raises(InputError, match=told) as refusal:
-        call()
-    assert refusal.value.advice and str(refusal.value).endswith(refusal.value.advice)
-
-
-def test_in_python_what_a_report_raises_is_raised_as_it_is(model, data, tmp_path):
-    def slip(event):
-        if event.get("stage") == "segment":
-            raise KeyError("no such field")
-
-    with pytest.raises(KeyError, match="no such field"):
-        api.segment(model, data / "images", tmp_path / "out", report=slip, device="cpu", threads=1)
-    assert not (tmp_path / "out").exists()
-
-
-def test_in_python_a_training_leaves_the_callers_random_numbers_and_threads(data, tmp_path):
-    import torch
-
-    threads, state = torch.get_num_threads(), torch.get_rng_state()
-    pairs = {"images": data / "images", "labels": data / "labels"}
-    api.train(tmp_path, "x", **pairs, preset="tiny", steps=1, device="cpu", threads=threads + 1)
-    assert torch.get_num_threads() == threads and torch.equal(torch.get_rng_state(), state)
-
-
-def test_in_python_a_path_may_have_any_form(model, data, tmp_path):
-    with os.scandir(data / "images") as entries:
-        scan = next(entry for entry in entries if entry.name == "case0.nii.gz")
-    result = api.segment(model, scan, tmp_path / "out", device="cpu", threads=1)
-    assert [entry["file"] for entry in result["scans"]] == [scan.path]
 
 
 def test_a_report_that_another_job_wrote_meanwhile_stays(model, data, tmp_path):

@@ -118,11 +118,8 @@ class PretendDevice(TorchDispatchMode):
 
     def bytes(self) -> int:
         """Of the tensors that the device holds."""
-        return sum(
-            {
-                held.untyped_storage().data_ptr(): held.untyped_storage().nbytes() for held in self.alive
-            }.values()
-        )
+        storages = [held.untyped_storage() for held in self.alive]
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """On a device other than the CPU: nothing is mixed up, results are the CPU's, and memory is given back."""
 
+import errno
 import gc
 import math
 import sys
@@ -16,7 +17,14 @@ from pretend_device import DEVICE, OnDevice, pretended
 
 from MAPSegLib import devices, distributed, inference
 from MAPSegLib.config import AdaptationOptions, InferenceOptions, TrainingOptions
-from MAPSegLib.devices import has_fast_bf16, pick_device, precision_context
+from MAPSegLib.devices import (
+    has_fast_bf16,
+    is_out_of_memory,
+    pick_device,
+    precision_context,
+    prepare_process,
+    settings_kept,
+)
 from MAPSegLib.errors import InputError, MemoryExhausted
 from MAPSegLib.federated.coordinator import Coordinator
 from MAPSegLib.federated.plan import agree
@@ -88,10 +96,8 @@ def test_a_scan_gets_the_result_of_the_cpu(labels):
 
 
 def run_source_free(folder, accumulate):
-    told, own = (
-        shared_runs.Told(),
-        {"check_every": 5, "curve_knots": 4, "minutes": 1000.0, "preview_seconds": 0.0},
-    )
+    told = shared_runs.Told()
+    own = {"check_every": 5, "curve_knots": 4, "minutes": 1000.0, "preview_seconds": 0.0}
     options = AdaptationOptions(**shared_runs.COMMON, **own, accumulate=accumulate)
     model = tiny_model(dropout=0.2)
     adapt(model, card_of(model), [volume(0), volume(1)], options, folder, told)
@@ -103,18 +109,14 @@ RUNS = {**shared_runs.RUNS, "source-free": run_source_free}
 
 @pytest.mark.parametrize("run", ["train", "pretrain", "adapt", "plus", "source-free"])
 def test_a_training_has_the_losses_of_the_cpu_and_goes_on_from_its_checkpoint(run, tmp_path, monkeypatch):
-    told = {}
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
     for steps in (6, 7):
         monkeypatch.setitem(shared_runs.COMMON, "steps", steps)
-        for name in ("here", "there"):
-            (tmp_path / name).mkdir(exist_ok=True)
-            if name == "here":
-                told[name, steps] = RUNS[run](tmp_path / name, 1)
-                continue
-            with pretended() as device:
-                told[name, steps] = RUNS[run](tmp_path / name, 1)
-                assert device.operations["convolution_backward"]
-        here, there = told["here", steps], told["there", steps]
+        here = RUNS[run](tmp_path / "here", 1)
+        with pretended() as device:
+            there = RUNS[run](tmp_path / "there", 1)
+            assert device.operations["convolution_backward"]
         assert len(here) == len(there) == (6 if steps == 6 else 1)
         # later, patches are cut about what the last check found, of which a voxel may be another by rounding
         same = 5 if steps == 6 and run != "source-free" else 0
@@ -260,3 +262,52 @@ def test_gpus_talk_over_what_pytorch_has(monkeypatch, gpu, nccl, backend):
     monkeypatch.setattr(distributed, "_store", None)
     distributed.join()
     assert asked == [backend]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_graphics_card_that_does_not_work_is_left_out(monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    devices._computes.cache_clear()
+    assert pick_device("auto") == torch.device("cpu") and "cuda device does not work" in caplog.text
+    with pytest.raises(InputError, match="cuda device"):  # asked for by name, it fails by name
+        pick_device("cuda")
+    devices._computes.cache_clear()
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_device_that_computes_otherwise_than_the_cpu_is_left_out(monkeypatch, caplog, wrong):
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, kind: self.apply(spoil) if wrong else self)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, kind: self)
+
+    def spoil(layer):
+        if isinstance(layer, torch.nn.Conv3d):
+            layer.weight.mul_(1.3)
+
+    assert devices._computes.__wrapped__("mps") is not wrong
+    assert ("other results than the CPU" in caplog.text) is wrong
+
+
+def test_a_callers_settings_are_kept():
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    before = torch.backends.cudnn.allow_tf32
+    with settings_kept():
+        prepare_process(threads + 1)
+        precision_context(torch.device("cpu"), "fp32" if before else "auto")
+        torch.manual_seed(7)
+        assert torch.get_num_threads() == threads + 1 and torch.backends.cudnn.allow_tf32 != before
+    assert torch.get_num_threads() == threads and torch.backends.cudnn.allow_tf32 == before
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_folder_called_allocation_is_no_lack_of_memory():
+    assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+    assert is_out_of_memory(OSError(errno.ENOMEM, "Cannot allocate memory"))
+    assert is_out_of_memory(MemoryError()) and is_out_of_memory(torch.OutOfMemoryError("out of memory"))
+    assert is_out_of_memory(RuntimeError("Unable to find a valid cuDNN algorithm to run convolution"))
+    assert is_out_of_memory(RuntimeError("GET was unable to find an engine to execute this computation"))
+    assert not is_out_of_memory(ValueError("/trial/allocation/scan.nii.gz is no image"))
+
+
+def test_a_card_without_bf16_of_its_own_is_not_made_to_emulate_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert not has_fast_bf16.__wrapped__(torch.device("cuda"))

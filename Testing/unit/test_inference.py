@@ -1,6 +1,5 @@
 """Inference against a naive one that keeps all classes of the whole volume, on a model that is followed by hand."""
 
-import errno
 import itertools
 from types import SimpleNamespace
 
@@ -14,18 +13,10 @@ from hypothesis import strategies as st
 from model_cases import PAIRED, SIDES, SINGLE, Thresholds, sided, tiny_model
 from volume_cases import affines, make_affine
 
-from MAPSegLib import devices, inference
+from MAPSegLib import inference
 from MAPSegLib.config import InferenceOptions, Label, Preprocessing
 from MAPSegLib.datasets import crop, resize_whole
-from MAPSegLib.devices import (
-    has_fast_bf16,
-    is_out_of_memory,
-    pick_device,
-    precision_context,
-    prepare_process,
-    settings_kept,
-)
-from MAPSegLib.errors import InputError, MemoryExhausted
+from MAPSegLib.errors import MemoryExhausted
 from MAPSegLib.inference import (
     class_logits,
     gaussian_window,
@@ -397,29 +388,6 @@ def test_when_nothing_helps_it_says_so():
         predict_classes(Greedy(0), scan_of().image, FP32)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-def test_a_graphics_card_that_does_not_work_is_left_out(monkeypatch, caplog):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    devices._computes.cache_clear()
-    assert pick_device("auto") == torch.device("cpu") and "cuda device does not work" in caplog.text
-    with pytest.raises(InputError, match="cuda device"):  # asked for by name, it fails by name
-        pick_device("cuda")
-    devices._computes.cache_clear()
-
-
-@pytest.mark.parametrize("wrong", [False, True])
-def test_a_device_that_computes_otherwise_than_the_cpu_is_left_out(monkeypatch, caplog, wrong):
-    monkeypatch.setattr(torch.nn.Module, "to", lambda self, kind: self.apply(spoil) if wrong else self)
-    monkeypatch.setattr(torch.Tensor, "to", lambda self, kind: self)
-
-    def spoil(layer):
-        if isinstance(layer, torch.nn.Conv3d):
-            layer.weight.mul_(1.3)
-
-    assert devices._computes.__wrapped__("mps") is not wrong
-    assert ("other results than the CPU" in caplog.text) is wrong
-
-
 def test_the_cpu_takes_over_from_a_gpu(monkeypatch):
     monkeypatch.setattr(inference, "pick_device", lambda _: torch.device("cuda"))
     tried = []
@@ -435,35 +403,9 @@ def test_the_cpu_takes_over_from_a_gpu(monkeypatch):
     assert len(notes) == 3 and "CPU" in notes[-1]
 
 
-def test_a_callers_settings_are_kept():
-    threads, state = torch.get_num_threads(), torch.get_rng_state()
-    before = torch.backends.cudnn.allow_tf32
-    with settings_kept():
-        prepare_process(threads + 1)
-        precision_context(torch.device("cpu"), "fp32" if before else "auto")
-        torch.manual_seed(7)
-        assert torch.get_num_threads() == threads + 1 and torch.backends.cudnn.allow_tf32 != before
-    assert torch.get_num_threads() == threads and torch.backends.cudnn.allow_tf32 == before
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_a_folder_called_allocation_is_no_lack_of_memory():
-    assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
-    assert is_out_of_memory(OSError(errno.ENOMEM, "Cannot allocate memory"))
-    assert is_out_of_memory(MemoryError()) and is_out_of_memory(torch.OutOfMemoryError("out of memory"))
-    assert is_out_of_memory(RuntimeError("Unable to find a valid cuDNN algorithm to run convolution"))
-    assert is_out_of_memory(RuntimeError("GET was unable to find an engine to execute this computation"))
-    assert not is_out_of_memory(ValueError("/trial/allocation/scan.nii.gz is no image"))
-
-
 def test_other_errors_are_not_taken_for_a_lack_of_memory():
     def run(device, batch):
         raise RuntimeError("shapes do not match")
 
     with pytest.raises(RuntimeError, match="shapes"):
         run_with_notes(run, FP32)
-
-
-def test_a_card_without_bf16_of_its_own_is_not_made_to_emulate_it(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
-    assert not has_fast_bf16.__wrapped__(torch.device("cuda"))

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 
 import torch
@@ -111,14 +111,27 @@ def prepare_process(threads: int | None = None) -> None:
 
 @contextmanager
 def settings_kept() -> Iterator[None]:
-    """Leave a caller's PyTorch as it was: its random numbers, CPU threads, and whether cuDNN may use TF32."""
+    """Work with PyTorch as it starts, whatever the caller has set, and leave the caller's as it was.
+
+    Inside, gradients are recorded, and new tensors are fp32 on the CPU. Random numbers, the number of CPU threads, and
+    whether cuDNN may use TF32 are the caller's again afterwards.
+    """
     threads, tf32 = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
+    dtype = torch.get_default_dtype()
     # asking a GPU that the caller has not used would take its memory
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    elsewhere = torch.get_default_device().type != "cpu"  # such a context costs every operation a little
     try:
-        with torch.random.fork_rng(gpus):
+        torch.set_default_dtype(torch.float32)
+        with (
+            torch.device("cpu") if elsewhere else nullcontext(),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.random.fork_rng(gpus),
+        ):
             yield
     finally:
+        torch.set_default_dtype(dtype)
         torch.set_num_threads(threads)
         torch.backends.cudnn.allow_tf32 = tf32
 

@@ -1,6 +1,7 @@
 """What only callers in Python meet: what they may pass, what is raised, and what a call leaves as it was."""
 
 import os
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -69,6 +70,29 @@ def test_in_python_a_training_leaves_the_callers_random_numbers_and_threads(data
     pairs = {"images": data / "images", "labels": data / "labels"}
     api.train(tmp_path, "x", **pairs, preset="tiny", steps=1, device="cpu", threads=threads + 1)
     assert torch.get_num_threads() == threads and torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("setting", ["no_grad", "inference_mode", "default dtype", "default device"])
+def test_in_python_a_training_does_not_mind_what_the_caller_has_set(setting, data, tmp_path):
+    import torch
+
+    pairs = {"images": data / "images", "labels": data / "labels"}
+    options = {"preset": "tiny", "steps": 1, "device": "cpu", "threads": 1}
+    with ExitStack() as settings:
+        if setting == "default dtype":
+            settings.callback(torch.set_default_dtype, torch.get_default_dtype())
+            torch.set_default_dtype(torch.float64)
+        elif setting == "default device":
+            settings.enter_context(torch.device("meta"))
+        else:
+            settings.enter_context(getattr(torch, setting)())
+        api.train(tmp_path / "model", "x", **pairs, **options)
+        api.segment(
+            tmp_path / "model" / "x.safetensors", data / "images", tmp_path / "out", device="cpu", threads=1
+        )
+        assert torch.is_grad_enabled() == setting.startswith("default")
+        assert torch.get_default_dtype() == (torch.float64 if setting == "default dtype" else torch.float32)
+        assert torch.get_default_device().type == ("meta" if setting == "default device" else "cpu")
 
 
 def test_in_python_a_path_may_have_any_form(model, data, tmp_path):

@@ -2,13 +2,15 @@
 
     python -m Benchmarks.shift --data FOLDER [--scans 1000 1001] [--changes "sine 3.2"] [--seeds 0 1 2] --work FOLDER
 
-Every case is a line of ``WORK/shift.jsonl``; cases found there are not run again, so that a stopped run resumes. Of a
-choice between models (``--model brain``) source-only is the first of them, and what is adapted the one that suits.
+Every case is a line of ``WORK/shift.jsonl``; cases found there, of the same model files, are not run again, so that a
+stopped run resumes. Of a choice between models (``--model brain``) source-only is the first of them, and what is
+adapted the one that suits.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import tempfile
@@ -21,7 +23,7 @@ import numpy as np
 
 from MAPSegLib.config import AdaptationOptions, InferenceOptions
 from MAPSegLib.inference import segment_volume
-from MAPSegLib.models import load_card, resolve
+from MAPSegLib.models import load_card, members, resolve
 from MAPSegLib.tasks.candidates import Candidate, choose_for_all, load_candidates
 from MAPSegLib.training.adaptation import adapt
 
@@ -77,6 +79,11 @@ def run_case(
         "history": [{key: value for key, value in entry.items() if key in HISTORY} for entry in history],
         "seconds": round(seconds, 1),
     }
+
+
+def digest(files: Sequence[Path]) -> str:
+    """What tells these files from those of an earlier run."""
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
 def table(rows: list[dict], choice: bool) -> list[list[str]]:
@@ -188,10 +195,10 @@ def main() -> None:
         if results.exists()
         else []
     )
-    asked = {"asked": arguments.model, "minutes": arguments.minutes}
+    path = resolve(arguments.model)
+    asked = {"asked": arguments.model, "files": digest(members(path)), "minutes": arguments.minutes}
     rows = [row for row in rows if asked.items() <= row.items()]
     done = {(row["scan"], row["change"], row["seed"]) for row in rows}
-    path = resolve(arguments.model)
     candidates, title = load_candidates(path, AdaptationOptions().device), load_card(path, choice=True).name
     choice = len(candidates) > 1
     for seed in arguments.seeds:

@@ -17,6 +17,7 @@ from .augmentation import uniform
 from .config import Contrast, Label, Preprocessing
 from .errors import InputError
 from .preprocessing import canonical, labels_to_working, prepare
+from .reports import first_few
 from .synthesis import OUTSIDE_BRAIN, Anatomy, brain_priors, known_codes, synthesise
 from .volumes import check_same_grid, map_values, read_image, read_in_full, read_labels
 
@@ -157,9 +158,8 @@ def _anatomy(path: Path, class_of: dict[int, int]) -> Anatomy:
             "Give label maps of the brain, such as FreeSurfer's aseg.",
         )
     if unknown := sorted(found - known):
-        told = ", ".join(map(str, unknown[:5])) + (", …" if len(unknown) > 5 else "")
         raise InputError(
-            f"{path}: holds codes that no intensities are known for ({told}).",
+            f"{path}: holds codes that no intensities are known for ({first_few(unknown)}).",
             "Replace each by a code that looks alike, or by 0.",
         )
     return Anatomy.from_labels(

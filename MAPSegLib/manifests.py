@@ -22,7 +22,7 @@ from pydantic import BaseModel, ValidationError
 from .config import Options, first_problem
 from .errors import InputError
 from .formats import scan_suffix
-from .reports import read_json
+from .reports import first_few, read_json
 from .volumes import find_scans, scan_stem
 
 _DERIVED = ("space", "res", "den", "desc", "label", "atlas", "seg")
@@ -140,9 +140,7 @@ def list_pairs(place: Path, labels: Path | None = None) -> list[tuple[Path, Path
             "case01_label.nii.gz.",
         )
     if lonely:
-        raise InputError(
-            f"{place}: no label map{f' in {labels}' if labels else ''} for {', '.join(lonely[:5])}."
-        )
+        raise InputError(f"{place}: no label map{f' in {labels}' if labels else ''} for {first_few(lonely)}.")
     return [(case.image, case.label) for case in cases]
 
 

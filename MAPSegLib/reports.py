@@ -66,6 +66,11 @@ def reason(error: OSError) -> str:
     return told.get(error.errno, (error.strerror or str(error)).lower())
 
 
+def first_few(names: Sequence[Any]) -> str:
+    """Names for a message, which would be too long with all of many."""
+    return ", ".join(map(str, names[:5])) + (", …" if len(names) > 5 else "")
+
+
 def unwritable(path: Path, error: OSError) -> InputError:
     """The sentence for a file or folder that the system refuses to write."""
     return InputError(f"{path} cannot be written: {reason(error)}.", "Choose another output folder.")

@@ -12,7 +12,7 @@ from ..errors import InputError, MAPSegError
 from ..jobs import EvaluateJob, Report
 from ..manifests import LABEL_ENDINGS, SIDE_RESULTS, by_name, case_name, list_pairs, results_in
 from ..models import load_card, resolve
-from ..reports import plain, write_csv, write_json
+from ..reports import first_few, plain, write_csv, write_json
 from ..volumes import find_scans, read_in_full, read_labels, scan_stem
 from .outputs import output_folder, refuse_existing
 from .reading import track
@@ -30,8 +30,9 @@ def evaluate(job: EvaluateJob, report: Report) -> dict[str, Any]:
     refuse_existing(files, job.overwrite)
     pairs, unpaired = pair_cases(check_path(job.prediction), check_path(job.reference))
     if unpaired:
-        names_of = ", ".join(path.name for path in unpaired[:5])
-        report("log", message=f"{len(unpaired)} references have no label map to score: {names_of}.")
+        what = f"{len(unpaired)} references have" if len(unpaired) > 1 else "A reference has"
+        told = first_few([path.name for path in unpaired])
+        report("log", message=f"{what} no label map to score: {told}.")
     names = (
         {label.value: label.name for label in load_card(resolve(job.model), choice=True).labels}
         if job.model
@@ -95,7 +96,7 @@ def pair_cases(prediction: Path, reference: Path) -> tuple[list[tuple[Path, Path
     lonely = [path.name for path in found if case_name(path) not in references]
     if lonely or not found:
         raise InputError(
-            f"No reference in {reference} for {', '.join(lonely[:5]) or prediction}.",
+            f"No reference in {reference} for {first_few(lonely) or prediction}.",
             "Name label map and reference alike: case01_seg.nii.gz, case01_label.nii.gz.",
         )
     pairs = [(path, references.pop(case_name(path))) for path in found]

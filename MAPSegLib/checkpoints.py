@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from .config import Architecture, Label, Preprocessing
 from .errors import InputError
+from .model_files import is_pickled
 from .models import ModelCard, save_model
 
 if TYPE_CHECKING:
@@ -88,10 +89,15 @@ def _read(path: Path) -> dict[str, Tensor]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise InputError(f"{path.name} needs pickled code to run and is refused.", advice) from error
-    except Exception as error:  # damaged files fail in many ways
-        raise InputError(f"{path.name} is not a PyTorch checkpoint, or is damaged.", advice) from error
+    except Exception as error:  # damaged files fail in many ways, other ones as if they held code
+        with path.open("rb") as file:
+            refused = isinstance(error, pickle.UnpicklingError) and is_pickled(file.read(2))
+        what = (
+            "needs pickled code to run and is refused"
+            if refused
+            else "is not a PyTorch checkpoint, or is damaged"
+        )
+        raise InputError(f"{path.name} {what}.", advice) from error
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

@@ -44,6 +44,11 @@ def model_files() -> list[Path]:
     return [path for paths in found for path in paths]
 
 
+def is_pickled(start: bytes) -> bool:
+    """Whether a file that starts so may be a checkpoint of PyTorch."""
+    return start[:2] in _PICKLED
+
+
 def read_card(path: Path) -> dict[str, Any]:
     """The card in a model file's header; of its content only the format version is checked.
 
@@ -85,7 +90,7 @@ def _header(path: Path) -> dict[str, Any]:
             length = int.from_bytes(start, "little")
             if len(start) < 8 or length > min(_HEADER_LIMIT, path.stat().st_size):
                 # as a length these are astronomic, but a header may begin with the same two
-                if start[:2] in _PICKLED:
+                if is_pickled(start):
                     raise InputError(
                         f"{path.name} is a pickled checkpoint, which MAPSeg does not run.",
                         "Turn it into a model with `mapseg import`.",

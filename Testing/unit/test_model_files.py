@@ -1,5 +1,6 @@
 """Model files that are damaged, foreign or newer: refused in one sentence, and never run."""
 
+import gzip
 import pickle
 import struct
 
@@ -139,6 +140,13 @@ def test_nothing_is_unpickled(tmp_path):
         with pytest.raises(InputError, match="needs pickled code"):
             import_checkpoint(path, tmp_path / "out.safetensors", name="out")
     assert sorted(tmp_path.iterdir()) == [zipped, bare]
+
+
+def test_a_scan_given_as_a_checkpoint_is_not_said_to_hold_code(tmp_path):
+    scan = tmp_path / "scan.nii.gz"
+    scan.write_bytes(gzip.compress(bytes(400)))
+    with pytest.raises(InputError, match="is not a PyTorch checkpoint"):
+        import_checkpoint(scan, tmp_path / "out.safetensors", name="out")
 
 
 @pytest.mark.parametrize("length", [0x0280, 0x0480, 0x4B50])

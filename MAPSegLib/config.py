@@ -11,7 +11,15 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from .errors import InputError
 from .windows import RESERVED
@@ -27,6 +35,16 @@ def _name(text: str) -> str:
 
 Name = Annotated[str, Field(max_length=100), AfterValidator(_name)]
 """Of a model, and so of a file."""
+
+
+def _given(value: object) -> object:
+    if isinstance(value, str) and not value.strip():
+        raise ValueError("a path is empty")
+    return value
+
+
+GivenPath = Annotated[Path, BeforeValidator(_given)]
+"""A path in a file or a call: an empty text would become the current folder."""
 Threads = Annotated[int, Field(ge=1, le=1024)]
 Preset = Literal["tiny", "small", "paper"]
 """Name of an architecture."""

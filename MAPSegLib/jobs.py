@@ -34,6 +34,7 @@ from .config import (
     AdaptationOptions,
     CentralisedOptions,
     Contrast,
+    GivenPath,
     InferenceOptions,
     Name,
     Options,
@@ -53,7 +54,7 @@ Report = Callable[..., None]
 
 
 Scans = Annotated[
-    tuple[Path, ...],
+    tuple[GivenPath, ...],
     Field(min_length=1, description="scans, DICOM series folders, folders of scans, data sets, or manifests"),
 ]
 LabelValue = Annotated[int, Field(ge=0, le=65535)]
@@ -65,7 +66,7 @@ class SegmentJob(Options):
     task: Literal["segment"] = "segment"
     model: str = Field(description="name or file of a model")
     scans: Scans
-    output: Path = Field(description="folder, or for one scan the label map's file name")
+    output: GivenPath = Field(description="folder, or for one scan the label map's file name")
     uncertainty: bool = Field(False, description="write maps of one minus the probability of the label given")
     overwrite: bool = False
     options: InferenceOptions = InferenceOptions()
@@ -84,15 +85,15 @@ class AdaptJob(Options):
     task: Literal["adapt"] = "adapt"
     model: str = Field(description="name or file of the source model")
     scans: Scans
-    output: Path = Field(description="folder, or for one scan the label map's file name")
+    output: GivenPath = Field(description="folder, or for one scan the label map's file name")
     uncertainty: bool = False
     save_model: bool = Field(False, description="keep the adapted model as adapted_model.safetensors")
     overwrite: bool = False
-    source: Path | None = Field(None, description="labelled scans: folder, data set or manifest")
-    source_labels: Path | None = Field(
+    source: GivenPath | None = Field(None, description="labelled scans: folder, data set or manifest")
+    source_labels: GivenPath | None = Field(
         None, description="folder of their label maps, where the source is a folder of scans alone"
     )
-    source_from_labels: Path | None = Field(
+    source_from_labels: GivenPath | None = Field(
         None, description="instead, folder of label maps to synthesise source images from"
     )
     source_contrast: Contrast = Field("t1", description="of the synthesised images")
@@ -134,15 +135,15 @@ class TrainJob(Options):
     """Train a source model, on images with labels or on images synthesised from label maps."""
 
     task: Literal["train"] = "train"
-    output: Path = Field(
+    output: GivenPath = Field(
         description="folder for NAME.safetensors and metrics.jsonl, and, meanwhile, a checkpoint"
     )
     name: Name
-    images: Path | None = Field(None, description="labelled scans: folder, data set or manifest")
-    labels: Path | None = Field(
+    images: GivenPath | None = Field(None, description="labelled scans: folder, data set or manifest")
+    labels: GivenPath | None = Field(
         None, description="folder of their label maps, where images is a folder of scans alone"
     )
-    from_labels: Path | None = Field(None, description="folder of label maps to synthesise images from")
+    from_labels: GivenPath | None = Field(None, description="folder of label maps to synthesise images from")
     contrast: Contrast = Field("t1", description="of the synthesised images")
     label_table: str | None = Field(
         None, description="JSON file of structures, or brain for the built-in one"
@@ -174,14 +175,14 @@ class PretrainJob(Options):
     """Pretrain an encoder on unlabelled scans, on images synthesised from label maps, or on both."""
 
     task: Literal["pretrain"] = "pretrain"
-    output: Path = Field(
+    output: GivenPath = Field(
         description="folder for NAME.safetensors, metrics.jsonl and pictures, and, meanwhile, a checkpoint"
     )
     name: Name
-    domains: tuple[Path, ...] = Field(
+    domains: tuple[GivenPath, ...] = Field(
         (), description="folders of scans, data sets or manifests, one a domain; drawn equally often"
     )
-    from_labels: Path | None = Field(
+    from_labels: GivenPath | None = Field(
         None, description="folder of label maps to synthesise images from: one more domain"
     )
     contrast: Contrast = Field("t1", description="of the synthesised images")
@@ -204,9 +205,9 @@ class EvaluateJob(Options):
     """Score label maps against references."""
 
     task: Literal["evaluate"] = "evaluate"
-    prediction: Path = Field(description="label map, or a folder of them")
-    reference: Path = Field(description="label map, folder of them, named alike, data set or manifest")
-    output: Path = Field(description="folder for metrics.json and metrics.csv")
+    prediction: GivenPath = Field(description="label map, or a folder of them")
+    reference: GivenPath = Field(description="label map, folder of them, named alike, data set or manifest")
+    output: GivenPath = Field(description="folder for metrics.json and metrics.csv")
     model: str | None = Field(None, description="whose structures to score; all in the references by default")
     mapping: dict[LabelValue, LabelValue] | None = Field(None, description="reference value to label value")
     overwrite: bool = False
@@ -216,8 +217,8 @@ class SynthesiseJob(Options):
     """Draw images from label maps."""
 
     task: Literal["synthesise"] = "synthesise"
-    label_maps: Path = Field(description="label map with FreeSurfer codes, or a folder of them")
-    output: Path = Field(description="folder for images/ and labels/")
+    label_maps: GivenPath = Field(description="label map with FreeSurfer codes, or a folder of them")
+    output: GivenPath = Field(description="folder for images/ and labels/")
     contrast: Contrast = "t1"
     count: int = Field(1, ge=1, description="images of each label map")
     seed: int = Field(0, ge=0, lt=2**63)
@@ -229,9 +230,9 @@ class ImportJob(Options):
     """Turn a checkpoint of the paper's authors into a model, or a pretrained one into an encoder."""
 
     task: Literal["import"] = "import"
-    checkpoint: Path
+    checkpoint: GivenPath
     name: Name
-    output: Path | None = Field(None, description="folder; the user's models by default")
+    output: GivenPath | None = Field(None, description="folder; the user's models by default")
     label_table: str | None = None
     preprocessing: Preprocessing = Preprocessing()
     patch: int = Field(96, ge=16, le=256, multiple_of=8, description="edge of a local patch, voxels")
@@ -243,9 +244,9 @@ class SimulateJob(Options):
     """Run all sites of a federation in this process, one after another: to try a plan, and to measure it."""
 
     task: Literal["simulate"] = "simulate"
-    plan: Path = Field(description="JSON file with a plan (MAPSegLib.federated.plan)")
-    sites: Path = Field(description="JSON file with every site's scans: images, and a source's labels")
-    output: Path = Field(description="folder for the model, rounds.json, and a folder for each site")
+    plan: GivenPath = Field(description="JSON file with a plan (MAPSegLib.federated.plan)")
+    sites: GivenPath = Field(description="JSON file with every site's scans: images, and a source's labels")
+    output: GivenPath = Field(description="folder for the model, rounds.json, and a folder for each site")
     overwrite: bool = False
 
 
@@ -253,7 +254,7 @@ class DemoJob(Options):
     """Show segmentation and adaptation on the head that the nilearn package carries."""
 
     task: Literal["demo"] = "demo"
-    output: Path
+    output: GivenPath
     minutes: float = Field(3.0, gt=0, description="at most this long adapting")
     overwrite: bool = False
 

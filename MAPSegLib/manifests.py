@@ -19,7 +19,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ValidationError
 
-from .config import Options, first_problem
+from .config import GivenPath, Options, first_problem
 from .errors import InputError
 from .formats import scan_suffix
 from .reports import first_few, read_json
@@ -37,8 +37,8 @@ SIDE_RESULTS = ("_uncertainty", "_seg_source", "_seg_adapted")
 class Case(Options):
     """A scan, and its label map where there is one."""
 
-    image: Path
-    label: Path | None = None
+    image: GivenPath
+    label: GivenPath | None = None
 
 
 class _Manifest(Options):

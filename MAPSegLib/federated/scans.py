@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import Compute, Options
+from ..config import Compute, GivenPath, Options
 from ..errors import InputError
 from ..manifests import list_pairs, list_scans
 
@@ -14,8 +14,8 @@ from ..manifests import list_pairs, list_scans
 class SiteData(Options):
     """Where a site's scans are, and what it trains on."""
 
-    images: Path
-    labels: Path | None = None
+    images: GivenPath
+    labels: GivenPath | None = None
     options: Compute = Compute()
 
     def beside(self, folder: Path) -> SiteData:

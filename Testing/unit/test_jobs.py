@@ -212,6 +212,9 @@ def test_label_maps_with_references_of_their_own_are_no_side_results(tmp_path):
 def test_an_empty_path_is_not_the_current_folder():
     with pytest.raises(InputError, match="A path is empty"):
         check_path("")
+    for name, value in {"output": "", "scans": ["a", " "]}.items():
+        with pytest.raises(InputError, match=rf"{name}.*: a path is empty"):
+            build_job({**SEGMENT, name: value})
 
 
 def test_a_tilde_that_names_nobody_is_part_of_a_name(tmp_path, monkeypatch):

@@ -85,7 +85,7 @@ def adapt(
         source: labelled scans to train on as well: a folder, a data set or a manifest.
         source_labels: folder of their label maps, where ``source`` is a folder of scans alone.
         source_from_labels: instead, a folder of label maps to synthesise source images from.
-        source_contrast: of the synthesised images.
+        source_contrast: of the synthesised images: ``t1``, ``t2``, ``random`` or ``mixed``.
         save_model: keep the adapted model beside the results.
         options: of :class:`~MAPSegLib.config.AdaptationOptions`, or with a source of
             :class:`~MAPSegLib.config.CentralisedOptions`.
@@ -132,14 +132,22 @@ def train(
     """Train a source model; a training that was killed continues where ``output`` holds its checkpoint.
 
     Args:
+        output: folder for the model and its record.
+        name: of the model, and so of its file.
         images, labels: folders of scans and of their label maps, named alike; or a data set or manifest alone.
         from_labels: instead, a folder of label maps to synthesise images from.
+        contrast: of the synthesised images: ``t1``, ``t2``, ``random`` or ``mixed``.
         label_table: JSON file, or ``brain``; structures are inferred from the labels otherwise.
         preset: ``tiny``, ``small`` (the default) or ``paper``.
         init: model to start from, or a pretrained encoder (see :func:`pretrain`).
         preprocessing: of :class:`~MAPSegLib.config.Preprocessing`.
         holdout: cases kept back to choose the best weights.
         options: of :class:`~MAPSegLib.config.TrainingOptions`.
+
+    Other arguments as for :func:`segment`; ``description`` and ``license`` go into the card.
+
+    Returns:
+        under ``model`` the model's file, which :func:`segment` takes, and under ``files`` all that were written.
 
     Raises:
         InputError: options or data cannot be used, or results are there already.
@@ -185,15 +193,17 @@ def pretrain(
     A pretraining that was killed continues where ``output`` holds its checkpoint.
 
     Args:
+        output: folder for the encoder, its record and its pictures.
+        name: of the encoder, and so of its file.
         domains: a folder of unlabelled scans, a data set or a manifest, or several, one a domain; domains are drawn
             equally often.
         from_labels: a folder of label maps to synthesise images from, one more domain.
+        contrast: of these images: ``t1``, ``t2``, ``random`` or ``mixed``.
         preset: ``tiny``, ``small`` or ``paper``.
         preprocessing: of :class:`~MAPSegLib.config.Preprocessing`.
         options: of :class:`~MAPSegLib.config.PretrainingOptions`.
 
-    Raises:
-        InputError: options or data cannot be used, or results are there already.
+    Other arguments, what is returned (under ``model`` the encoder's file), and what is raised, as for :func:`train`.
     """
     return _run(
         report,
@@ -230,6 +240,10 @@ def evaluate(
         output: folder for metrics.json and metrics.csv.
         model: whose structures are scored; all in the references otherwise.
         mapping: reference value to label value, where the two follow different protocols.
+
+    Returns:
+        what metrics.json holds (under ``summary`` a dictionary of means for each structure, under ``scans`` one for
+        each structure of each scan, ...), and ``files``, all that were written. What is undefined is None.
 
     Raises:
         InputError: nothing to pair, no pair that can be read, or results are there already.

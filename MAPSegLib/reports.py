@@ -68,7 +68,7 @@ def reason(error: OSError) -> str:
 
 def first_few(names: Sequence[Any]) -> str:
     """Names for a message, which would be too long with all of many."""
-    return ", ".join(map(str, names[:5])) + (", …" if len(names) > 5 else "")
+    return ", ".join(map(str, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def unwritable(path: Path, error: OSError) -> InputError:

@@ -108,7 +108,7 @@ def test_nnunet_with_several_channels_or_a_missing_label_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"no label map for b.nii.gz"):
         list_pairs(nnunet(tmp_path / "gap", {}, *files))
     files += [f"imagesTr/c{k}.nii.gz" for k in range(5)]
-    with pytest.raises(InputError, match=r"for b.nii.gz, c0.nii.gz, .*, c3.nii.gz, …\."):
+    with pytest.raises(InputError, match=r"for b.nii.gz, c0.nii.gz, .*, c3.nii.gz and 1 more\."):
         list_pairs(nnunet(tmp_path / "gaps", {}, *files))
     with pytest.raises(InputError, match="imagesTr does not exist"):
         list_scans(nnunet(tmp_path / "bare", {}))

@@ -21,7 +21,7 @@ from ..config import Compute
 from ..errors import InputError
 from ..model_files import SUFFIX
 from ..models import load_model, resolve, save_model
-from ..reports import plain, replacing, write_json
+from ..reports import plain, remove_leftovers, replacing, write_json
 from .exchange import Update, Weights, size, to_half, to_tensors
 from .plan import Federation, Plan, agree
 from .site import build_network
@@ -37,7 +37,8 @@ class Coordinator:
     Args:
         plan: names the model to start from.
         afresh: begin anew where the folder holds a federation that has ended, or another one.
-        folder: gets the state after every round (continued from where it exists), ``rounds.json`` and the model.
+        folder: gets the state after every round (continued from where it exists), ``rounds.json`` and the model. No
+            other process may be writing there.
 
     Raises:
         InputError: the folder holds the state of another federation, or the start model cannot be read.
@@ -48,6 +49,7 @@ class Coordinator:
         self.history: list[dict[str, Any]] = []
         """What every round so far brought; written to ``rounds.json``."""
         self.weights = _start(plan, self.federation)
+        remove_leftovers(folder / name for name in (STATE, ROUNDS, f"{plan.name}{SUFFIX}"))
         if (folder / STATE).exists():
             self._load(afresh)
 
@@ -177,10 +179,11 @@ class Coordinator:
     def _save(self) -> None:
         from safetensors.torch import save
 
+        # before the state: a round that only the record has is repeated, and told again
+        write_json(self.folder / ROUNDS, self.history, overwrite=True)
         told = {"federation": self.federation.model_dump_json(), "rounds": json.dumps(plain(self.history))}
         with replacing(self.folder / STATE, overwrite=True) as temporary:
             temporary.write_bytes(save(self.weights, metadata=told))
-        write_json(self.folder / ROUNDS, self.history, overwrite=True)
 
     def _load(self, afresh: bool) -> None:
         from safetensors import SafetensorError, safe_open

@@ -18,6 +18,7 @@ from ..errors import InputError
 from ..jobs import Report, SimulateJob
 from ..model_files import SUFFIX
 from ..reports import read_json
+from . import resume
 from .outputs import output_folder, refuse_existing
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def simulate(job: SimulateJob, report: Report) -> dict[str, Any]:
     data = _site_data(check_path(job.sites), plan)
     folder = check_path(job.output)
     refuse_existing([folder / f"{plan.name}{SUFFIX}"], job.overwrite)
-    with output_folder(folder):
+    with output_folder(folder), resume.alone(folder / resume.LOCK):
         coordinator = Coordinator(plan, folder, job.overwrite)
         sites = {}
         for name, scans in data.items():

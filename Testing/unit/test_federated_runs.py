@@ -15,6 +15,7 @@ from MAPSegLib.federated.plan import Plan
 from MAPSegLib.jobs import build_job
 from MAPSegLib.models import load_card, load_encoder, load_model
 from MAPSegLib.networks.segmenter import Segmenter
+from MAPSegLib.tasks.resume import LOCK, alone
 from MAPSegLib.worker import run_job
 
 
@@ -99,6 +100,12 @@ def test_results_are_not_replaced_unasked_and_missing_scans_are_named(place, tmp
     with pytest.raises(InputError, match="does not say where the scans of b are"):
         run_job(build_job(job), lambda event: None)
     assert not (tmp_path / "o").exists()
+
+
+def test_a_folder_serves_one_simulation_at_a_time(place, tmp_path):
+    (tmp_path / "out").mkdir()
+    with alone(tmp_path / "out" / LOCK), pytest.raises(InputError, match="in use by another run"):
+        simulate(place, tmp_path / "out")
 
 
 def test_all_answers_rejected_end_a_simulation_with_the_reasons(place, tmp_path, monkeypatch):

@@ -10,7 +10,8 @@ import torch
 from federated_cases import SITES, plan_of
 
 from MAPSegLib.errors import InputError
-from MAPSegLib.federated.coordinator import CLIP, STATE, Coordinator
+from MAPSegLib.federated import coordinator as server
+from MAPSegLib.federated.coordinator import CLIP, ROUNDS, STATE, Coordinator
 from MAPSegLib.federated.exchange import Update
 from MAPSegLib.federated.plan import agree, read_plan
 
@@ -150,3 +151,24 @@ def test_a_coordinator_goes_on_where_it_was_killed(place):
     (place / STATE).write_bytes(b"broken")
     with pytest.raises(InputError, match="is damaged"):
         Coordinator(plan_of(place), place)
+
+
+def test_what_a_killed_coordinator_was_writing_is_removed(place):
+    left = [place / f".01234567-{name}" for name in (STATE, ROUNDS, "fed.safetensors")]
+    for file in left:
+        file.touch()
+    Coordinator(plan_of(place), place)
+    assert not any(file.exists() for file in left)
+
+
+def test_no_round_that_was_kept_is_missing_from_the_record(place, monkeypatch):
+    """However the coordinator ends between the two files."""
+    coordinator = Coordinator(plan_of(place, rounds=1), place)
+
+    def end(*_, **__):
+        raise InputError("The disk is full.")
+
+    monkeypatch.setattr(server, "write_json", end)
+    with pytest.raises(InputError):
+        coordinator.absorb({"a": Update(change_of(coordinator, 0.5), 1, {})}, 1.0)
+    assert Coordinator(plan_of(place, rounds=1), place).round == 1

@@ -25,6 +25,7 @@ from ..jobs import Report
 from ..networks.autoencoder import Autoencoder
 from ..networks.segmenter import Segmenter
 from ..preprocessing import prepare
+from ..tasks.earlier import stamps_of
 from ..training.loop import Loop
 from ..training.pretraining import reconstruction_losses, view_scans
 from ..training.terms import SourceTerms, TargetTerms, ema_decay
@@ -80,15 +81,17 @@ class Site:
     def train_round(self, number: int, weights: Weights, report: Report) -> Update:
         """Train the plan's steps from ``weights``, keep a checkpoint, and answer.
 
-        A round that was trained before, from the same weights, gets the same answer: whoever asked has been killed.
+        A round that was trained before, from the same weights on the same files, gets the same answer: whoever asked
+        has been killed.
 
         Args:
             report: told ``progress`` at every step; raising from it ends the round, and the site keeps its last one.
 
         Raises:
-            InputError: the weights are not those of this federation's network, or the checkpoint cannot be written.
+            InputError: the weights are not finite, or not those of this federation's network, or the checkpoint cannot
+                be written.
         """
-        asked = {"round": number, "weights": fingerprint(weights)}
+        asked = {"round": number, "weights": fingerprint(weights), "files": self.files}
         if self.loop.extra.get("asked") == asked:
             answer = self.loop.extra["answer"]
             return Update(to_half(answer["difference"]), self.material.scans, answer["losses"])
@@ -102,6 +105,11 @@ class Site:
 
     def _train(self, asked: dict, start: dict[str, Tensor], report: Report) -> Update:
         number, loop, steps = asked["round"], self.loop, self.federation.plan.steps
+        # An answer would not be finite either: FLARE's noise waits for ever for numbers in it.
+        if not all(tensor.isfinite().all() for tensor in start.values()):
+            raise InputError(
+                f"Round {number} brought numbers that are not finite.", "Tell who runs the server."
+            )
         try:
             for network in (loop.model, loop.ema):
                 network.load_state_dict(start)
@@ -155,6 +163,7 @@ class Site:
         plan, card = self.federation.plan, self.federation.card
         labelled = plan.task == "adapt" and self.member.role == "source"
         found = find(data, labelled)
+        self.files = stamps_of([file for case in found.cases for file in case if file])
         for note in found.notes:
             report("log", message=f"{self.member.name}: {note}")
         if labelled:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from federated_cases import STEP, plan_of
+from federated_cases import STEP, plan_of, write_scan
 from model_cases import SINGLE, card_of, ignore, tiny_model
 
 from MAPSegLib.augmentation import published_source
@@ -73,6 +73,16 @@ def test_a_site_answers_a_round_again_with_what_it_has(place):
     again = site_of(place, "b").train_round(1, weights, lambda event, **_: told.append(event))
     assert not told and again.losses == first.losses and again.scans == first.scans
     assert all(np.array_equal(first.difference[n], again.difference[n]) for n in weights)
+
+
+def test_other_scans_are_trained_on_where_a_round_is_asked_again(place):
+    weights = to_half(load_model(place / "start.safetensors")[0].state_dict())
+    first = site_of(place, "b").train_round(1, weights, ignore)
+    for scan in (place / "b").iterdir():
+        scan.unlink()
+    write_scan(place / "b", "b0", seed=1)
+    again = site_of(place, "b").train_round(1, weights, ignore)
+    assert again.losses != first.losses
 
 
 def test_a_round_that_was_ended_leaves_a_site_as_the_last_one_did(place):
@@ -176,3 +186,13 @@ def test_an_unknown_site_and_weights_of_another_network_are_refused(place):
     other = to_half(tiny_model(SINGLE, width=8).state_dict())
     with pytest.raises(InputError, match="Round 1 brought weights of another architecture"):
         site_of(place, "b").train_round(1, other, ignore)
+
+
+def test_weights_that_are_not_finite_are_refused_and_the_site_goes_on(place):
+    """Trained on, they would come back in the answer, where a filter that adds noise waits for numbers for ever."""
+    weights = to_half(load_model(place / "start.safetensors")[0].state_dict())
+    site = site_of(place, "b")
+    with pytest.raises(InputError, match="Round 1 brought numbers that are not finite"):
+        site.train_round(1, weights | {next(iter(weights)): next(iter(weights.values())) * np.nan}, ignore)
+    answer = site.train_round(1, weights, ignore).difference
+    assert all(np.isfinite(array).all() for array in answer.values())

@@ -63,10 +63,10 @@ def run_kit(folder: Path, images: Path | None = None, labels: Path | None = None
 
 
 def check_certificates(folder: Path) -> None:
-    """Check the dates of a kit's certificates.
+    """Check the dates of a kit's certificates, and their keys.
 
     Raises:
-        InputError: one is not valid today.
+        InputError: one is not valid today, or is damaged, or has no key that fits.
     """
     now = datetime.now(timezone.utc)
     for file in sorted((folder / "flare" / "startup").iterdir()):
@@ -86,6 +86,12 @@ def check_certificates(folder: Path) -> None:
                 f"The certificate of this kit is valid from {certificate.not_valid_before_utc:%Y-%m-%d} on.",
                 "Check this machine's clock.",
             )
+        if file.suffix == ".crt":
+            key = file.with_suffix(".key")
+            try:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(file, key)
+            except OSError as error:
+                raise InputError(f"{key} is missing or damaged.", "Get the start kit again.") from error
 
 
 def check_port(port: int) -> None:

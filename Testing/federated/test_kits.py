@@ -246,6 +246,16 @@ def test_an_expired_certificate_is_told(kits, tmp_path, name, file):
     assert f"expired on {day:%Y-%m-%d}" in result.stderr
 
 
+@pytest.mark.parametrize("name, side", [("server", "server"), ("hospital-b", "client"), ("admin", "client")])
+def test_a_key_that_does_not_fit_is_told(kits, name, side):
+    key = kits / name / "flare" / "startup" / f"{side}.key"
+    for damage in (lambda: key.write_text("damaged"), key.unlink):
+        damage()
+        result = mapseg("run", kits / name)
+        assert result.exit_code == 2, result.stderr
+        assert f"{side}.key is missing or damaged" in result.stderr and result.stderr.count("\n") == 1
+
+
 def test_a_port_in_use_is_told(kits):
     port = read_kit(kits / "server").port
     with socket.socket() as other:

@@ -81,7 +81,9 @@ class PercentileFilter(Options):
 class NoiseFilter(Options):
     """Send a noisy share of the differences: FLARE's SVTPrivacy (sparse vector technique)."""
 
-    fraction: float = Field(0.1, gt=0, le=1, description="share of the differences that is sent")
+    fraction: float = Field(
+        0.1, gt=0, le=1, description="share of the differences to draw; some are drawn twice"
+    )
     epsilon: float = Field(0.1, gt=0, description="privacy budget of their choice; smaller is noisier")
     noise_var: float = Field(0.1, gt=0, description="privacy budget of each value sent; smaller is noisier")
     gamma: float = Field(1e-5, gt=0, description="differences are clipped to this size first")

@@ -103,7 +103,15 @@ def _read(path: Path) -> dict[str, Tensor]:
             content = content[key]
     if not isinstance(content, dict):
         raise InputError(f"{path.name} is not a state dict.")
-    return {str(k).removeprefix("module."): v for k, v in content.items() if isinstance(v, torch.Tensor)}
+    return {str(k).removeprefix("module."): v for k, v in content.items() if _is_weight(v)}
+
+
+def _is_weight(value: object) -> bool:
+    """Whether it is a tensor of numbers that are all there: neither sparse nor quantised, nor a mere shape."""
+    import torch
+
+    dense = isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_meta
+    return dense and value.is_floating_point()
 
 
 def _weights(state: dict[str, Tensor], file: str) -> dict[str, Tensor]:

@@ -73,7 +73,9 @@ def first_few(names: Sequence[Any]) -> str:
 
 def unwritable(path: Path, error: OSError) -> InputError:
     """The sentence for a file or folder that the system refuses to write."""
-    return InputError(f"{path} cannot be written: {reason(error)}.", "Choose another output folder.")
+    # a run that had begun goes on in its own folder, and a start kit has no other
+    advice = "Free some space." if error.errno == errno.ENOSPC else "Choose another output folder."
+    return InputError(f"{path} cannot be written: {reason(error)}.", advice)
 
 
 def unusable(error: OSError) -> InputError:

@@ -1,5 +1,6 @@
 """A federation's coordinator: its plan, what it averages, what it leaves out, and what a kill costs it."""
 
+import errno
 import json
 import sys
 from pathlib import Path
@@ -172,3 +173,17 @@ def test_no_round_that_was_kept_is_missing_from_the_record(place, monkeypatch):
     with pytest.raises(InputError):
         coordinator.absorb({"a": Update(change_of(coordinator, 0.5), 1, {})}, 1.0)
     assert Coordinator(plan_of(place, rounds=1), place).round == 1
+
+
+def test_a_full_disk_is_told_with_what_to_do_and_costs_no_round(place, monkeypatch):
+    coordinator = Coordinator(plan_of(place), place)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(Path, "write_bytes", full)
+        with pytest.raises(InputError, match="state.safetensors cannot be written: no space left") as caught:
+            coordinator.absorb({"a": Update(change_of(coordinator, 0.5), 1, {})}, 1.0)
+    assert caught.value.advice == "Free some space." and not (place / STATE).exists()
+    assert Coordinator(plan_of(place), place).round == 1

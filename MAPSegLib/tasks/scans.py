@@ -51,7 +51,7 @@ def segment(job: SegmentJob, report: Report) -> dict[str, Any]:
         candidates = load_candidates(path, job.options.device)
         findings = Findings(job, card, outputs, report, begun)
         if begun.done:
-            message = f"Continuing a job that was interrupted: {len(begun.done)} scans are done."
+            message = f"Continuing a job that was interrupted; scans done: {len(begun.done)}."
             report("log", message=message)
         started = time.monotonic()
         # Told before anything is done to a scan: a caller knows which one a worker died over.

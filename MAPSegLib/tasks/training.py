@@ -65,8 +65,8 @@ def train(job: TrainJob, report: Report) -> dict[str, Any]:
         if unused:
             names = ", ".join(unused)
             report("log", message=f"No label map holds {names} at {grid} mm: these cannot be learnt.")
-        counts = f"{len(training)} cases to learn from, {len(kept)} kept back, {len(card.labels)} structures."
-        report("log", message=counts)
+        counts = f"Cases to learn from: {len(training)}; kept back: {len(kept)}"
+        report("log", message=f"{counts}; structures: {len(card.labels)}.")
         files = [path for case in cases for path in case if path]
         files += [resolve(job.init)] if job.init else []
         files += [check_path(job.label_table)] if job.label_table not in (None, "brain") else []

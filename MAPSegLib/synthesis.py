@@ -25,8 +25,10 @@ OUTSIDE_BRAIN = frozenset((0, 24, *range(500, 600)))
 """Codes of ``brain_labels`` that brain extraction removes; CSF (24) stays where it touches the brain."""
 EQUIVALENT = {136: 4, 137: 5, 163: 43, 164: 44, 25: 2, 57: 41}
 """Choroid plexus and lesions: drawn with their own intensities, labelled as what holds them."""
-ALIKE = {31: 136, 63: 163, 77: 25, 78: 25, 79: 57, 80: 30, 5001: 2, 5002: 41}
+ALIKE = {31: 136, 63: 163, 78: 25, 79: 57, 80: 30, 5001: 2, 5002: 41}
 """Codes of FreeSurfer's own maps: choroid plexus, hypointensities, and white matter far from the cortex."""
+UNSIDED = {77: (25, 57)} | dict.fromkeys(range(251, 256), (2, 41))
+"""Codes that both sides share, hypointensities and corpus callosum, and what they become on the left and the right."""
 
 
 def merge_parcels(labels: np.ndarray) -> np.ndarray:
@@ -42,19 +44,20 @@ def known_codes(labels: np.ndarray) -> np.ndarray:
     """A map of FreeSurfer (``aseg``, ``aparc+aseg``, ``wmparc``; (X, Y, Z), X to the right) in codes with priors.
 
     Parcels become cortex and white matter; choroid plexus, hypointensities and vessels get the codes that images are
-    drawn from. Parts of the corpus callosum become the white matter of their side.
+    drawn from. Where both sides share a code (:data:`UNSIDED`), the hemisphere decides.
     """
     merged = merge_parcels(labels)
     for code, like in ALIKE.items():
         merged[labels == code] = like
     for first, white in ((3000, 2), (4000, 41)):
         merged[(labels >= first) & (labels < first + 100)] = white
-    callosum = (labels >= 251) & (labels <= 255)
-    if callosum.any():
-        x = np.nonzero(callosum)[0]
+    unsided = np.isin(labels, list(UNSIDED))
+    if unsided.any():
+        x = np.nonzero(unsided)[0]
         white = [np.nonzero(merged == code)[0] for code in (2, 41)]
         middle = np.mean([side.mean() if len(side) else x.mean() for side in white])
-        merged[callosum] = np.where(x < middle, 2, 41)
+        left, right = np.array([UNSIDED[code] for code in labels[unsided].tolist()]).T
+        merged[unsided] = np.where(x < middle, left, right)
     return merged
 
 

@@ -7,6 +7,7 @@ uninterrupted one would have drawn.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -213,17 +214,21 @@ def intensity_levels(image: Tensor, classes: Tensor, count: int) -> Tensor:
         image: (X, Y, Z) in [0, 1]; 0 is outside of the scan.
         classes: indices of the same shape, below ``count``.
     """
+    values = image.flatten()
+    return _levels(values, _places(values, classes, count))
+
+
+def _places(values: Tensor, classes: Tensor, count: int) -> tuple[Tensor, ...]:
+    """Which of a scan's flat values lie inside it, by class: one sort, where a mask of each class is a pass each."""
+    inside = (values > 0).nonzero().flatten()
+    order = classes.flatten()[inside].sort()
+    return inside[order.indices].split(torch.bincount(order.values, minlength=count).tolist())
+
+
+def _levels(values: Tensor, places: Sequence[Tensor]) -> Tensor:
     wanted = torch.linspace(0, 1, LEVELS)
-    inside = image > 0
-    order = classes[inside].sort()
-    sizes = torch.bincount(order.values, minlength=count).tolist()
-    parts = image[inside][order.indices].split(sizes)
-    return torch.stack(
-        [
-            part[:: max(1, len(part) // 20_000)].quantile(wanted) if len(part) else wanted * math.nan
-            for part in parts
-        ]
-    )
+    parts = (values[place[:: max(1, len(place) // 20_000)]] for place in places)
+    return torch.stack([part.quantile(wanted) if len(part) else wanted * math.nan for part in parts])
 
 
 def match_histograms(image: Tensor, classes: Tensor, levels: Tensor) -> Tensor:
@@ -237,13 +242,14 @@ def match_histograms(image: Tensor, classes: Tensor, levels: Tensor) -> Tensor:
         classes: indices of the same shape.
         levels: :func:`intensity_levels` of the other scan.
     """
-    own = intensity_levels(image, classes, len(levels))
-    inside, change, sigma = image > 0, torch.zeros_like(image), (0.7,) * 3
+    values, inside, sigma = image.flatten(), image > 0, (0.7,) * 3
+    places, change = _places(values, classes, len(levels)), torch.zeros_like(values)
+    own = _levels(values, places)
     for index in (~(own + levels).isnan().any(1)).nonzero().flatten().tolist():
-        here = inside & (classes == index)
-        change[here] = piecewise(image[here], own[index], levels[index]) - image[here]
+        here = places[index]
+        change[here] = piecewise(values[here], own[index], levels[index]) - values[here]
     share = blur(inside.float(), sigma).clamp(min=1e-3)  # of the blur's weights that lie within the scan
-    return inside * (image + blur(change, sigma) / share).clamp(DARKEST, 1)
+    return inside * (image + blur(change.view(image.shape), sigma) / share).clamp(DARKEST, 1)
 
 
 def piecewise(values: Tensor, knots: Tensor, heights: Tensor) -> Tensor:

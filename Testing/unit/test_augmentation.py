@@ -215,7 +215,10 @@ def test_levels_are_quantiles_of_each_class_s_own_voxels():
 def test_a_scan_wears_another_s_intensities_class_by_class():
     shown, classes = two_tissues((0.3, 0.2), (0.7, 0.2))
     other, places = two_tissues((0.8, 0.1), (0.2, 0.3))  # the other order: no single curve does this
-    worn = aug.match_histograms(shown, classes, aug.intensity_levels(other, places.flip(0), 2))
+    levels = aug.intensity_levels(other, places.flip(0), 2)
+    worn = aug.match_histograms(shown, classes, levels)
+    turned = aug.match_histograms(shown.mT, classes.mT, levels)  # stored in another order
+    torch.testing.assert_close(turned.mT, worn)
     assert torch.equal(worn == 0, shown == 0)
     for half, mean in ((slice(0, 9), 0.2), (slice(15, 24), 0.8)):
         assert float(worn[half, 6:].mean()) == pytest.approx(mean, abs=0.02)

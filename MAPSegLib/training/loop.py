@@ -235,7 +235,7 @@ class Reused(Generic[T]):
 
 
 def warmup_cosine(warmup: int, steps: int) -> Callable[[int], float]:
-    """Linear warm-up, then a half cosine down to a fiftieth at the last step."""
+    """Linear warm-up, then a half cosine, which would reach a fiftieth after the last step."""
 
     def factor(step: int) -> float:
         if step < warmup:

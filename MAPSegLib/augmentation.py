@@ -143,7 +143,7 @@ def thick_slices(image: Tensor, axis: int, factor: float) -> Tensor:
 
 
 def bias_field(image: Tensor, strength: float, generator: Generator) -> Tensor:
-    """Multiply by a smooth positive field whose logarithm has deviation ``strength``."""
+    """Multiply by a smooth field; its logarithm has deviation ``strength`` at 4³ points, about half of it overall."""
     return image * torch.exp(strength * smooth_noise(tuple(image.shape), 4, generator)[0])
 
 

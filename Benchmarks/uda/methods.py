@@ -103,8 +103,14 @@ def source_model(bench: Bench, strong: bool) -> tuple[Path, dict[str, Any]]:
     return train_model(bench, "source-strong" if strong else "source-only", "source", strong)
 
 
-def train_model(bench: Bench, name: str, part: str, strong: bool = False) -> tuple[Path, dict[str, Any]]:
-    """A supervised training, from fresh weights unless there are others: the model, and what it cost."""
+def train_model(
+    bench: Bench, name: str, part: str, strong: bool = False, **options: Any
+) -> tuple[Path, dict[str, Any]]:
+    """A supervised training, from fresh weights unless there are others: the model, and what it cost.
+
+    Args:
+        options: in place of those of all trainings (:func:`~.tasks.training_options`).
+    """
     folder, place = bench.place(name), bench.material / part
     drawn = bench.task.synthetic and part == "source"
     job = {
@@ -112,7 +118,7 @@ def train_model(bench: Bench, name: str, part: str, strong: bool = False) -> tup
         "output": folder,
         "name": "model",
         "init": str(resolve(bench.size.models[1]) if bench.size.models else fresh_model(bench)),
-        "options": training_options(bench.size, bench.seed, strong),
+        "options": training_options(bench.size, bench.seed, strong) | options,
     }
     job |= (
         {"from_labels": place / "labels"}

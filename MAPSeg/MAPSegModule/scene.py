@@ -218,6 +218,9 @@ def export_segmentation(segmentationNode, volumeNode, path: str | Path) -> Path:
     else:
         colors = slicer.mrmlScene.AddNode(_value_table(segmentationNode.GetSegmentation()))
         labelmap = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "MAPSeg export")
+        labelmap.CreateDefaultDisplayNodes()
+        # Without a table to show it by, Slicer makes another one, and leaves it in the scene.
+        labelmap.GetDisplayNode().SetAndObserveColorNodeID(colors.GetID())
         try:
             ids = segmentationNode.GetSegmentation().GetSegmentIDs()
             extent = slicer.vtkSegmentation.EXTENT_REFERENCE_GEOMETRY
@@ -226,7 +229,7 @@ def export_segmentation(segmentationNode, volumeNode, path: str | Path) -> Path:
             )
             written = exported and _write(slicer.vtkMRMLVolumeArchetypeStorageNode(), labelmap, path)
         finally:
-            slicer.mrmlScene.RemoveNode(labelmap)
+            remove(labelmap)
             slicer.mrmlScene.RemoveNode(colors)
     if not written:
         raise OSError(f"{path} cannot be written.")

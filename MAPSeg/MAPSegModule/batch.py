@@ -23,7 +23,7 @@ import slicer
 
 from MAPSegLib.errors import InputError
 from MAPSegLib.formats import WRITABLE
-from MAPSegLib.reports import plain, read_json, remove_leftovers, write_csv, write_json
+from MAPSegLib.reports import plain, read_json, remove_leftovers, unusable, write_csv, write_json
 from MAPSegLib.volumes import read_labels, write_volume
 from MAPSegLib.windows import replace
 
@@ -158,11 +158,11 @@ class Batch:
 
     def _refuse_others(self) -> None:
         """Raise InputError where a file that no batch has written has the name of a result."""
-        kept = self.output / _REPORTS
-        paths = [] if kept.is_dir() else [*self._tables]
+        begun = any(map(_read_report, [self._tables[0], *map(self._report_path, self.cases)]))
+        paths = [] if begun else [*self._tables]
         for case in self.cases:
-            if not self._report_path(case).exists():
-                paths += [self._path(case, ending) for ending in _ENDINGS]
+            if not self._known(case):
+                paths += [self._report_path(case), *(self._path(case, ending) for ending in _ENDINGS)]
         for path in paths:
             if os.path.lexists(path):
                 raise InputError(
@@ -199,13 +199,21 @@ class Batch:
     def _do(self, group: list[Case]) -> int:
         shutil.rmtree(self.work, ignore_errors=True)
         self.work.mkdir(parents=True, exist_ok=True)
-        staged = {str(case.staged(self.work / "scans")): case for case in group}
+        staged, unfinished = {}, 0
+        for case in group:
+            try:
+                staged[str(case.staged(self.work / "scans"))] = case
+            except OSError as error:  # a link to nowhere, or not ours to read: of this scan
+                unfinished = 2
+                self._fail(case, unusable(error).record())
+        if not staged:
+            return unfinished
         parameters = self.parameters
         if self.chosen.together:  # the worker counts per scan
-            parameters = Parameters(**{**vars(parameters), "minutes": parameters.minutes * len(group)})
+            parameters = Parameters(**{**vars(parameters), "minutes": parameters.minutes * len(staged)})
         self.queue = Queue(list(staged), parameters, self.work)
         self.queue.start()
-        told, unfinished = "", 0
+        told = ""
         while self.queue.running:
             if self.stopped:
                 raise KeyboardInterrupt
@@ -246,7 +254,7 @@ class Batch:
         files = {"segmentation": self._path(case, ".seg.nrrd"), "labels": self._path(case, "_seg.nii.gz")}
         reference = _load_label_volume(entry["output"], case.name)
         # A batch that is ended here goes on, and knows the files as its own.
-        if not self._report_path(case).exists():
+        if not self._known(case):
             self._write_report(case, {"state": _BEGUN, "files": {}})
         # Voxels and grid from one reader: Slicer's reverses the slices of left-handed files.
         labels = images.cut_labels(slicer.util.arrayFromVolume(reference))
@@ -307,10 +315,7 @@ class Batch:
         return known.get("state") == "done" and same and there
 
     def _known(self, case: Case) -> dict[str, Any]:
-        try:
-            return json.loads(self._report_path(case).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
+        return _read_report(self._report_path(case))
 
     def _write_tables(self) -> None:
         """The report and the table of volumes over all cases, those of earlier runs included."""
@@ -329,6 +334,15 @@ class Batch:
 
     def _report_path(self, case: Case) -> Path:
         return self.output / _REPORTS / f"{case.name}.json"
+
+
+def _read_report(path: Path) -> dict[str, Any]:
+    """A report; empty where there is none, and of a file that no batch has written."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) and "settings" in found else {}
 
 
 def _load_label_volume(path: str, name: str):

@@ -15,6 +15,8 @@ from MAPSegLib.formats import READABLE, quietly, scan_suffix
 
 _WHOLE = {".mhd": ".mha", ".nhdr": ".nrrd"}
 """Headers whose voxels lie in another file, and what holds both."""
+_LONGEST = 200
+"""Bytes of a case's name: 255 are the limit for a file's, of which numbers and endings take some."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,8 @@ class Case:
 
     def stamp(self) -> list:
         """Changes when the scan does."""
-        stats = [file.stat() for file in self.files]
-        return [len(stats), sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)]
+        stats = [file.stat() for file in self.files if os.path.exists(file)]  # a link may lead nowhere
+        return [len(stats), sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)]
 
     def staged(self, folder: Path) -> Path:
         """What the worker gets: named as the case, so that results of all cases fit into one folder."""
@@ -52,11 +54,12 @@ def find_cases(inputs: Sequence[str | Path], output: str | Path) -> list[Case]:
     Raises:
         InputError: an input does not exist, or there is nothing in any of them.
     """
-    output = Path(output).expanduser().absolute()
+    output = Path(output).expanduser().resolve()
     found: dict[str, Case] = {}
 
     def add(name: str, source: Path, files: Sequence[Path]) -> None:
-        name = re.sub(r"[^\w.-]+", "_", name).strip("._") or "scan"
+        plain = re.sub(r"[^\w.-]+", "_", name).encode()[-_LONGEST:].decode(errors="ignore")
+        name = plain.strip("._") or "scan"
         unique, number = name, 1
         while unique.casefold() in found:  # on many disks one file, whatever the case
             number += 1
@@ -67,7 +70,7 @@ def find_cases(inputs: Sequence[str | Path], output: str | Path) -> list[Case]:
         path = Path(given).expanduser().absolute()
         if not path.exists():
             raise InputError(f"{path} does not exist.", "Check the path.")
-        if path.resolve() == output.resolve():
+        if path.resolve() == output:
             raise InputError(
                 f"Input and output are the same folder, {path}.", "Give the results a folder of their own."
             )
@@ -75,7 +78,9 @@ def find_cases(inputs: Sequence[str | Path], output: str | Path) -> list[Case]:
             add(_stem(path), path, _parts(path))
             continue
         for folder, below, names in os.walk(path):
-            below[:] = sorted(name for name in below if Path(folder, name) != output and name[0] != ".")
+            below[:] = sorted(
+                name for name in below if Path(folder, name).resolve() != output and name[0] != "."
+            )
             here = Path(folder)
             prefix = "_".join(here.relative_to(path).parts)
             plain = sorted(name for name in names if name[0] != "." and scan_suffix(name) not in ("", ".dcm"))

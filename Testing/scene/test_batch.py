@@ -104,12 +104,22 @@ def test_cases_get_names_of_their_own(inputs, tmp_path):
     assert [case.name for case in twice] == ["head", "HEAD_2"]
     (inputs / "out").mkdir()
     (inputs / "head.nii.gz").rename(inputs / "out" / "head_seg.nii.gz")
-    assert "head" not in {case.name for case in find_cases([inputs], inputs / "out")}
+    for output in (inputs / "out", inputs / "second" / ".." / "out"):
+        assert not {case.name for case in find_cases([inputs], output)} & {"head", "out_head_seg"}
     with pytest.raises(InputError, match="does not exist"):
         find_cases([tmp_path / "absent"], tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no scans"):
         find_cases([tmp_path / "empty"], tmp_path / "out")
+
+
+def test_names_of_deep_folders_are_short_enough_for_files(tmp_path):
+    folder = tmp_path.joinpath("in", *(f"1.2.840.113619.{number}." + "ä" * 50 for number in range(4)))
+    folder.mkdir(parents=True)
+    for name in ("a.nii.gz", "b.nii.gz"):
+        (folder / name).touch()
+    found = [case.name for case in find_cases([tmp_path / "in"], tmp_path / "out")]
+    assert [name[-2:] for name in found] == ["_a", "_b"] and all(len(name.encode()) <= 200 for name in found)
 
 
 def test_files_and_dicom_in_segmentations_and_tables_out(inputs, tmp_path, arguments):
@@ -180,6 +190,16 @@ def test_a_grid_that_slicer_cannot_hold_ends_no_other_scan(tmp_path, arguments, 
     assert not [name for name in names(tmp_path / "out") if name.startswith(("a", "b"))]
 
 
+def test_a_scan_that_cannot_be_opened_ends_no_other(tmp_path, arguments, capfd):
+    """As a link whose file was not fetched, of which there are many in some data sets."""
+    save(tmp_path / "in" / "a.nii.gz", LEFT_HANDED)
+    (tmp_path / "in" / "b.nii.gz").symlink_to("absent")
+    assert host.run_script([*arguments, "--input", str(tmp_path / "in")]) == 2
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    assert {one["case"]: one["state"] for one in report["scans"]} == {"a": "done", "b": "failed"}
+    assert "b.nii.gz cannot be used: " in capfd.readouterr().err
+
+
 def test_headers_with_their_voxels_elsewhere_and_links(tmp_path, arguments):
     image = sitk.GetImageFromArray(make_ball(6, 0)[0])
     image.SetSpacing((2, 2, 2))
@@ -248,15 +268,16 @@ def test_a_batch_continues_where_it_was(inputs, tmp_path, arguments, capfd):
 
 
 @pytest.mark.parametrize(
-    "name", ["head_seg.nii.gz", "head.seg.nrrd", "report.json", "head_uncertainty.nii.gz"]
+    "name", ["head_seg.nii.gz", "head.seg.nrrd", "report.json", "head_uncertainty.nii.gz", "cases/head.json"]
 )
 def test_a_batch_replaces_no_file_of_others(inputs, tmp_path, arguments, name, capfd):
+    """Nor is it anybody's word that a batch has been there that a folder has the name of that for reports."""
     file = tmp_path / "out" / name
-    file.parent.mkdir()
-    file.write_text("mine")
+    (tmp_path / "out" / "cases").mkdir(parents=True)
+    file.write_text('["mine"]')
     assert host.run_script([*arguments, "--input", str(inputs / "head.nii.gz")]) == 2
     assert f"{file} is there already, and is no result of a batch." in capfd.readouterr().err
-    assert file.read_text() == "mine"
+    assert file.read_text() == '["mine"]'
     assert names(tmp_path / "out") == [name]
 
 

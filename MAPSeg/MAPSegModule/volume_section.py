@@ -41,6 +41,8 @@ class VolumeSection(slicer.util.VTKObservationMixin):
         # Both with the voxels that they are of; flights with the transform above them, states with the labels, too.
         self._flights: dict[tuple[str, str], tuple[tuple, Preflight]] = {}
         self._states: dict[str, tuple[tuple, str, tuple[str, str, str]]] = {}
+        self._at_work: set[str] = set()
+        """Volumes of a run that goes on: their states stay, whatever happens to their boxes."""
         self._rows: list[str] = []
         table = ui.volumeTable
         table.setColumnCount(3)
@@ -105,6 +107,7 @@ class VolumeSection(slicer.util.VTKObservationMixin):
         self._offered = ""
         for known in (self._watched, self._checked, self._seen, self._flights, self._states, self._rows):
             known.clear()
+        self._at_work.clear()
         self._later.start()
 
     def nodes(self) -> list:
@@ -189,6 +192,8 @@ class VolumeSection(slicer.util.VTKObservationMixin):
     def set_state(self, item: runs.Item, explain: bool = True) -> None:
         """Show how far a volume of a run is; ``explain`` also says below the list why it failed, once selected."""
         self._offered = ""
+        busy = item.state in (runs.WAITING, runs.RUNNING)
+        (self._at_work.add if busy else self._at_work.discard)(item.volume_id)
         marks = {
             runs.WAITING: ("…", "", _("waiting")),
             runs.RUNNING: ("●", texts.BUSY, _("running")),
@@ -298,7 +303,7 @@ class VolumeSection(slicer.util.VTKObservationMixin):
         on = self.ui.volumeTable.item(row, _NAME).checkState() == qt.Qt.Checked
         (self._checked.add if on else self._checked.discard)(self._rows[row])
         self._offered = ""
-        self._states.pop(self._rows[row], None)  # what an earlier run said of it is over
+        self._forget({self._rows[row]})
         self._show_box()
         self.changed.emit()
 
@@ -312,9 +317,13 @@ class VolumeSection(slicer.util.VTKObservationMixin):
         """Check all volumes; none, where all are checked."""
         before, rows = self._checked, set(self._rows)
         self._checked, self._offered = set() if rows <= before else rows, ""
-        for node_id in before ^ self._checked:
-            self._states.pop(node_id, None)
+        self._forget(before ^ self._checked)
         self.refresh()
+
+    def _forget(self, touched: set[str]) -> None:
+        """What an earlier run said of volumes is over as soon as their boxes are touched."""
+        for node_id in touched - self._at_work:
+            self._states.pop(node_id, None)
 
     def _show_box(self) -> None:
         """Say at the head of the list whether all volumes are checked, some, or none."""

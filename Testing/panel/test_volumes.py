@@ -91,6 +91,21 @@ def test_all_volumes_are_checked_at_once(screen):
     assert not box.isVisible()
 
 
+def test_a_run_that_goes_on_is_told_whatever_happens_to_the_boxes(screen):
+    from MAPSegModule import run
+
+    volumes, section = [add_ball(name) for name in ("one", "two")], screen.panel.volumes
+    screen.wait(lambda: screen.ui.volumeTable.rowCount == 2, 5)
+    for volume in volumes:
+        section.set_state(run.Item(volume.GetID(), "", run.RUNNING))
+    for _ in range(2):
+        press(section._all._real)
+        assert screen.state("one") == screen.state("two") == "● running"
+    section.set_state(run.Item(volumes[0].GetID(), "", run.DONE))
+    press(section._all._real)
+    screen.wait(lambda: (screen.state("one"), screen.state("two")) == ("ready", "● running"), 5)
+
+
 def test_the_box_for_all_is_above_those_of_the_volumes_and_reached_before_them(screen):
     from PySide6.QtCore import QPoint
 

@@ -299,10 +299,11 @@ class Panel:
         self.volumes.set_state(item, explain=len(self.run.items) > 1)
         if item.state == runs.DONE and item.result:
             self.results.add(item, self.run)
-        elif item.segmentation_id and not self._previewed:
-            self._previewed = item.volume_id  # of several volumes, the first previewed one stays in view
-        if item.segmentation_id and item.state == runs.RUNNING:
-            shown = next(each for each in self.run.items if each.volume_id == self._previewed)
+        elif item.segmentation_id and item.state == runs.RUNNING:
+            # Of several volumes, the first previewed one stays in view, unless it leaves the scene.
+            there = (each for each in self.run.items if each.state != runs.FAILED)
+            shown = next((each for each in there if each.volume_id == self._previewed), item)
+            self._previewed = shown.volume_id
             self.results.show_previews(self.run, shown)
 
     def _show_progress(self) -> None:

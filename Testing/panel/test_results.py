@@ -273,6 +273,27 @@ def test_previews_are_seen_alone(result, tmp_path):
     assert seen() == ["preview"]
 
 
+def test_when_the_volume_in_view_goes_previews_of_another_one_are_seen(result, tmp_path):
+    from MAPSegModule import run
+
+    second, other_run = make_result(tmp_path, "second")
+    result.panel.results.add(second, other_run)
+    items = [preview(item)[1] for item in (result.item, second)]
+    slicer.mrmlScene.GetNodeByID(items[1].segmentation_id).SetName("other preview")
+
+    def renewed():
+        result.panel.run = SimpleNamespace(items=items)
+        for item in items:
+            result.panel._show_item(item)
+        result.panel.run = None
+        return seen()
+
+    assert renewed() == ["preview"]
+    slicer.mrmlScene.RemoveNode(slicer.mrmlScene.GetNodeByID(items[0].volume_id))
+    items[0].state = run.FAILED
+    assert renewed() == ["other preview"]
+
+
 def test_views_are_left_alone_while_another_module_is_shown(result):
     [view] = add_slices("Red")
     first, results = result.item, result.panel.results

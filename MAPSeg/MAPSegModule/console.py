@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 
+import slicer
+
+from MAPSegLib.errors import InputError
+
 from . import dependencies
 from .parameters import Parameters
 from .run import Run
@@ -35,6 +39,10 @@ def begin(
             f"Missing packages: {', '.join(missing)}. Call MAPSegLogic().installDependencies() first."
         )
     nodes = list(volumeNodes) if isinstance(volumeNodes, Iterable) else [volumeNodes]
+    for node in nodes:
+        if not isinstance(node, slicer.vtkMRMLVolumeNode):
+            told = f"{node.GetName() if hasattr(node, 'GetName') else node} is no volume node."
+            raise InputError(told, "Give nodes of volumes; slicer.util.getNode() finds them by their names.")
     run = Run(nodes, parameters)
     if onProgress is not None:
         run.changed.connect(lambda: onProgress(run))

@@ -92,6 +92,14 @@ def test_what_cannot_be_done_is_raised(module, model, monkeypatch):
         logic.segment(flat, model="brian-t1")
     with pytest.raises(InputError, match="no volume"):
         logic.segment([], model=str(model))
+    labels = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "labels")
+    for given, told in (
+        (labels, "labels is no volume"),
+        ([flat, None], "None is no volume"),
+        (["x"], "x is"),
+    ):
+        with pytest.raises(InputError, match=told):
+            logic.segment(given, model=str(model))
     monkeypatch.setattr(dependencies, "missing", lambda: ["torch>=2.6"])
     with pytest.raises(RuntimeError, match="installDependencies"):
         logic.segment(flat, model=str(model))

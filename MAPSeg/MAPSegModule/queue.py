@@ -6,6 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from slicer.i18n import tr as _
+
+from MAPSegLib.errors import InputError
+
 from .job import Worker
 from .parameters import Parameters
 
@@ -78,17 +82,25 @@ class Queue:
         if code not in _TOLD and not self._cancelled:
             # Scans are adapted to together: there the death of the worker is everyone's.
             alone = not self.parameters.adapt and self._current in self._open
-            for scan in [self._current] if alone else list(self._open):
-                told.append({"event": "error", "scan": scan, **error})
-                self._close(scan)
-                self._failed += 1
+            told = self._lose([self._current] if alone else list(self._open), error)
             if self._open:
-                self.start()
-                return told
+                try:
+                    self.start()
+                    return told
+                except (OSError, InputError) as failure:  # as where a disk is full
+                    reason = _("The worker cannot be started: {reason}").format(reason=failure)
+                    told += self._lose(list(self._open), {"kind": "error", "message": reason, "advice": ""})
         self.running = False
         self.error = error if not self._done else {}
         self.exit_code = self._code(code)
         return told
+
+    def _lose(self, scans: list[str], error: dict[str, str]) -> list[dict[str, Any]]:
+        """Give up scans; returns what is told of them."""
+        for scan in scans:
+            self._close(scan)
+        self._failed += len(scans)
+        return [{"event": "error", "scan": scan, **error} for scan in scans]
 
     def _code(self, last: int | None) -> int:
         """The worker's exit codes, over all workers that were needed."""

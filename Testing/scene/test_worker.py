@@ -5,7 +5,8 @@ import subprocess
 from types import SimpleNamespace
 
 import pytest
-from MAPSegModule import job
+from MAPSegModule import job, queue
+from MAPSegModule.parameters import Parameters
 
 from MAPSegLib import windows
 from Testing.processes import alive
@@ -73,6 +74,28 @@ def test_a_worker_that_is_killed_behind_its_launcher_is_told_so(tmp_path, monkey
     while worker.running:
         worker.poll()
     assert worker.error == told
+
+
+def test_a_worker_that_cannot_be_started_again_is_told(tmp_path, scene):
+    """As where a disk is full: of the rest of the scans that is the reason."""
+    starts = [None, OSError("No space left on device")]
+
+    def start(job, folder):
+        if failure := starts.pop(0):
+            raise failure
+
+    waiting = queue.Queue(["a", "b"], Parameters("brain"), tmp_path)
+    waiting.worker = SimpleNamespace(
+        start=start,
+        poll=lambda: [{"event": "progress", "scan": "a"}],
+        running=False,
+        exit_code=-9,
+        error={"kind": "memory", "message": "Killed.", "advice": ""},
+    )
+    waiting.start()
+    told = {event["scan"]: event["message"] for event in waiting.poll() if event["event"] == "error"}
+    assert told == {"a": "Killed.", "b": "The worker cannot be started: No space left on device"}
+    assert not waiting.running and waiting.exit_code == 1 and not waiting.poll()
 
 
 def test_on_windows_the_tree_is_ended_by_force_alone(monkeypatch):

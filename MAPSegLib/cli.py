@@ -287,6 +287,24 @@ def evaluate(
 
 
 @app.command()
+def manifest(
+    places: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Folders of scans, data sets, or manifests.", metavar="FOLDER...", show_default=False
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write.")],
+    labels: Annotated[
+        Path | None, typer.Option(help="Folder of label maps, named alike, of one folder of scans.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """List the cases of data sets, in whatever layouts, in one JSON file, which is a data set itself."""
+    _run("manifest", {"places": places, "labels": labels, "output": output, "overwrite": overwrite})
+
+
+@app.command()
 def models(
     name: Annotated[str | None, typer.Argument(help="Show this model's card.", show_default=False)] = None,
 ) -> None:

@@ -213,6 +213,28 @@ class EvaluateJob(Options):
     overwrite: bool = False
 
 
+class ManifestJob(Options):
+    """List the cases of data sets, in whatever layouts, in one manifest."""
+
+    task: Literal["manifest"] = "manifest"
+    places: tuple[GivenPath, ...] = Field(
+        min_length=1, description="folders of scans, data sets or manifests"
+    )
+    labels: GivenPath | None = Field(
+        None, description="folder of the label maps, where the only place is a folder of scans alone"
+    )
+    output: GivenPath = Field(description="the manifest, a JSON file")
+    overwrite: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> ManifestJob:
+        if self.labels and len(self.places) > 1:
+            raise ValueError("labels are those of one folder of scans")
+        if self.output.suffix != ".json":
+            raise ValueError("the name of a manifest ends in .json")
+        return self
+
+
 class SynthesiseJob(Options):
     """Draw images from label maps."""
 
@@ -265,6 +287,7 @@ Job = Annotated[
     | TrainJob
     | PretrainJob
     | EvaluateJob
+    | ManifestJob
     | SynthesiseJob
     | ImportJob
     | SimulateJob

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ValidationError
 from .config import GivenPath, Options, first_problem
 from .errors import InputError
 from .formats import scan_suffix
-from .reports import first_few, read_json
+from .reports import first_few, read_json, write_json
 from .volumes import find_scans, scan_stem
 
 _DERIVED = ("space", "res", "den", "desc", "label", "atlas", "seg")
@@ -69,17 +69,40 @@ class _Report(BaseModel):
     """What a job that was killed may have been writing."""
 
 
-def list_scans(place: Path) -> list[Path]:
-    """The scans of a data set, label maps and what an earlier run wrote beside them left out.
+def list_cases(place: Path) -> list[Case]:
+    """The scans of a data set with the label maps that are there; what an earlier run wrote beside them is left out.
 
     Raises:
         InputError: nothing there, or the layout is broken; the message names the file.
     """
     results = results_in(place)
-    scans = [case.image for case in _cases(place) if case.image not in results]
-    if not scans:
+    cases = [case for case in _cases(place) if case.image not in results]
+    if not cases:
         raise InputError(f"The folder {place} holds results of an earlier run alone.", "Give the scans.")
-    return scans
+    return cases
+
+
+def list_scans(place: Path) -> list[Path]:
+    """The scans of a data set, without its label maps. Raises InputError as :func:`list_cases` does."""
+    return [case.image for case in list_cases(place)]
+
+
+def write_manifest(path: Path, cases: Iterable[Case], overwrite: bool = False) -> Path:
+    """Write cases as a manifest: paths relative to it where they lie below its folder, else absolute.
+
+    Raises:
+        InputError: a file is there twice, or the manifest cannot be written.
+    """
+    content = [case.model_dump(exclude_none=True) for case in cases]
+    if twice := _twice(file for case in content for file in case.values()):
+        raise InputError(f"{twice} is named more than once.")
+
+    def told(file: Path) -> str:
+        below = file.is_relative_to(path.parent)
+        return (file.relative_to(path.parent) if below else file).as_posix()
+
+    content = [{kind: told(file) for kind, file in case.items()} for case in content]
+    return write_json(path, {"cases": content}, overwrite)
 
 
 def _scans_of(folder: Path) -> list[Path]:

@@ -37,6 +37,7 @@ _TASKS = {
     "train": ("training", "train"),
     "pretrain": ("pretraining", "pretrain"),
     "evaluate": ("evaluation", "evaluate"),
+    "manifest": ("material", "manifest"),
     "synthesise": ("material", "synthesise"),
     "import": ("material", "import_model"),
     "simulate": ("federation", "simulate"),

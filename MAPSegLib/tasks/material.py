@@ -1,4 +1,4 @@
-"""Synthesised images, models made of the authors' checkpoints, and the demonstration."""
+"""Manifests, synthesised images, models made of the authors' checkpoints, and the demonstration."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoints import import_checkpoint
 from ..config import Preprocessing, check_path
 from ..errors import InputError
-from ..jobs import DemoJob, ImportJob, Report, SynthesiseJob
-from ..manifests import by_name
+from ..jobs import DemoJob, ImportJob, ManifestJob, Report, SynthesiseJob
+from ..manifests import Case, by_name, list_cases, list_pairs, write_manifest
 from ..model_files import SUFFIX, user_folder
 from ..volumes import Volume, find_scans, scan_stem, write_volume
 from .label_table import read_label_table
@@ -21,6 +21,22 @@ if TYPE_CHECKING:
 
 LEAST = 4
 """Voxels of a brain along each axis, so that what is left of it when it shrinks and is cut is a volume still."""
+
+
+def manifest(job: ManifestJob, report: Report) -> dict[str, Any]:
+    """List the cases of data sets in one manifest. See :class:`~MAPSegLib.jobs.ManifestJob`."""
+    path, places = check_path(job.output), list(map(check_path, job.places))
+    refuse_existing([path], job.overwrite)
+    if job.labels:
+        pairs = list_pairs(places[0], check_path(job.labels))
+        cases = [Case(image=image, label=label) for image, label in pairs]
+    else:
+        cases = [case for place in places for case in list_cases(place)]
+    with output_folder(path.parent):
+        write_manifest(path, cases, job.overwrite)
+    labelled = sum(case.label is not None for case in cases)
+    report("log", message=f"Scans: {len(cases)}; with a label map: {labelled}.")
+    return {"files": [str(path)], "failed": []}
 
 
 def synthesise(job: SynthesiseJob, report: Report) -> dict[str, Any]:

@@ -372,6 +372,7 @@ def test_every_command_explains_itself():
         "train",
         "pretrain",
         "evaluate",
+        "manifest",
         "models",
         "import",
         "synthesise",

@@ -5,7 +5,9 @@ import json
 import pytest
 
 from MAPSegLib.errors import InputError
-from MAPSegLib.manifests import list_pairs, list_scans
+from MAPSegLib.jobs import build_job
+from MAPSegLib.manifests import list_cases, list_pairs, list_scans
+from MAPSegLib.tasks.material import manifest as convert
 
 
 def plant(folder, *files):
@@ -236,3 +238,47 @@ def test_what_a_report_tells_of_is_no_scan(tmp_path):
     for foreign in ([1], {"task": "other", "scans": [entry]}, {"task": "segment", "scans": ["a.nii.gz"]}):
         report.write_text(json.dumps(foreign), encoding="utf-8")
         assert [scan.name for scan in list_scans(tmp_path)] == ["a_seg.nii.gz"]  # the others lie beside it
+
+
+def converted(output, *places, **more):
+    job = {"task": "manifest", "places": places, "output": output, **more}
+    (file,) = convert(build_job(job), lambda event, **fields: None)["files"]
+    return list_cases(output) if file == str(output) else None
+
+
+def test_data_sets_of_all_layouts_become_one_manifest(tmp_path):
+    plant(tmp_path / "nnunet", "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz")
+    (tmp_path / "nnunet" / "dataset.json").write_text("{}")
+    plant(tmp_path / "bids", "sub-1/anat/sub-1_T1w.nii.gz", "derivatives/sub-1_dseg.nii.gz")
+    plant(tmp_path / "authors", "site_train/c_img.nii.gz", "site_train/c_label.nii.gz")
+    plant(tmp_path / "plain", "d.nii.gz")
+    places = [tmp_path / name for name in ("nnunet", "bids", "authors", "plain")]
+    listed = [case for place in places for case in list_cases(place)]
+    assert converted(tmp_path / "all.json", *places) == listed
+    assert [case.label is not None for case in listed] == [True, True, True, False]
+    assert converted(tmp_path / "elsewhere" / "again.json", tmp_path / "all.json") == listed
+    (tmp_path / "all.json").rename(tmp_path / "elsewhere" / "moved.json")
+    with pytest.raises(InputError, match="which does not exist"):  # as its paths are relative to it
+        list_cases(tmp_path / "elsewhere" / "moved.json")
+
+
+def test_a_folder_of_scans_and_one_of_label_maps_become_a_manifest(tmp_path):
+    images, labels = folders(tmp_path, ["a.nii.gz"], ["a_seg.nii.gz"])
+    (case,) = converted(tmp_path / "cases.json", images, labels=labels)
+    assert (case.image, case.label) == (images / "a.nii.gz", labels / "a_seg.nii.gz")
+
+
+def test_manifests_that_cannot_be_made_leave_none(tmp_path):
+    scans = plant(tmp_path / "scans", "a.nii.gz")
+    for output, places, more, told in (
+        ("x.json", [scans, scans], {}, "a.nii.gz is named more than once"),
+        ("x.json", [tmp_path / "gone"], {}, "gone does not exist"),
+        ("x.json", [scans, tmp_path], {"labels": scans}, "labels are those of one folder"),
+        ("x.txt", [scans], {}, "ends in .json"),
+        ("there.json", [scans], {}, "already there"),
+    ):
+        (tmp_path / "there.json").write_text("precious")
+        with pytest.raises(InputError, match=told):
+            converted(tmp_path / output, *places, **more)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scans", "there.json"]
+    assert (tmp_path / "there.json").read_text() == "precious"

@@ -28,6 +28,7 @@ def segment(
     output: PathLike,
     *,
     uncertainty: bool = False,
+    probabilities: bool = False,
     overwrite: bool = False,
     report: Emit | None = None,
     **options: Any,
@@ -39,6 +40,8 @@ def segment(
         scans: a scan, a DICOM series folder, a folder of scans, a data set, a manifest, or several of them.
         output: folder, or the label map's file name for one scan.
         uncertainty: write maps of one minus the probability of the label given.
+        probabilities: write maps with a fourth axis, the structures in the order of the result's ``labels``, whose
+            probabilities go from 0 to 255.
         overwrite: replace results that are there; they are refused otherwise.
         report: called with every event, a dictionary; ``print`` shows what goes on.
         options: of :class:`~MAPSegLib.config.InferenceOptions`.
@@ -59,6 +62,7 @@ def segment(
         scans=_several(scans, "scans"),
         output=_path(output, "output"),
         uncertainty=uncertainty,
+        probabilities=probabilities,
         overwrite=overwrite,
         options=options,
     )

@@ -68,6 +68,10 @@ def segment(
     scans: Scans,
     output: OutputFile,
     uncertainty: Uncertainty = False,
+    probabilities: Annotated[
+        bool,
+        typer.Option("--probabilities", help="Write the probabilities of all structures, 0 to 255, too."),
+    ] = False,
     device: Device = None,
     precision: Precision = None,
     overlap: Annotated[
@@ -85,6 +89,7 @@ def segment(
         "scans": scans,
         "output": output,
         "uncertainty": uncertainty,
+        "probabilities": probabilities,
         "overwrite": overwrite,
     }
     _run("segment", job, flags, options)

@@ -322,7 +322,7 @@ def _save_nifti(path: Path, array: np.ndarray, affine: np.ndarray, header: Any) 
 def _save_itk(path: Path, array: np.ndarray, affine: np.ndarray, geometry: Any) -> None:
     import SimpleITK as sitk
 
-    image = sitk.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0)))
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array.swapaxes(0, 2)), isVector=array.ndim > 3)
     if not isinstance(geometry, ItkGeometry):
         affine = _LPS @ affine
         spacing = np.linalg.norm(affine[:3, :3], axis=0)

@@ -45,6 +45,8 @@ class Segmentation:
         volumes_ml: per label value; 0 where the structure was not found.
         confidence: mean probability of the voxels of each structure found.
         uncertainty: one minus the probability of the label given, float32, native shape; None unless asked for.
+        probabilities: of the structures in the labels' order, uint8 (255 is 1), native shape and one axis more; None
+            unless asked for.
         notes: what the user should know (a fallback taken), a sentence each.
         seconds: that the result took, with judging it.
         classes: class indices on the working grid, int16.
@@ -54,6 +56,7 @@ class Segmentation:
     volumes_ml: dict[int, float]
     confidence: dict[int, float]
     uncertainty: np.ndarray | None = None
+    probabilities: np.ndarray | None = None
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
     classes: Tensor | None = field(default=None, repr=False)
@@ -81,12 +84,14 @@ def segment_scan(
     options: InferenceOptions,
     *,
     uncertainty: bool = False,
+    probabilities: bool = False,
     progress: Progress | None = None,
 ) -> Segmentation:
     """As :func:`segment_volume`, for a scan that is prepared already.
 
     Args:
         uncertainty: whether to map it.
+        probabilities: whether to keep those of every structure, a byte each in every voxel.
         progress: told windows done and all of them.
     """
 
@@ -100,7 +105,7 @@ def segment_scan(
                 working.append(piece.max(0).indices.to("cpu", torch.int16))
                 yield start, piece
 
-        result = _label(watched(), labels, scan.grid, uncertainty)
+        result = _label(watched(), labels, scan.grid, uncertainty, probabilities)
         result.classes = torch.cat(working)
         result.notes += scan.volume.notes
         return result
@@ -277,19 +282,26 @@ def _holds_foreground(image: Tensor, corner: tuple[int, int, int], window: int) 
 
 
 def _label(
-    slabs: Iterator[tuple[int, Tensor]], labels: tuple[Label, ...], grid: Grid, uncertainty: bool
+    slabs: Iterator[tuple[int, Tensor]],
+    labels: tuple[Label, ...],
+    grid: Grid,
+    uncertainty: bool,
+    probabilities: bool,
 ) -> Segmentation:
     """Interpolate slabs of probabilities to the scan's own voxels and take the likeliest class of each."""
     values = np.array([0, *(label.value for label in labels)])
     values = values.astype(np.min_scalar_type(int(values.max())))
     boxed = np.zeros(grid.box_shape, values.dtype)
     doubt = np.zeros(grid.box_shape, np.float32) if uncertainty else None
+    shares = np.zeros((len(labels), *grid.box_shape), np.uint8) if probabilities else None
     count, mass = np.zeros(len(values)), np.zeros(len(values))
     for row, probability in _rows_on_box(slabs, grid):
         best, index = (t.cpu().numpy() for t in probability.max(0))
         boxed[row] = values[index]
         if doubt is not None:
             doubt[row] = 1 - best
+        if shares is not None:
+            shares[:, row] = (255 * probability[1:]).round().cpu().numpy()
         flat = index.ravel()
         count += np.bincount(flat, minlength=len(values))
         mass += np.bincount(flat, best.ravel(), minlength=len(values))
@@ -299,6 +311,7 @@ def _label(
         volumes_ml={int(values[i]): float(count[i] * grid.native_voxel_ml) for i in range(1, len(values))},
         confidence={int(values[i]): float(mass[i] / count[i]) for i in found},
         uncertainty=to_native(doubt, grid) if doubt is not None else None,
+        probabilities=None if shares is None else np.stack([to_native(share, grid) for share in shares], -1),
     )
 
 

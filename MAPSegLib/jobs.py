@@ -68,6 +68,9 @@ class SegmentJob(Options):
     scans: Scans
     output: GivenPath = Field(description="folder, or for one scan the label map's file name")
     uncertainty: bool = Field(False, description="write maps of one minus the probability of the label given")
+    probabilities: bool = Field(
+        False, description="write maps of the probability of every structure, 0 to 255"
+    )
     overwrite: bool = False
     options: InferenceOptions = InferenceOptions()
 

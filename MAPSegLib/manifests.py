@@ -30,7 +30,7 @@ _DERIVED = ("space", "res", "den", "desc", "label", "atlas", "seg")
 _LABELS = ("dseg", "seg", "mask", "label")
 LABEL_ENDINGS = ("_seg", "_dseg", "_mask", "_label", "_labels")
 """Of names of label maps."""
-SIDE_RESULTS = ("_uncertainty", "_seg_source", "_seg_adapted")
+SIDE_RESULTS = ("_uncertainty", "_probabilities", "_seg_source", "_seg_adapted")
 """Of names of maps that a job leaves beside its label maps (``_seg``)."""
 
 
@@ -50,6 +50,7 @@ class _Side(BaseModel):
 
     output: str
     uncertainty: str | None = None
+    probabilities: str | None = None
 
 
 class _Scan(_Side):
@@ -135,7 +136,8 @@ def reported_in(folder: Path) -> set[Path]:
         with suppress(InputError, ValidationError):
             report = _Report.model_validate(read_json(path, "a report"))
             sides = [side for scan in report.scans for side in (scan, scan.source, scan.adapted) if side]
-            names = [name for side in sides for name in (side.output, side.uncertainty) if name]
+            maps = [(side.output, side.uncertainty, side.probabilities) for side in sides]
+            names = [name for side in maps for name in side if name]
             names += [*report.unfinished.files, *([report.model_file] if report.model_file else [])]
             found |= {folder / Path(name).name for name in names}
     return found

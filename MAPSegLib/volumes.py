@@ -258,7 +258,7 @@ def write_volume(path: str | Path, array: np.ndarray, like: Volume, overwrite: b
     direction. The file appears under its name only when it is complete.
 
     Args:
-        array: shape of ``like``.
+        array: shape of ``like``; a fourth axis, where there is one, holds several values of each voxel.
 
     Raises:
         InputError: the file exists and ``overwrite`` is off, the suffix cannot be written, or the disk
@@ -270,7 +270,7 @@ def write_volume(path: str | Path, array: np.ndarray, like: Volume, overwrite: b
         raise InputError(
             f"{path.name} has no suffix that can be written.", f"Use one of {', '.join(WRITABLE)}."
         )
-    if tuple(array.shape) != like.shape:
+    if tuple(array.shape[:3]) != like.shape:
         raise ValueError(f"array of shape {tuple(array.shape)} on a grid of {like.shape}")
     with replacing(path, overwrite) as temporary:
         temporary.touch()  # tells an unwritable folder from a failing writer

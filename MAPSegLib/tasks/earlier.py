@@ -91,7 +91,8 @@ def stamps_of(scans: Sequence[Path]) -> dict[str, list[int]]:
 
 def written_maps(entries: Sequence[dict[str, Any]]) -> list[str]:
     """The maps that entries of a segmentation's report tell of."""
-    return [entry[kind] for entry in entries for kind in ("output", "uncertainty") if kind in entry]
+    kinds = ("output", "uncertainty", "probabilities")
+    return [entry[kind] for entry in entries for kind in kinds if kind in entry]
 
 
 def _left_by_the_same(

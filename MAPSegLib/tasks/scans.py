@@ -41,7 +41,7 @@ def segment(job: SegmentJob, report: Report) -> dict[str, Any]:
     """Segment every scan and judge every result. See :class:`~MAPSegLib.jobs.SegmentJob`."""
     scans = collect_scans(job.scans)
     outputs = ScanOutputs.plan(job.output, scans)
-    kinds = ["uncertainty"] if job.uncertainty else []
+    kinds = [kind for kind in ("uncertainty", "probabilities") if getattr(job, kind)]
     path = resolve(job.model)
     card = load_card(path, choice=True)
     begun = begin(job, outputs, scans, kinds, members(path))
@@ -96,9 +96,8 @@ def _segment_one(
     views = view(candidates, volume, job.options, looked)
     best, why = choose(candidates, [one.score for one in views])
     (model, card, _), (prepared, looks, _) = candidates[best], views[best]
-    segmentation = segment_scan(
-        model, card.labels, prepared, job.options, uncertainty=job.uncertainty, progress=segmented
-    )
+    more = {"uncertainty": job.uncertainty, "probabilities": job.probabilities, "progress": segmented}
+    segmentation = segment_scan(model, card.labels, prepared, job.options, **more)
     verdict = assess(card, looks, prepared.grid.working_spacing, segmentation.classes)
     segmentation.seconds = time.monotonic() - started
     segmentation.notes += [why] if why else []
@@ -111,9 +110,10 @@ def _write_segmented(
     outputs = findings.outputs
     file = findings.volume(outputs.label_map(scan), segmentation.labels, volume)
     entry = findings.entry(scan, file, segmentation, verdict)
-    if segmentation.uncertainty is not None:
-        target = outputs.volume(scan, "uncertainty")
-        entry["uncertainty"] = findings.volume(target, segmentation.uncertainty, volume)
+    for kind in ("uncertainty", "probabilities"):
+        found = getattr(segmentation, kind)
+        if found is not None:
+            entry[kind] = findings.volume(outputs.volume(scan, kind), found, volume)
     return entry
 
 

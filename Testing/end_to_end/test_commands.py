@@ -8,11 +8,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from MAPSegLib import api, console, inference
 from MAPSegLib.errors import Cancelled
 from MAPSegLib.jobs import build_job
 from MAPSegLib.models import load_card, load_model, save_model
+from MAPSegLib.volumes import read_image, read_labels, write_volume
 from MAPSegLib.worker import run_job
 
 from .calls import CPU, card_on_a_terminal, files, labels_of, mapseg, refused
@@ -51,6 +53,31 @@ def test_segment_then_evaluate(model, data, tmp_path):
     assert [row["scans"] for row in scores["summary"]] == [3, 3]
     assert all(row["dice"] > 0.6 for row in scores["scans"])  # the core of a mirrored map has less than 0.5
     assert files(tmp_path / "scores") == ["metrics.csv", "metrics.json"]
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha"])
+def test_probabilities_lie_on_the_scan_and_are_no_scan(suffix, model, data, tmp_path):
+    scan = read_image(data / "images" / "case1.nii.gz")
+    write_volume(tmp_path / f"a{suffix}", scan.array, scan)
+    for flags in ([], ["--overwrite"]):
+        mapseg("segment", model, tmp_path, "-o", tmp_path, "--probabilities", *flags, *CPU)
+        report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+        (entry,) = report["scans"]
+        assert entry["probabilities"] == str(tmp_path / f"a_probabilities{suffix}")
+    values = [0, *(label["value"] for label in report["labels"])]
+    labels = read_labels(tmp_path / f"a_seg{suffix}")
+    if suffix == ".nii.gz":
+        image = nib.load(entry["probabilities"])
+        found, corner = np.asarray(image.dataobj), image.affine[:3, 3]
+    else:
+        image = sitk.ReadImage(entry["probabilities"])
+        found = sitk.GetArrayFromImage(image).swapaxes(0, 2)
+        corner = np.array(image.GetOrigin()) * (-1, -1, 1)
+    assert found.shape == (*scan.shape, 2) and found.dtype == np.uint8
+    assert np.allclose(corner, scan.affine[:3, 3])
+    sure = found.max(-1) > 128  # more than all others together
+    assert sure.any() and np.array_equal(np.take(values, found.argmax(-1) + 1)[sure], labels.array[sure])
+    assert not labels.array[found.sum(-1) < 84].any()  # less than a third of three: the background has more
 
 
 def test_evaluation_maps_the_codes_of_another_protocol(data, tmp_path):

@@ -155,7 +155,13 @@ def test_folders_without_scans(model, tmp_path):
 
 
 RESULTS = {
-    "segment": ["case0_seg.nii.gz", "case0_uncertainty.nii.gz", "report.json", "volumes.csv"],
+    "segment": [
+        "case0_seg.nii.gz",
+        "case0_uncertainty.nii.gz",
+        "case0_probabilities.nii.gz",
+        "report.json",
+        "volumes.csv",
+    ],
     "adapt": ["case0_seg.nii.gz", "case0_seg_source.nii.gz", "report.json", "adapted_model.safetensors"],
     "train": ["x.safetensors"],
     "evaluate": ["metrics.json", "metrics.csv"],
@@ -166,7 +172,7 @@ RESULTS = {
 def test_results_are_not_replaced_unasked(task, there, model, data, tmp_path):
     scan, out = data / "images" / "case0.nii.gz", tmp_path / "out"
     given = {
-        "segment": [model, scan, "--uncertainty"],
+        "segment": [model, scan, "--uncertainty", "--probabilities"],
         "adapt": [model, scan, "--steps", 1, "--save-model"],
         "train": ["--images", data / "images", "--labels", data / "labels", "--name", "x", "--steps", 1],
         "evaluate": [data / "labels", data / "labels"],

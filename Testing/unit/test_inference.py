@@ -315,6 +315,22 @@ def test_uncertainty_is_zero_outside_the_box_and_small_values_need_one_byte():
     assert outside.any() and not result.uncertainty[outside].any() and not result.labels[outside].any()
 
 
+def test_probabilities_are_those_of_every_structure_in_every_voxel():
+    model, scan = Thresholds(pull=0.2, sharpness=20.0), scan_of(spacing=(1.0, 2.0, 1.5))
+    result = segment_scan(model, SINGLE, scan, FP32, uncertainty=True, probabilities=True)
+    found = result.probabilities
+    assert found.dtype == np.uint8 and found.shape == (*scan.volume.shape, len(SINGLE))
+    for place, label in enumerate(SINGLE):
+        mask = result.labels == label.value
+        assert mask.any() and (found[mask].max(-1) == found[mask, place]).all()
+        assert np.abs(found[mask, place] - 255 * (1 - result.uncertainty[mask])).max() <= 0.51
+    assert found.sum(-1).max() <= 255 + len(SINGLE)
+    outside = np.ones(scan.volume.shape, bool)
+    scan.grid.boxed(outside)[...] = False
+    assert outside.any() and not found[outside].any()
+    assert segment_scan(model, SINGLE, scan, FP32).probabilities is None
+
+
 def test_progress_counts_to_the_end():
     seen = []
     segment_scan(Thresholds(), SINGLE, scan_of(), FP32, progress=lambda *counts: seen.append(counts))

@@ -1,4 +1,8 @@
-"""The worker process: started, followed line by line, stopped, and ended with everything it started. No Qt."""
+"""The worker process: started, followed line by line, stopped, and ended with everything it started. No Qt.
+
+Slicer's own ``launchConsoleProcess`` mixes a process's log into its output, where lines may break, and gives it
+neither an input, for orders, nor a session of its own, to be ended as a whole.
+"""
 
 from __future__ import annotations
 

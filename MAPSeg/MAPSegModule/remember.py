@@ -1,6 +1,8 @@
 """Choices that last from one session to the next, in the application's settings.
 
-Source scans are none of them: hidden in a closed section, they would take part in the adaptation of another model.
+Not in a parameter node, which is saved with its scene: device and folders are this computer's, and a scene of somebody
+else's must not change them. Source scans are no such choice: hidden in a closed section, they would take part in the
+adaptation of another model.
 """
 
 from __future__ import annotations

@@ -14,7 +14,19 @@ from MAPSegLib.synthesis import brain_labels, merge_parcels
 
 sys.path.append(str(Path(__file__).parents[2]))  # the benchmarks are no part of the installed package
 
-from Benchmarks import brain, engine, oasis, published, shift, sizes, speed, step, tables, unknown  # noqa: E402
+from Benchmarks import (  # noqa: E402
+    brain,
+    engine,
+    oasis,
+    published,
+    reliability,
+    shift,
+    sizes,
+    speed,
+    step,
+    tables,
+    unknown,
+)
 from Benchmarks.commands import told  # noqa: E402
 
 
@@ -112,6 +124,17 @@ def test_real_pairs_have_their_sides_right(data_folder):
         assert x[0] < x[1]
 
 
+def test_probabilities_are_held_against_what_is_right(tmp_path):
+    probability = np.array([[0.62, 0.98], [0.96, 1.0]])
+    found = reliability.reliability(probability, np.array([[True, True], [False, True]]))
+    assert found.voxels.tolist() == [0, 0, 0, 0, 0, 0, 1, 0, 0, 3]
+    assert np.isnan(found.right[0]) and (found.said[6], found.right[6]) == (0.62, 1.0)
+    assert (found.said[9], found.right[9]) == (pytest.approx(0.98), pytest.approx(2 / 3))
+    assert found.gap == pytest.approx((0.38 + 3 * abs(0.98 - 2 / 3)) / 4)
+    reliability.draw({"native": found}, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").read_bytes()[:4] == b"\x89PNG"
+
+
 def test_a_section_is_replaced_in_place(tmp_path, capsys):
     path = tmp_path / "RESULTS.md"
     for name, value in (("one", "1"), ("two", "2"), ("one", "**3**")):
@@ -138,7 +161,7 @@ def test_commands_name_no_absolute_paths(monkeypatch, tmp_path):
     assert tables.running_command().endswith("--data=scans --model models/own.safetensors")
 
 
-@pytest.mark.parametrize("benchmark", [brain, shift, sizes, speed, unknown])
+@pytest.mark.parametrize("benchmark", [brain, reliability, shift, sizes, speed, unknown])
 def test_missing_data_are_told_in_a_sentence(benchmark, tmp_path, monkeypatch, capsys):
     words = ["--data", str(tmp_path / "none"), *(["--work", str(tmp_path)] if benchmark is shift else [])]
     monkeypatch.setattr(sys, "argv", ["x", *words])

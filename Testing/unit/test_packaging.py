@@ -84,6 +84,11 @@ def test_every_file_of_the_models_folder_is_reachable():
     assert {p.name for p in folder.iterdir()} == {p.name for p in (ROOT / "Resources" / "Models").iterdir()}
 
 
+def test_embedded_models_weigh_little():
+    """They come with every checkout, and with the extension."""
+    assert sum(path.stat().st_size for path in (ROOT / "Resources" / "Models").iterdir()) <= 25e6
+
+
 @pytest.mark.parametrize("module", ["", ".errors", ".cli", ".config", ".jobs"])
 def test_light_modules_stay_light(module):
     unwanted = HEAVY if module in (".config", ".jobs") else HEAVY | {"pydantic", "numpy"}

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ValidationError
 from .config import GivenPath, Options, first_problem
 from .errors import InputError
 from .formats import scan_suffix
-from .reports import first_few, read_json, write_json
+from .reports import first_few, plain, read_json, write_json
 from .volumes import find_scans, scan_stem
 
 _DERIVED = ("space", "res", "den", "desc", "label", "atlas", "seg")
@@ -92,7 +92,7 @@ def write_manifest(path: Path, cases: Iterable[Case], overwrite: bool = False) -
     """Write cases as a manifest: paths relative to it where they lie below its folder, else absolute.
 
     Raises:
-        InputError: a file is there twice, or the manifest cannot be written.
+        InputError: a file is there twice, or has a name that is no text; or the manifest cannot be written.
     """
     content = [case.model_dump(exclude_none=True) for case in cases]
     if twice := _twice(file for case in content for file in case.values()):
@@ -100,7 +100,10 @@ def write_manifest(path: Path, cases: Iterable[Case], overwrite: bool = False) -
 
     def told(file: Path) -> str:
         below = file.is_relative_to(path.parent)
-        return (file.relative_to(path.parent) if below else file).as_posix()
+        name = (file.relative_to(path.parent) if below else file).as_posix()
+        if plain(name) != name:
+            raise InputError(f"{file}: its name is not UTF-8, so that no manifest can hold it.", "Rename it.")
+        return name
 
     content = [{kind: told(file) for kind, file in case.items()} for case in content]
     return write_json(path, {"cases": content}, overwrite)

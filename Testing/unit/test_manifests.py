@@ -1,6 +1,8 @@
 """Data sets: every layout is read into the same cases, and what is broken is named."""
 
 import json
+import os
+import sys
 
 import pytest
 
@@ -266,6 +268,14 @@ def test_a_folder_of_scans_and_one_of_label_maps_become_a_manifest(tmp_path):
     images, labels = folders(tmp_path, ["a.nii.gz"], ["a_seg.nii.gz"])
     (case,) = converted(tmp_path / "cases.json", images, labels=labels)
     assert (case.image, case.label) == (images / "a.nii.gz", labels / "a_seg.nii.gz")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs names that are any bytes")
+def test_a_name_that_no_manifest_can_hold_is_refused(tmp_path):
+    plant(tmp_path / "scans", os.fsdecode(b"x\xff.nii.gz"))
+    with pytest.raises(InputError, match="is not UTF-8"):
+        converted(tmp_path / "cases.json", tmp_path / "scans")
+    assert not (tmp_path / "cases.json").exists()
 
 
 def test_manifests_that_cannot_be_made_leave_none(tmp_path):

@@ -78,6 +78,8 @@ def test_probabilities_lie_on_the_scan_and_are_no_scan(suffix, model, data, tmp_
     sure = found.max(-1) > 128  # more than all others together
     assert sure.any() and np.array_equal(np.take(values, found.argmax(-1) + 1)[sure], labels.array[sure])
     assert not labels.array[found.sum(-1) < 84].any()  # less than a third of three: the background has more
+    mapseg("segment", model, tmp_path, "-o", tmp_path, "--overwrite", *CPU)
+    assert not Path(entry["probabilities"]).exists()  # it would be taken for one of the new labels
 
 
 def test_evaluation_maps_the_codes_of_another_protocol(data, tmp_path):

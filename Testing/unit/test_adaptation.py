@@ -373,6 +373,8 @@ def test_progress_and_record_tell_losses_and_eta(tmp_path):
     ]
     assert [line["step"] for line in record] == [0, 2, 4]
     assert {"score", "agreement", "losses", "eta", "eta_per_class"} <= set(record[-1])
+    shares = record[-1]["eta_per_class"].values()
+    assert shares and all(0 <= share <= 1 for share in shares)
 
 
 def test_the_search_starts_from_the_curve_it_found_when_that_is_better(tmp_path, monkeypatch, scripted):

@@ -345,6 +345,19 @@ def test_the_time_budget_ends_it_too(tmp_path):
     assert adapted.steps < 10 and len(adapted.results) == 1
 
 
+@pytest.mark.parametrize("scans", [1, 2])
+def test_the_time_budget_is_that_of_each_scan(tmp_path, monkeypatch, scans):
+    now = [0.0]
+    monkeypatch.setattr("MAPSegLib.training.loop.time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def ten_seconds(event, stage, **fields):
+        now[0] += 10 * (stage == "adapt")
+
+    given = [volume(seed=seed) for seed in range(scans)]
+    adapted = run(tmp_path, volumes=given, steps=100, patience=100, minutes=0.5, report=ten_seconds)
+    assert adapted.steps == 3 * scans
+
+
 def test_previews_show_label_values_on_the_scans_own_grid(tmp_path):
     shown = []
     volumes = [volume(), volume((18, 24, 17), seed=1)]

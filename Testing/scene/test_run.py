@@ -323,6 +323,14 @@ def test_what_cannot_be_run_is_told_before_anything_starts(start, choices, told)
         start([add_ball()], **choices)
 
 
+@pytest.mark.parametrize("scans", [1, 4])
+def test_minutes_are_those_of_all_volumes_together(scans):
+    """To the worker they are those of each scan."""
+    files = [f"{number}.nrrd" for number in range(scans)]
+    job = Parameters(adapt=True, minutes=6).to_job(files, "out")
+    assert job["options"]["minutes"] * scans == 6
+
+
 def test_options_that_do_not_exist_fail_the_run_with_the_workers_sentence(start):
     run = start([add_ball()], options={"patchez": 3})
     run.wait()

@@ -12,8 +12,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .tables import write_section
 from .uda.grid import Bench, Grid
 from .uda.methods import score, train_model
@@ -21,7 +19,7 @@ from .uda.report import Cells, seed_means, spread
 from .uda.tasks import Size, Task, training_options
 
 PRECISIONS = ("bf16", "fp32")
-HEADER = ["training in", "seeds", "Dice", "HD95 (mm)", "Dice less fp32", "training"]
+HEADER = ["training in", "seeds", "Dice", "HD95 (mm)", "Dice less fp32"]
 
 
 def options_of(size: Size, precision: str, seed: int) -> dict[str, Any]:
@@ -51,7 +49,6 @@ def table(cells: Cells) -> list[list[str]]:
                     spread(dice),
                     spread(seed_means(own, "final", "hd95")),
                     "" if name == "fp32" else spread(less),
-                    f"{np.median([cell['seconds'] for cell in own]):.0f} s",
                 ]
             )
     return lines
@@ -62,7 +59,7 @@ def write_results(section: str, task: Task, size: Size, cells: Cells, path: Path
     write_section(
         section,
         f"Training on the target's labels in either precision, {task.title}: Dice (%) and HD95 on the test scans, "
-        f"mean ± deviation over seeds; {size.train_steps} steps. Training: seconds of the whole command, median.",
+        f"mean ± deviation over seeds; {size.train_steps} steps.",
         HEADER,
         table(cells),
         path,

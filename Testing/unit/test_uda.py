@@ -18,7 +18,7 @@ from MAPSegLib.volumes import Volume
 
 sys.path.append(str(Path(__file__).parents[2]))  # the benchmarks are no part of the installed package
 
-from Benchmarks import ablation, claims, federated, parts  # noqa: E402
+from Benchmarks import ablation, claims, federated, parts, precision  # noqa: E402
 from Benchmarks.uda import data, grid, methods, report, tasks  # noqa: E402
 from Benchmarks.uda.__main__ import GRID  # noqa: E402
 
@@ -333,6 +333,23 @@ def test_parts_of_plus_are_taken_away_one_at_a_time(tmp_path, monkeypatch):
     (cell,) = grid.read(folder / "ablation-hippocampus-smoke.jsonl")
     assert cell["settings"]["recipe"]["strong"] is False and set(cell["results"]) == {"start", "final"}
     assert ablation.RECIPES["plus"] == ablation.PLUS
+
+
+def test_a_training_in_each_precision_is_told(tmp_path):
+    write_phantoms(tmp_path)
+    words = ["hippocampus", "--data", str(tmp_path), "--work", str(tmp_path / "work"), "--preset", "smoke"]
+    assert precision.GRID.main("", [*words, "--seeds", "0"]) == 0
+    folder = tmp_path / "work" / "hippocampus" / "smoke"
+    text = (folder / "RESULTS.md").read_text(encoding="utf-8")
+    for name in precision.PRECISIONS:
+        assert f"| {name} | 1 |" in text
+        asked = grid.read_json(folder / f"supervised-{name}-0" / "asked.json", "a job")
+        assert asked["options"]["precision"] == name
+    table = precision.table(
+        [cell("bf16", seed, [0.80 + seed / 100]) for seed in (0, 1)]
+        + [cell("fp32", seed, [0.79 + seed / 50]) for seed in (0, 1)]
+    )
+    assert table[0][4] == "0.5 ± 0.7" and table[1][4] == ""
 
 
 def test_a_federation_is_held_against_its_source_model(tmp_path):

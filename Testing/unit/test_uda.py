@@ -18,7 +18,7 @@ from MAPSegLib.volumes import Volume
 
 sys.path.append(str(Path(__file__).parents[2]))  # the benchmarks are no part of the installed package
 
-from Benchmarks import ablation, claims, federated, parts, precision  # noqa: E402
+from Benchmarks import ablation, claims, federated, parts, precision, stop  # noqa: E402
 from Benchmarks.uda import data, grid, methods, report, tasks  # noqa: E402
 from Benchmarks.uda.__main__ import GRID  # noqa: E402
 
@@ -350,6 +350,23 @@ def test_a_training_in_each_precision_is_told(tmp_path):
         + [cell("fp32", seed, [0.79 + seed / 50]) for seed in (0, 1)]
     )
     assert table[0][4] == "0.5 ± 0.7" and table[1][4] == ""
+
+
+def test_every_check_of_an_adaptation_is_held_against_its_dice(tmp_path):
+    write_phantoms(tmp_path)
+    words = ["hippocampus", "--data", str(tmp_path), "--work", str(tmp_path / "work"), "--preset", "smoke"]
+    assert stop.GRID.main("", [*words, "--seeds", "0", "--methods", "test-time"]) == 0
+    folder = tmp_path / "work" / "hippocampus" / "smoke"
+    text = (folder / "RESULTS.md").read_text(encoding="utf-8")
+    assert "| test-time | 1 |" in text and "eta of anterior follows Dice" in text
+    (found,) = grid.read(folder / "stop-hippocampus-smoke.jsonl")
+    steps = [check["step"] for check in found["checks"]]
+    assert steps[0] == 0 and steps[-4:] == [1, 2, 3, 4]
+    for index, dice in enumerate([0.5, 0.8, 0.6]):
+        found["results"][str(index)] = scores(dice, dice)
+    found |= {"checks": [{**found["checks"][-1], "step": i, "kept": i == 2} for i in range(3)]}
+    found["results"]["final"] = found["results"]["2"]
+    assert stop.table([found])[0][2:] == ["50.0", "60.0", "80.0", "60.0", "2", "20.0"]
 
 
 def test_a_federation_is_held_against_its_source_model(tmp_path):

@@ -27,6 +27,8 @@ from .shift import NATIVE
 from .tables import write_section
 
 BINS = 10
+LEAST = 100
+"""Voxels of a bin that say something."""
 PICTURE = Path(__file__).parent / "reliability.png"
 
 
@@ -36,6 +38,11 @@ class Reliability(NamedTuple):
     voxels: np.ndarray
     said: np.ndarray
     right: np.ndarray
+
+    @property
+    def told(self) -> np.ndarray:
+        """The share that is right; NaN in bins of too few voxels."""
+        return np.where(self.voxels < LEAST, np.nan, self.right)
 
     @property
     def gap(self) -> float:
@@ -63,7 +70,7 @@ def draw(found: Mapping[str, Reliability], path: Path) -> None:
     )
     cell.plot([0, 1], [0, 1], color="0.7", linewidth=1, linestyle="--")
     for name, one in found.items():
-        cell.plot(one.said, one.right, marker=".", label=f"{name} (off by {one.gap:.2f})")
+        cell.plot(one.said, one.told, marker=".", label=f"{name} (off by {one.gap:.2f})")
     cell.legend(frameon=False, fontsize=8, loc="upper left")
     cell.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
@@ -98,7 +105,7 @@ def main() -> None:
     for index in range(BINS):
         row = [f"{index / BINS:.1f} to {(index + 1) / BINS:.1f}"]
         for one in found.values():
-            share, right = one.voxels[index] / one.voxels.sum(), one.right[index]
+            share, right = one.voxels[index] / one.voxels.sum(), one.told[index]
             row += [f"{100 * share:.1f}", "–" if np.isnan(right) else f"{100 * right:.1f}"]
         rows.append(row)
     rows.append(

@@ -132,6 +132,8 @@ def test_probabilities_are_held_against_what_is_right(tmp_path):
     assert (found.said[9], found.right[9]) == (pytest.approx(0.98), pytest.approx(2 / 3))
     assert found.gap == pytest.approx((0.38 + 3 * abs(0.98 - 2 / 3)) / 4)
     reliability.draw({"native": found}, tmp_path / "picture.png")
+    assert np.isnan(found.told).all()  # of four voxels, nothing can be said
+    assert not np.isnan(found._replace(voxels=found.voxels * reliability.LEAST).told[found.voxels > 0]).any()
     assert (tmp_path / "picture.png").read_bytes()[:4] == b"\x89PNG"
 
 

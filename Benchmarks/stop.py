@@ -42,7 +42,7 @@ def options_of(size: Size, method: str, seed: int) -> dict[str, Any]:
     steps = {"check_every": max(1, size.adapt_steps // CHECKS), "patience": CHECKS + 1}
     return {
         "training": training_options(size, seed, method in STRONG),
-        "adaptation": adaptation_options(size, method, seed) | steps | {"preview_seconds": 1e-6},
+        "adaptation": adaptation_options(size, method, seed) | steps,
     }
 
 
@@ -61,7 +61,8 @@ def run_method(bench: Bench, method: str) -> dict[str, Any]:
             found.append([])
         found[-1].append(dice_scores(labels, references[index], values))
 
-    options = AdaptationOptions(**options_of(bench.size, method, bench.seed)["adaptation"])
+    known = options_of(bench.size, method, bench.seed)["adaptation"]
+    options = AdaptationOptions(**known | {"preview_seconds": 1e-6})  # one at every check
     with tempfile.TemporaryDirectory() as folder:
         adapted = adapt(model, card, volumes, options, Path(folder), lambda *_, **__: None, preview)
     results, checks = {}, []
@@ -71,8 +72,8 @@ def run_method(bench: Bench, method: str) -> dict[str, Any]:
             for (image, _), dice in zip(pairs, scans, strict=True)
         ]
         eta = {label.value: entry["eta_per_class"].get(rank) for rank, label in enumerate(card.labels, 1)}
-        known = {name: entry.get(name) for name in ("step", "kept", *MEASURES)}
-        checks.append(known | {"eta_of": _by_structure(bench.task, eta)})
+        measured = {name: entry.get(name) for name in ("step", "kept", *MEASURES)}
+        checks.append(measured | {"eta_of": _by_structure(bench.task, eta)})
     kept = max(index for index, check in enumerate(checks) if check["kept"])
     return {"checks": checks, "results": results | {"final": results[str(kept)]}}
 

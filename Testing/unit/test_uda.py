@@ -359,6 +359,9 @@ def test_every_check_of_an_adaptation_is_held_against_its_dice(tmp_path):
     folder = tmp_path / "work" / "hippocampus" / "smoke"
     text = (folder / "RESULTS.md").read_text(encoding="utf-8")
     assert "| test-time | 1 |" in text and "eta of anterior follows Dice" in text
+    assert (
+        stop.GRID.main("", [*words, "--seeds", "0", "--methods", "test-time"]) == 0
+    )  # what is done is known again
     (found,) = grid.read(folder / "stop-hippocampus-smoke.jsonl")
     steps = [check["step"] for check in found["checks"]]
     assert steps[0] == 0 and steps[-4:] == [1, 2, 3, 4]

@@ -20,7 +20,7 @@ from MAPSegLib.tasks.findings import ADAPTED_MODEL
 from .tables import write_section
 from .uda.grid import Bench, Grid
 from .uda.methods import score, source_model
-from .uda.report import Cells, seed_means, spread
+from .uda.report import Cells, less_by_seed, seed_means, spread
 from .uda.tasks import Size, Task, adaptation_options, training_options
 
 PLUS = RECIPES["plus"]
@@ -93,13 +93,12 @@ def run_variant(bench: Bench, name: str) -> dict[str, Any]:
 def table(cells: Cells) -> list[list[str]]:
     """A line per variant."""
     lines = []
-    whole = {c["seed"]: seed_means([c], "final", "dice")[0] for c in cells if c["method"] == "plus"}
+    whole = [cell for cell in cells if cell["method"] == "plus"]
     for name in VARIANTS:
         own = [cell for cell in cells if cell["method"] == name]
         if not own:
             continue
         before, after = (seed_means(own, result, "dice") for result in ("start", "final"))
-        less = [a - whole[c["seed"]] for a, c in zip(after, own, strict=True) if c["seed"] in whole]
         lines.append(
             [
                 name,
@@ -108,7 +107,7 @@ def table(cells: Cells) -> list[list[str]]:
                 spread(after),
                 spread([b - a for a, b in zip(before, after, strict=True)]),
                 ", ".join(str(cell["best_step"]) for cell in own),
-                "" if name == "plus" else spread(less),
+                "" if name == "plus" else spread(less_by_seed(own, whole)),
             ]
         )
     return lines

@@ -31,7 +31,7 @@ from .tables import write_section
 from .uda.__main__ import GRID as UDA
 from .uda.grid import Bench, Grid
 from .uda.methods import Scores, fresh_model, score, source_model
-from .uda.report import Cells, seed_means, spread
+from .uda.report import Cells, comparison
 from .uda.tasks import Size, Task, adaptation_options, training_options
 
 
@@ -170,20 +170,6 @@ def run_row(bench: Bench, name: str) -> dict[str, Any]:
     return {"results": {"final": _result(bench, name)}}
 
 
-def table(cells: Cells) -> list[list[str]]:
-    """A line per row."""
-    whole = {c["seed"]: seed_means([c], "final", "dice")[0] for c in cells if c["method"] == "all"}
-    lines = []
-    for name in ROWS:
-        own = [cell for cell in cells if cell["method"] == name]
-        if own:
-            dice = seed_means(own, "final", "dice")
-            less = [d - whole[c["seed"]] for d, c in zip(dice, own, strict=True) if c["seed"] in whole]
-            distance = spread(seed_means(own, "final", "hd95"))
-            lines.append([name, str(len(own)), spread(dice), distance, "" if name == "all" else spread(less)])
-    return lines
-
-
 def write_results(section: str, task: Task, size: Size, cells: Cells, path: Path) -> None:
     """The section of a task."""
     write_section(
@@ -193,7 +179,7 @@ def write_results(section: str, task: Task, size: Size, cells: Cells, path: Path
         f"with MPL {size.adapt_steps} of the preset `paper` after them. Rows with fewer target scans (or all, where "
         "there are no more) adapt to those alone; autoencoding has seen all.",
         HEADER,
-        table(cells),
+        comparison(cells, ROWS, "all"),
         path,
     )
 

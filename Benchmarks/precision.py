@@ -15,7 +15,7 @@ from typing import Any
 from .tables import write_section
 from .uda.grid import Bench, Grid
 from .uda.methods import score, train_model
-from .uda.report import Cells, seed_means, spread
+from .uda.report import Cells, comparison
 from .uda.tasks import Size, Task, training_options
 
 PRECISIONS = ("bf16", "fp32")
@@ -33,27 +33,6 @@ def run_precision(bench: Bench, precision: str) -> dict[str, Any]:
     return cost | {"results": {"final": score(bench, model, model.parent / "test")}}
 
 
-def table(cells: Cells) -> list[list[str]]:
-    """A line per precision."""
-    lines = []
-    full = {c["seed"]: seed_means([c], "final", "dice")[0] for c in cells if c["method"] == "fp32"}
-    for name in PRECISIONS:
-        own = [cell for cell in cells if cell["method"] == name]
-        if own:
-            dice = seed_means(own, "final", "dice")
-            less = [d - full[c["seed"]] for d, c in zip(dice, own, strict=True) if c["seed"] in full]
-            lines.append(
-                [
-                    name,
-                    str(len(own)),
-                    spread(dice),
-                    spread(seed_means(own, "final", "hd95")),
-                    "" if name == "fp32" else spread(less),
-                ]
-            )
-    return lines
-
-
 def write_results(section: str, task: Task, size: Size, cells: Cells, path: Path) -> None:
     """The section of a task."""
     write_section(
@@ -61,7 +40,7 @@ def write_results(section: str, task: Task, size: Size, cells: Cells, path: Path
         f"Training on the target's labels in either precision, {task.title}: Dice (%) and HD95 on the test scans, "
         f"mean ± deviation over seeds; {size.train_steps} steps.",
         HEADER,
-        table(cells),
+        comparison(cells, PRECISIONS, "fp32"),
         path,
     )
 

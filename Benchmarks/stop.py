@@ -28,7 +28,7 @@ from . import claims
 from .tables import write_section
 from .uda.grid import Bench, Grid
 from .uda.methods import source_model
-from .uda.report import Cells, seed_means, spread
+from .uda.report import Cells, mean_of_known, seed_means, spread
 from .uda.tasks import STRONG, TEST_TIME, Size, Task, adaptation_options, training_options
 
 CHECKS = 10
@@ -80,11 +80,7 @@ def run_method(bench: Bench, method: str) -> dict[str, Any]:
 
 def _by_structure(task: Task, shares: Mapping[int, float | None]) -> dict[str, float]:
     """Means over the values of each structure; NaN where none is defined."""
-    groups = {
-        name: [shares[v] for v in values if shares[v] is not None and not np.isnan(shares[v])]
-        for name, values in task.structures.items()
-    }
-    return {name: float(np.mean(group)) if group else np.nan for name, group in groups.items()}
+    return {name: mean_of_known(shares[v] for v in values) for name, values in task.structures.items()}
 
 
 def _dice(cell: dict[str, Any], structure: str | None = None) -> list[float]:

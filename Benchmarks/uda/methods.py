@@ -7,7 +7,6 @@ one continues from its checkpoint.
 from __future__ import annotations
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -16,7 +15,6 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from MAPSegLib import api
@@ -29,6 +27,7 @@ from MAPSegLib.reports import CHECKPOINT, plain, read_json, write_json
 from MAPSegLib.tasks.findings import ADAPTED_MODEL
 
 from .grid import Bench
+from .report import mean_of_known
 from .tasks import ADAPTING, STRONG, TEST_TIME, VERSION, Size, Task, adaptation_options, training_options
 
 Scores = list[dict[str, Any]]
@@ -219,8 +218,7 @@ def score(bench: Bench, model: Path, folder: Path, part: str = "test") -> Scores
 
 def _mean_confidence(structures: Scores) -> float:
     """Over the structures that were found; NaN without any."""
-    known = [s["confidence"] for s in structures if s["confidence"] is not None]
-    return float(np.mean(known)) if known else math.nan
+    return mean_of_known(s["confidence"] for s in structures)
 
 
 def _by_structure(task: Task, rows: dict[int, dict]) -> dict[str, dict[str, float]]:
@@ -229,7 +227,6 @@ def _by_structure(task: Task, rows: dict[int, dict]) -> dict[str, dict[str, floa
     for name, values in task.structures.items():
         found = [rows[value] for value in values if value in rows]
         for key, column in (("dice", "dice"), ("hd95", "hd95_mm")):
-            known = [row[column] for row in found if row[column] is not None]
             if found:
-                scores[key][name] = float(np.mean(known)) if known else math.nan
+                scores[key][name] = mean_of_known(row[column] for row in found)
     return scores

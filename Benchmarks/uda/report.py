@@ -61,6 +61,31 @@ def spread(numbers: Sequence[float], digits: int = 1) -> str:
     return f"{mean} ± {np.std(known, ddof=1):.{digits}f}" if len(known) > 1 else mean
 
 
+def mean_of_known(numbers: Iterable[float | None]) -> float:
+    """Mean of those that are defined; NaN without any."""
+    known = [n for n in numbers if n is not None and not np.isnan(n)]
+    return float(np.mean(known)) if known else np.nan
+
+
+def less_by_seed(own: Cells, others: Cells) -> list[float]:
+    """Dice points of every seed's mean, less that of the others' same seed, for seeds that both have."""
+    whole = dict(zip((c["seed"] for c in others), seed_means(others, "final", "dice"), strict=True))
+    dice = seed_means(own, "final", "dice")
+    return [d - whole[c["seed"]] for d, c in zip(dice, own, strict=True) if c["seed"] in whole]
+
+
+def comparison(cells: Cells, names: Iterable[str], whole: str) -> list[list[str]]:
+    """A line per method: its name, seeds, Dice, HD95, and Dice less that of the method ``whole``."""
+    table, others = [], [cell for cell in cells if cell["method"] == whole]
+    for name in names:
+        own = [cell for cell in cells if cell["method"] == name]
+        if own:
+            dice, distance = (spread(seed_means(own, "final", measure)) for measure in ("dice", "hd95"))
+            less = "" if name == whole else spread(less_by_seed(own, others))
+            table.append([name, str(len(own)), dice, distance, less])
+    return table
+
+
 def gap_closed(cells: Cells, own: Cells, result: str) -> str:
     """Share of the way from source-only to target-supervised, of the means over the seeds that all three have."""
     named = {

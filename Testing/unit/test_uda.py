@@ -345,10 +345,9 @@ def test_a_training_in_each_precision_is_told(tmp_path):
         assert f"| {name} | 1 |" in text
         asked = grid.read_json(folder / f"supervised-{name}-0" / "asked.json", "a job")
         assert asked["options"]["precision"] == name
-    table = precision.table(
-        [cell("bf16", seed, [0.80 + seed / 100]) for seed in (0, 1)]
-        + [cell("fp32", seed, [0.79 + seed / 50]) for seed in (0, 1)]
-    )
+    cells = [cell("bf16", seed, [0.80 + seed / 100]) for seed in (0, 1)]
+    cells += [cell("fp32", seed, [0.79 + seed / 50]) for seed in (0, 1)]
+    table = report.comparison(cells, precision.PRECISIONS, "fp32")
     assert table[0][4] == "0.5 ± 0.7" and table[1][4] == ""
 
 

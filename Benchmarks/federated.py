@@ -39,7 +39,7 @@ from MAPSegLib.volumes import find_scans
 from .tables import write_section
 from .uda.grid import Bench, Grid
 from .uda.methods import Scores, run_worker, score, source_model
-from .uda.report import Cells, seed_means, spread
+from .uda.report import Cells, comparison, less_by_seed, seed_means, spread
 from .uda.tasks import TASKS, Size, Task, adaptation_options, training_options
 
 ROUND = 20
@@ -228,25 +228,14 @@ def _slug(way: str) -> str:
 def tables(cells: Cells) -> tuple[list[list[str]], list[list[str]], list[list[str]]]:
     """A line per way, a line per federation of what its rounds cost, and a line per choice of filters."""
     by_way = {way: [cell for cell in cells if cell["method"] == way] for way in (*WAYS, AFRESH, *PRIVATE)}
-    means = {way: seed_means(own, "final", "dice") for way, own in by_way.items() if own}
-
-    def less(way: str, other: str) -> str:
-        seeds = {
-            w: dict(zip((c["seed"] for c in by_way[w]), means.get(w, ()), strict=False)) for w in (way, other)
-        }
-        return spread([seeds[way][s] - seeds[other][s] for s in seeds[way].keys() & seeds[other].keys()])
-
-    main, cost, private = [], [], []
-    for way, dice in means.items():
-        if way in PRIVATE:
+    cost, private = [], []
+    for way, own in by_way.items():
+        if own and way in PRIVATE:
             filters = ", ".join(f"{k} {v:g}" for options in PRIVATE[way].values() for k, v in options.items())
-            private.append([way, filters, str(len(dice)), spread(dice), less(way, WAYS[2])])
+            dice, less = seed_means(own, "final", "dice"), less_by_seed(own, by_way[WAYS[2]])
+            private.append([way, filters, str(len(own)), spread(dice), spread(less)])
             continue
-        distance = spread(seed_means(by_way[way], "final", "hd95"))
-        main.append(
-            [way, str(len(dice)), spread(dice), distance, less(way, WAYS[4]) if way != WAYS[4] else ""]
-        )
-        rounds = [entry for cell in by_way[way] for entry in cell.get("rounds", ())]
+        rounds = [entry for cell in own for entry in cell.get("rounds", ())]
         if rounds:
             up = [site["bytes"] for entry in rounds for site in entry["sites"].values() if site["used"]]
             seconds = [entry["seconds"] for entry in rounds]
@@ -261,7 +250,7 @@ def tables(cells: Cells) -> tuple[list[list[str]], list[list[str]], list[list[st
                     f"{np.mean(up) / 1e6:.2f} MB",
                 ]
             )
-    return main, cost, private
+    return comparison(cells, (*WAYS, AFRESH), WAYS[4]), cost, private
 
 
 def write_results(section: str, task: Task, size: Size, cells: Cells, path: Path) -> None:

@@ -277,8 +277,8 @@ class AdaptationBase(StepOptions):
     gate_margin: float = Field(
         0.03,
         ge=0,
-        description="gain in the label-free score that a curve and a scan must show; none of a scan where five or "
-        "more gain together",
+        description="gain in the label-free score that a curve and a scan must show; none where five scans or more "
+        "gain together",
     )
 
 

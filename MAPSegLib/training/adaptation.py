@@ -155,8 +155,8 @@ class _Run:
             return clock.total() < budget
 
         if loop.step == 0:
-            self._check({}, None, preview)
-            if not self._find_contrast(report, preview, in_time):
+            without = self._check({}, None, preview)
+            if not self._find_contrast(without, report, preview, in_time):
                 return
 
         while loop.step < options.steps and self._hopeful() and distributed.on_first(in_time):
@@ -186,8 +186,13 @@ class _Run:
                     self._check(values, eta, preview)
                 loop.save(self.checkpoint)
 
-    def _find_contrast(self, report: Report, preview: Preview | None, in_time: Callable[[], bool]) -> bool:
-        """Start from the curve found on the first scan, if the scans together are understood better with it.
+    def _find_contrast(
+        self, without: list[float], report: Report, preview: Preview | None, in_time: Callable[[], bool]
+    ) -> bool:
+        """Start from the curve found on the first scan, if the scans together gain by it what the gate asks for.
+
+        Args:
+            without: scores of the scans without a curve.
 
         Returns: whether to go on; the user may have had enough.
         """
@@ -208,7 +213,7 @@ class _Run:
         before = [network.curve.values.detach().clone() for network in (loop.model, loop.ema)]
         known, guess = loop.extra["best_score"], loop.extra["guess"]
         self._set_curves([curve, curve])
-        self._check({}, None, preview, found=self.options.gate_margin)
+        self._check({}, None, preview, without)
         loop.extra["waited"] = 0  # for a gain of steps, of which none has been taken
         if loop.extra["best_score"] <= known:
             self._set_curves(before)
@@ -226,12 +231,14 @@ class _Run:
         return self.scans[index].image, self.loop.extra["guess"][index]
 
     def _check(
-        self, losses: dict, eta: dict | None, preview: Preview | None, found: float | None = None
-    ) -> None:
+        self, losses: dict, eta: dict | None, preview: Preview | None, without: list[float] | None = None
+    ) -> list[float]:
         """Judge on every scan, without labels, what would be kept; remember it when it beats the best.
 
         Args:
-            found: of a curve that was found, by how much it has to.
+            without: of a curve that was found, the scans' scores before, by which it has to pass the gate.
+
+        Returns: the scans' scores.
         """
         loop = self.loop
         kept = self.terms.kept(loop.ema, self.source)
@@ -246,9 +253,12 @@ class _Run:
             "eta": eta["total"] if eta else None,
             "eta_per_class": eta["per_class"] if eta else {},
         }
-        entry["kept"] = entry["score"] > loop.extra.get("best_score", float("-inf")) + (found or 0.0)
-        if found is not None:
+        scores, needed = [a.measures["score"] for a, _ in judged], 0.0
+        if without is not None:
             entry["curve"] = "found"
+            gained = [after - before for before, after in zip(without, scores, strict=True)]
+            needed = needed_gain(gained, self.options.gate_margin)
+        entry["kept"] = entry["score"] > loop.extra.get("best_score", float("-inf")) + needed
         self.record.add(loop.step, **entry)
         loop.extra.setdefault("history", []).append({"step": loop.step, **entry})
         if entry["kept"]:
@@ -263,6 +273,7 @@ class _Run:
             for index, (scan, classes) in enumerate(zip(self.scans, loop.extra["guess"], strict=True)):
                 preview(index, restore(values[classes.numpy()], scan.grid), loop.step)
             self.shown = time.monotonic()
+        return scores
 
     def _hopeful(self) -> bool:
         return self.loop.extra.get("waited", 0) < self.options.patience

@@ -408,6 +408,16 @@ def test_a_curve_has_to_gain_what_the_gate_asks_for(tmp_path, scripted, found, k
     assert [entry["kept"] for entry in adapted.history] == [True, kept, False]
 
 
+@pytest.mark.parametrize(
+    ("gains", "kept"), [([1.2, 0.8, 1.1, 0.9, 1.0], True), ([6.0, -1.0, 0.5, 0, 0], False)]
+)
+def test_of_several_scans_a_curve_may_gain_little_when_all_gain(tmp_path, scripted, gains, kept):
+    scripted(*[0.5] * 5, *[0.5 + gain / 100 for gain in gains], 0.4)
+    scans = [volume(seed=seed) for seed in range(5)]
+    adapted = run(tmp_path, volumes=scans, search=True, steps=2, gate_margin=0.03)
+    assert [entry["kept"] for entry in adapted.history] == [True, kept, False]
+
+
 @pytest.mark.parametrize("ended", ["stop", "time"])
 def test_a_search_tells_how_far_it_is_and_can_be_ended(tmp_path, ended):
     """It takes half a minute with a large model, and minutes and stop are promises."""

@@ -55,7 +55,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--together", action="store_true", help="adapt to all scans jointly: one scanner and sequence"
     )
-    parser.add_argument("--minutes", type=float, default=2.5, help="time for adapting to a scan")
+    parser.add_argument(
+        "--minutes", type=float, default=Parameters.minutes, help="time for adapting to a scan"
+    )
     parser.add_argument("--device", choices=DEVICES, default="auto")
     parser.add_argument("--uncertainty", action="store_true", help="write uncertainty maps, too")
     parser.add_argument("--overwrite", action="store_true", help="do cases again, and replace others' files")

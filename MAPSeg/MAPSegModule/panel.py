@@ -17,7 +17,7 @@ from . import dependencies, remember, texts
 from . import run as runs
 from .job import worker_environment
 from .model_section import ModelSection
-from .parameters import Parameters
+from .parameters import MINUTES, Parameters
 from .plots import Curves
 from .result_section import ResultSection
 from .volume_section import VolumeSection
@@ -62,7 +62,10 @@ class Panel:
             (_("Graphics card (Apple)"), "mps"),
         ):
             ui.deviceComboBox.addItem(text, device)
-        for box in (ui.deviceComboBox, ui.resultComboBox):  # the wheel over them is to scroll the panel
+        for minutes in MINUTES:
+            ui.minutesComboBox.addItem(_("{minutes} min").format(minutes=f"{minutes:g}"), minutes)
+        # The wheel over them is to scroll the panel. Spin boxes cannot be told so: every one would turn its number.
+        for box in (ui.minutesComboBox, ui.deviceComboBox, ui.resultComboBox):
             box.scrollWheelEffect = ctk.ctkComboBox.NeverScroll
         self._offer_wheels()
         self.models = ModelSection(ui, self._ensure)
@@ -83,7 +86,7 @@ class Panel:
         source, wheels = _("Folder of source scans"), _("Folder of wheel files")
         ui.sourceFolderButton.connect("clicked()", lambda: self._choose_folder(source, ui.sourceFolderEdit))
         ui.wheelFolderButton.connect("clicked()", lambda: self._choose_folder(wheels, ui.wheelFolderEdit))
-        ui.minutesSpinBox.connect("valueChanged(double)", self._options_changed)
+        ui.minutesComboBox.connect("currentIndexChanged(int)", self._options_changed)
         ui.deviceComboBox.connect("currentIndexChanged(int)", self._device_changed)
         for widget in (ui.sourceFolderEdit, ui.wheelFolderEdit):
             widget.connect("textChanged(QString)", self._options_changed)
@@ -130,7 +133,7 @@ class Panel:
         return Parameters(
             model=str(entry.path) if entry else "",
             adapt=adapt,
-            minutes=ui.minutesSpinBox.value,
+            minutes=ui.minutesComboBox.itemData(ui.minutesComboBox.currentIndex),
             device=self._device,
             uncertainty=ui.uncertaintyCheckBox.checked,
             source_folder=ui.sourceFolderEdit.text.strip(),

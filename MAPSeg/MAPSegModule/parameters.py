@@ -14,6 +14,8 @@ from .models import find_entry
 _SHORT = {"warmup": 0, "ema_decay": 0.98, "check_every": 10}
 """Of an adaptation with source scans that lasts minutes: the published schedules are made for thousands of steps."""
 DEVICES = ("auto", "cpu", "cuda", "mps")
+MINUTES = (0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 240.0)
+"""What the panel offers for adapting."""
 
 
 @dataclass

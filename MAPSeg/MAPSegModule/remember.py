@@ -10,6 +10,8 @@ from __future__ import annotations
 import qt
 import slicer
 
+from .parameters import Parameters
+
 _PREFIX = "MAPSeg/"
 
 
@@ -19,7 +21,9 @@ def recall(ui) -> str:
     def value(name, default, kind):
         return slicer.util.settingsValue(_PREFIX + name, default, converter=kind)
 
-    ui.minutesSpinBox.value = value("Minutes", ui.minutesSpinBox.value, _number(ui.minutesSpinBox.value))
+    minutes = ui.minutesComboBox
+    found = minutes.findData(value("Minutes", Parameters.minutes, _number))
+    minutes.setCurrentIndex(found if found >= 0 else minutes.findData(Parameters.minutes))
     ui.uncertaintyCheckBox.checked = value("Uncertainty", False, slicer.util.toBool)
     ui.previewCheckBox.checked = value("Preview", True, slicer.util.toBool)
     ui.wheelFolderEdit.text = value("WheelFolder", "", str)
@@ -32,7 +36,7 @@ def remember(ui, model: str) -> None:
     """Keep the choices in the form for the next session."""
     settings = qt.QSettings()
     for name, value in (
-        ("Minutes", ui.minutesSpinBox.value),
+        ("Minutes", ui.minutesComboBox.itemData(ui.minutesComboBox.currentIndex)),
         ("Uncertainty", ui.uncertaintyCheckBox.checked),
         ("Preview", ui.previewCheckBox.checked),
         ("WheelFolder", ui.wheelFolderEdit.text),
@@ -44,13 +48,9 @@ def remember(ui, model: str) -> None:
         settings.setValue(_PREFIX + "Model", model)
 
 
-def _number(default: float):
+def _number(value) -> float:
     """A converter that survives a settings file that somebody edited."""
-
-    def convert(value):
-        try:
-            return float(value)
-        except (TypeError, ValueError):
-            return default
-
-    return convert
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return 0.0

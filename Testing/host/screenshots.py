@@ -130,7 +130,7 @@ def main(arguments: Sequence[str]) -> None:
     ui.optionsSection.collapsed = True
     stage.check("Head, other contrast")
     ui.uncertaintyCheckBox.checked = True
-    ui.minutesSpinBox.value = 5
+    ui.minutesComboBox.setCurrentIndex(ui.minutesComboBox.findData(5.0))
     ui.adaptButton.click()
     stage.reach(lambda: len(stage.panel.run.eta_history) > 12)
     stage.picture("running")

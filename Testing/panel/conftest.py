@@ -217,9 +217,9 @@ def add_ball(name="ball", seed=5, radius=7.0):
     )
 
 
-def adapt(screen, seconds=60.0):
+def adapt(screen):
     """Begin an adaptation that would go on for long."""
-    screen.ui.minutesSpinBox.value = seconds / 60
+    screen.ui.minutesComboBox.setCurrentIndex(screen.ui.minutesComboBox.findData(1.0))
     screen.wait(lambda: screen.ui.adaptButton.enabled, 5)
     screen.click("adaptButton")
 

@@ -276,7 +276,7 @@ def test_a_checkpoint_is_imported_by_a_worker(screen, tmp_path):
 
 
 def test_choices_last(screen):
-    screen.ui.minutesSpinBox.value = 7.5
+    screen.ui.minutesComboBox.setCurrentIndex(screen.ui.minutesComboBox.findData(20.0))
     screen.ui.uncertaintyCheckBox.checked = True
     screen.ui.previewCheckBox.checked = False
     screen.ui.deviceComboBox.setCurrentIndex(screen.ui.deviceComboBox.findData("cpu"))
@@ -287,20 +287,23 @@ def test_choices_last(screen):
     screen.open()
     parameters = screen.panel.parameters(adapt=True)
     assert parameters.source_folder == ""  # out of sight, and of this session's model
-    assert (parameters.minutes, parameters.device, parameters.uncertainty) == (7.5, "cpu", True)
+    assert (parameters.minutes, parameters.device, parameters.uncertainty) == (20.0, "cpu", True)
     assert parameters.preview_seconds == 0 and not screen.ui.optionsSection.collapsed
     assert screen.panel.models.entry.name == "brain-t1"
 
 
-def test_a_broken_settings_file_does_no_harm(screen):
+@pytest.mark.parametrize("minutes", ["many", 7.5])
+def test_a_broken_settings_file_does_no_harm(screen, minutes):
     import qt
+    from MAPSegModule.parameters import Parameters
 
     screen.close()
-    for name, value in (("Minutes", "many"), ("Device", "abacus"), ("Model", "gone")):
+    for name, value in (("Minutes", minutes), ("Device", "abacus"), ("Model", "gone")):
         qt.QSettings().setValue(f"MAPSeg/{name}", value)
     screen.open()
     parameters = screen.panel.parameters(adapt=True)
-    assert parameters.minutes == 3 and parameters.device == "auto" and screen.panel.models.entry
+    assert parameters.minutes == Parameters().minutes
+    assert parameters.device == "auto" and screen.panel.models.entry
 
 
 def test_source_scans_are_chosen(screen):
@@ -428,7 +431,7 @@ def test_texts_can_be_translated(home, monkeypatch):
 
 
 def test_scrolling_the_panel_chooses_nothing(screen):
-    """The pointer passes over the lists of devices and results."""
+    """The pointer passes over lists to choose from; spin boxes and sliders would take every turn of the wheel."""
     from PySide6.QtCore import QPoint, QPointF, Qt
     from PySide6.QtGui import QWheelEvent
     from PySide6.QtWidgets import QApplication
@@ -438,13 +441,19 @@ def test_scrolling_the_panel_chooses_nothing(screen):
     for text in ("one", "two"):
         screen.ui.resultComboBox.addItem(text)
     screen.ui.resultComboBox.enabled = True
-    for name in ("deviceComboBox", "resultComboBox"):
+    kinds = {each.get("name"): each.get("class") for each in ElementTree.parse(FORM).iter("widget")}
+    assert not [name for name, kind in kinds.items() if "Spin" in kind or "Slider" in kind]
+    names = [name for name, kind in kinds.items() if "Combo" in kind]
+    assert len(names) == 3
+    for name in names:
         box = getattr(screen.ui, name)._real
+        chosen = box.currentIndex()
+        assert chosen < box.count() - 1, "the wheel would choose the next one"
         where, turn = QPointF(box.rect().center()), QPoint(0, -120)
         keys = Qt.NoButton, Qt.NoModifier, Qt.NoScrollPhase, False
         event = QWheelEvent(where, box.mapToGlobal(where), QPoint(), turn, *keys)
         QApplication.sendEvent(box, event)
-        assert box.currentIndex() == 0 and not event.isAccepted(), name
+        assert box.currentIndex() == chosen and not event.isAccepted(), name
 
 
 def test_no_thread_asks_for_a_translation(home, monkeypatch):

@@ -144,9 +144,6 @@ class Batch:
             raise InputError(problem)
         self.entry = find_entry(self.chosen.model)
         self.cases = find_cases(self.chosen.input, self.output)
-        if not self.chosen.overwrite:
-            self._refuse_others()
-        (self.output / _REPORTS).mkdir(parents=True, exist_ok=True)
         self.settings = {
             "model": self.entry.name,
             "model_stamp": [self.entry.path.stat().st_size, self.entry.path.stat().st_mtime_ns],
@@ -157,20 +154,34 @@ class Batch:
             "device": self.chosen.device,
             "options": options,
         }
+        if not self.chosen.overwrite:
+            self._refuse_others()
+        (self.output / _REPORTS).mkdir(parents=True, exist_ok=True)
 
     def _refuse_others(self) -> None:
-        """Raise InputError where a file that no batch has written has the name of a result."""
+        """Raise InputError where a result would replace a file that no batch has written, or another batch's result."""
         begun = any(map(_read_report, [self._tables[0], *map(self._report_path, self.cases)]))
         paths = [] if begun else [*self._tables]
         for case in self.cases:
             if not self._known(case):
                 paths += [self._report_path(case), *(self._path(case, ending) for ending in _ENDINGS)]
-        for path in paths:
-            if os.path.lexists(path):
-                raise InputError(
-                    f"{path} is there already, and is no result of a batch.",
-                    "Choose another output, or allow overwriting (--overwrite).",
-                )
+        there = filter(os.path.lexists, paths)
+        told = [f"{path} is there already, and is no result of a batch." for path in there]
+        told += filter(None, map(self._belongs_to_another, self.cases))
+        if told:
+            raise InputError(told[0], "Choose another output, or allow overwriting (--overwrite).")
+
+    def _belongs_to_another(self, case: Case) -> str:
+        """Why a result that lies under the case's name is not this batch's to replace; empty where it is."""
+        known, about = self._known(case), self._about(case)
+        files = (self.output / name for name in known.get("files", {}).values())
+        there = list(filter(os.path.lexists, files))
+        if not there:
+            return ""
+        if known["file"] != about["file"]:
+            return f"{there[0]} is of another scan, {known['file']}."
+        others = [name for name, value in about["settings"].items() if known["settings"].get(name) != value]
+        return f"{there[0]} was made with other settings: {', '.join(others)}." if others else ""
 
     def run(self) -> int:
         """All cases that are not done yet."""
@@ -320,9 +331,13 @@ class Batch:
         return _read_report(self._report_path(case))
 
     def _write_tables(self) -> None:
-        """The report and the table of volumes over all cases, those of earlier runs included."""
-        known = [found for case in self.cases if (found := self._known(case)).get("state", _BEGUN) != _BEGUN]
-        report = {"settings": self.settings, "scans": known, "waiting": len(self.cases) - len(known)}
+        """The report and the table of volumes over all cases in the folder, those of other batches included."""
+        others = sorted((self.output / _REPORTS).glob("*.json"))
+        reports = map(_read_report, [*map(self._report_path, self.cases), *others])
+        ended = {one["case"]: one for one in reports if one.get("state", _BEGUN) != _BEGUN}
+        known = list(ended.values())
+        waiting = sum(case.name not in ended for case in self.cases)
+        report = {"settings": self.settings, "scans": known, "waiting": waiting}
         write_json(self._tables[0], report, overwrite=True)
         rows = [
             {"scan": one["case"], **row, "trusted": one["trusted"]}

@@ -262,9 +262,8 @@ def test_a_batch_continues_where_it_was(inputs, tmp_path, arguments, capfd):
     os.utime(inputs / "head.nii.gz")
     assert host.run_script([*arguments, *two]) == 0
     assert "2 scans, 1 done before." in capfd.readouterr().out
-    for further in (["--uncertainty"], ["--uncertainty", "--overwrite"]):
-        assert host.run_script([*arguments, *two, *further]) == 0
-        assert "2 scans, 0 done before." in capfd.readouterr().out
+    assert host.run_script([*arguments, *two, "--overwrite"]) == 0
+    assert "2 scans, 0 done before." in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -298,22 +297,42 @@ def test_a_batch_goes_on_where_it_was_ended_within_a_case(inputs, tmp_path, argu
     assert not any(file.exists() for file in left)
 
 
-def test_a_batch_does_cases_again_whose_scan_or_model_is_another(inputs, tmp_path, arguments, model, capfd):
+def test_a_batch_replaces_no_results_of_another_scan_or_model(inputs, tmp_path, arguments, model, capfd):
     """Also where name, size and time are those of before."""
-    elsewhere = tmp_path / "elsewhere" / "head.nii.gz"
+    head, elsewhere = inputs / "head.nii.gz", tmp_path / "elsewhere" / "head.nii.gz"
     elsewhere.parent.mkdir()
-    shutil.copy2(inputs / "head.nii.gz", elsewhere)
+    shutil.copy2(head, elsewhere)
     other = shutil.copy(model, tmp_path / model.name)
-    for scan, further, done in (
-        (inputs / "head.nii.gz", [], 0),
-        (elsewhere, [], 0),
-        (elsewhere, [], 1),
-        (elsewhere, ["--model", str(other)], 0),
+    assert host.run_script([*arguments, "--input", str(head)]) == 0
+    before = {name: (tmp_path / "out" / name).read_bytes() for name in names(tmp_path / "out")}
+    for further, why in (
+        (["--input", str(elsewhere)], f"head.seg.nrrd is of another scan, {head}."),
+        (["--input", str(head), "--model", str(other)], "made with other settings: model_stamp."),
+        (["--input", str(head), "--uncertainty"], "made with other settings: uncertainty."),
     ):
-        assert host.run_script([*arguments, "--input", str(scan), *further]) == 0
-        assert f"1 scan, {done} done before." in capfd.readouterr().out
+        capfd.readouterr()
+        assert host.run_script([*arguments, *further]) == 2
+        assert why in (told := capfd.readouterr().err) and "--overwrite" in told
+        assert {name: (tmp_path / "out" / name).read_bytes() for name in names(tmp_path / "out")} == before
+    assert host.run_script([*arguments, "--input", str(elsewhere), "--overwrite"]) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     assert [one["file"] for one in report["scans"]] == [str(elsewhere)]
+
+
+def test_batches_into_one_folder_share_the_tables(inputs, tmp_path, arguments):
+    """The one that ends last leaves tables of all cases that lie beside them."""
+    for scan in (inputs / "head.nii.gz", inputs / "bad.nii.gz", inputs / "second" / "head.nrrd"):
+        other = [shutil.copy(scan, tmp_path / "other.nrrd")] if scan.suffix == ".nrrd" else [scan]
+        assert host.run_script([*arguments, "--input", *map(str, other)]) == (2 if "bad" in scan.name else 0)
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    assert {one["case"]: one["state"] for one in report["scans"]} == {
+        "other": "done",
+        "bad": "failed",
+        "head": "done",
+    }
+    assert report["waiting"] == 0
+    rows = list(csv.DictReader((tmp_path / "out" / "volumes.csv").open()))
+    assert {row["scan"] for row in rows} == {"other", "head"}
 
 
 @pytest.mark.parametrize("together", [False, True])

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from slicer.i18n import tr as _
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,9 @@ class Snapshot:
         import slicer
 
         if not has_voxels(node):
-            raise ValueError(f"{node.GetName()} holds no voxels.")
+            raise ValueError(_("{name} holds no voxels.").format(name=node.GetName()))
         if node.GetImageData().GetNumberOfScalarComponents() != 1:
-            raise ValueError(f"{node.GetName()} is a colour or vector volume.")
+            raise ValueError(_("{name} is a colour or vector volume.").format(name=node.GetName()))
         lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine_of(node)
         spacing = np.array(node.GetSpacing())
         direction = lps[:3, :3] / spacing

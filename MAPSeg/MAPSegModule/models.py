@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from slicer.i18n import tr as _
+
 from MAPSegLib.errors import InputError
 from MAPSegLib.model_files import SUFFIX, model_files, read_card, user_folder
 from MAPSegLib.windows import RESERVED, replace
@@ -52,8 +54,9 @@ def find_entry(model: str | Path) -> ModelEntry:
     path = Path(model).expanduser().absolute()
     if path.is_file() or path.suffix == SUFFIX:
         return _entry(path)
-    known = ", ".join(entries) or "none"
-    raise InputError(f"Unknown model {model}; known: {known}.", "Choose one of these.")
+    told = _("Unknown model {model}; known: {names}.")
+    names = ", ".join(entries) or _("none")
+    raise InputError(told.format(model=model, names=names), _("Choose one of these."))
 
 
 def add_model(path: str | Path, name: str | None = None) -> ModelEntry:
@@ -66,14 +69,16 @@ def add_model(path: str | Path, name: str | None = None) -> ModelEntry:
     _checked(path)
     name = (path.stem if name is None else name).strip()
     if not name or name.startswith(".") or _NO_NAME.search(name):
-        told = "A model's name must not contain any of / \\ : * ? \" < > |, nor begin with a dot."
-        raise InputError(told, "Choose another name.")
+        told = _("A model's name must not contain any of {letters}, nor begin with a dot.")
+        raise InputError(told.format(letters='/ \\ : * ? " < > |'), _("Choose another name."))
     if RESERVED.match(name):
-        raise InputError(f"Windows keeps the name {name} for a device.", "Choose another name.")
+        told = _("Windows keeps the name {name} for a device.")
+        raise InputError(told.format(name=name), _("Choose another name."))
     target = user_folder() / f"{name}{SUFFIX}"
     # A file that cannot be read is no entry, and on many disks names are one that differ by case.
     if target.exists() or any(entry.name == target.stem for entry in list_entries()):
-        raise InputError(f"There is a model named {target.stem} already.", "Choose another name.")
+        told = _("There is a model named {name} already.")
+        raise InputError(told.format(name=target.stem), _("Choose another name."))
     partial = target.with_suffix(".partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +86,8 @@ def add_model(path: str | Path, name: str | None = None) -> ModelEntry:
         replace(partial, target)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise InputError(f"{target} cannot be written: {error.strerror}.", "Free some space.") from error
+        told = _("{path} cannot be written: {reason}.").format(path=target, reason=error.strerror)
+        raise InputError(told, _("Free some space.")) from error
     return _entry(target)
 
 
@@ -92,11 +98,12 @@ def remove(entry: ModelEntry) -> None:
         InputError: an embedded model, or the system refuses.
     """
     if entry.embedded:
-        raise InputError(f"{entry.name} comes with MAPSeg and cannot be removed.")
+        raise InputError(_("{name} comes with MAPSeg and cannot be removed.").format(name=entry.name))
     try:
         entry.path.unlink(missing_ok=True)
     except OSError as error:
-        raise InputError(f"{entry.path} cannot be removed: {error.strerror}.") from error
+        told = _("{path} cannot be removed: {reason}.")
+        raise InputError(told.format(path=entry.path, reason=error.strerror)) from error
 
 
 def _entry(path: Path) -> ModelEntry:
@@ -107,11 +114,13 @@ def _checked(path: Path) -> dict[str, Any]:
     """The card, once it holds what the module shows of it; the worker checks the rest."""
     card = read_card(path)
     if card.get("kind") == "encoder":
-        raise InputError(f"{path.name} is a pretrained encoder, which cannot segment.", "Choose a model.")
+        told = _("{name} is a pretrained encoder, which cannot segment.")
+        raise InputError(told.format(name=path.name), _("Choose a model."))
     try:
         for label in card["labels"]:
             int(label["value"]), str(label["name"])
         card["preprocessing"]["spacing"], card["preprocessing"]["modality"]
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path.name} has a damaged model card.", "Get the file again.") from error
+        told = _("{name} has a damaged model card.").format(name=path.name)
+        raise InputError(told, _("Get the file again.")) from error
     return card

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from slicer.i18n import tr as _
+
 from MAPSegLib.errors import InputError
 
 from .models import find_entry
@@ -41,11 +43,12 @@ class Parameters:
         except InputError as error:
             return error.message
         if self.device not in DEVICES:
-            return f"There is no device {self.device}; choose one of {', '.join(DEVICES)}."
+            told = _("There is no device {device}; choose one of {devices}.")
+            return told.format(device=self.device, devices=", ".join(DEVICES))
         if self.adapt and not 0 < self.minutes <= 600:
-            return "The time for adapting must lie between 0 and 600 minutes."
+            return _("The time for adapting must lie between 0 and 600 minutes.")
         if self.adapt and self.source_folder and not Path(self.source_folder).expanduser().exists():
-            return f"The source scans {self.source_folder} do not exist."
+            return _("The source scans {folder} do not exist.").format(folder=self.source_folder)
         return ""
 
     def to_job(self, files: Sequence[str | Path], folder: str | Path) -> dict[str, Any]:

@@ -14,13 +14,6 @@ from . import run as runs
 from .result_texts import is_kept
 from .signal import Signal
 
-_LABEL_FILES = {
-    ".seg.nrrd": "Segmentation",
-    ".nii.gz": "NIfTI label map",
-    ".nii": "NIfTI label map, uncompressed",
-    ".nrrd": "NRRD label map",
-}
-
 
 class ResultSection:
     """Shows one result at a time; ``model_saved(name)`` tells that an adapted model was kept."""
@@ -308,7 +301,13 @@ class ResultSection:
         if item is None:
             return
         name = re.sub(r"[^\w+-]+", "_", item.present_name) + "_seg"  # not the scan's own
-        path = self._ask_path(_("Save the labels"), name, _LABEL_FILES)
+        kinds = {
+            ".seg.nrrd": _("Segmentation"),
+            ".nii.gz": _("NIfTI label map"),
+            ".nii": _("NIfTI label map, uncompressed"),
+            ".nrrd": _("NRRD label map"),
+        }
+        path = self._ask_path(_("Save the labels"), name, kinds)
         if path and Path(path) == _file_of(item.volume_id):
             told = _("{path} is the scan itself. Choose another name for the labels.")
             slicer.util.errorDisplay(told.format(path=path))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import slicer
 import vtk
+from slicer.i18n import tr as _
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 from .images import Labels, affine_of, is_sheared, read_array, read_labels, voxel_sums
@@ -212,9 +213,8 @@ def export_segmentation(segmentationNode, volumeNode, path: str | Path) -> Path:
         storage = slicer.vtkMRMLSegmentationStorageNode()
         written = _write(storage, segmentationNode, path)
     elif ".nii" in path.suffixes and is_sheared(affine_of(volumeNode)):
-        raise OSError(
-            f"{path.name}: the volume's axes are not at right angles. Save it as .nrrd or .seg.nrrd."
-        )
+        told = _("{name}: the volume's axes are not at right angles. Save it as .nrrd or .seg.nrrd.")
+        raise OSError(told.format(name=path.name))
     else:
         colors = slicer.mrmlScene.AddNode(_value_table(segmentationNode.GetSegmentation()))
         labelmap = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "MAPSeg export")
@@ -232,7 +232,7 @@ def export_segmentation(segmentationNode, volumeNode, path: str | Path) -> Path:
             remove(labelmap)
             slicer.mrmlScene.RemoveNode(colors)
     if not written:
-        raise OSError(f"{path} cannot be written.")
+        raise OSError(_("{path} cannot be written.").format(path=path))
     return path
 
 
@@ -363,7 +363,8 @@ def _value_table(segmentation):
     for identifier, value in values.items():
         segment = segmentation.GetSegment(identifier)
         if table.GetColorIndexByName(segment.GetName()) > 0:
-            raise OSError(f"Two segments are called {segment.GetName()}; rename one to save a label map.")
+            told = _("Two segments are called {name}; rename one to save a label map.")
+            raise OSError(told.format(name=segment.GetName()))
         table.SetColor(value, segment.GetName(), *segment.GetColor(), 1.0)
     return table
 

@@ -106,6 +106,21 @@ def test_the_module_imports_only_what_slicer_has():
         assert imports(path, anywhere=True) <= ALLOWED | later, path
 
 
+def test_what_the_panel_refuses_can_be_translated():
+    """A sentence that goes through no translator is told as it stands; a terminal is told all in English."""
+    terminal = {"batch.py", "cases.py", "console.py"}
+    for path in (MODULE / "MAPSegModule").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            told = []
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and path.name not in terminal:
+                told = node.exc.args if ast.unparse(node.exc.func) in ("InputError", "OSError") else []
+            elif isinstance(node, ast.FunctionDef) and node.name == "problem":
+                told = [each.value for each in ast.walk(node) if isinstance(each, ast.Return)]
+            for each in told:
+                fixed = isinstance(each, ast.JoinedStr) or (isinstance(each, ast.Constant) and each.value)
+                assert not fixed, f"{path.name}:{each.lineno}"
+
+
 def test_only_the_panels_files_know_qt():
     """What a script or the console runs has to work without a window."""
     known = {

@@ -1,13 +1,156 @@
-"""What the list of volumes says of each, and the line below it."""
+"""The list of volumes: which are in it and checked, what is said of each, and the line below it."""
 
+import gc
 from types import SimpleNamespace
 
+import numpy as np
+import pytest
 import slicer
 import vtk
 
 from Testing.host.scene import add_hollow
 
 from .conftest import add_ball
+
+
+@pytest.mark.parametrize("kind", ["vtkMRMLLabelMapVolumeNode", "vtkMRMLVectorVolumeNode"])
+def test_where_no_volume_is_a_scan_it_says_so(screen, kind):
+    told = "The volumes in the scene are colour, vector or label volumes"
+    node = slicer.mrmlScene.AddNewNodeByClass(kind, "other")
+    screen.wait(lambda: told in screen.ui.volumeHintLabel.text, 5)
+    assert told in screen.ui.statusLabel.text and told in screen.ui.segmentButton.toolTip
+    node.SetHideFromEditors(True)
+    screen.panel.enter()
+    assert "no volume in the scene" in screen.ui.volumeHintLabel.text
+    assert "Load a volume" in screen.ui.statusLabel.text
+    node.SetHideFromEditors(False)
+    add_ball()
+    screen.wait(lambda: screen.ui.segmentButton.enabled, 5)
+    assert told not in screen.ui.volumeHintLabel.text + screen.ui.statusLabel.text
+
+
+def test_an_uncertainty_map_is_no_volume_in_the_scene(screen):
+    from MAPSegModule import scene
+
+    volume = add_ball()
+    scene.load_uncertainty(np.zeros((32, 38, 34), np.float32), volume)
+    slicer.mrmlScene.RemoveNode(volume)
+    screen.panel.enter()
+    assert "no volume in the scene" in screen.ui.volumeHintLabel.text
+
+
+@pytest.mark.parametrize("touched", [False, True])
+def test_the_only_volume_is_checked_until_there_are_several(screen, touched):
+    """Of series that are loaded one after the other, the first one is a localizer as likely as not."""
+    add_ball("one")
+    screen.wait(lambda: screen.ui.segmentButton.enabled, 5)
+    if touched:
+        screen.check("one", False)
+        screen.check("one")
+    add_ball("two")
+    screen.wait(lambda: screen.ui.volumeTable.rowCount == 2, 5)
+    assert [node.GetName() for node in screen.panel.volumes.checked_nodes()] == (["one"] if touched else [])
+    screen.check("one", False)
+    assert not screen.ui.segmentButton.enabled and "at least one" in screen.ui.segmentButton.toolTip
+    screen.check("two")
+    assert screen.ui.segmentButton.enabled
+
+
+@pytest.mark.parametrize("way", ["RemoveNode", "Clear"])
+def test_volumes_that_are_gone_take_no_memory(screen, way):
+    volume, kept = add_ball("gone"), vtk.vtkWeakReference()
+    kept.Set(volume)
+    screen.wait(lambda: screen.ui.segmentButton.enabled, 5)
+    slicer.mrmlScene.RemoveNode(volume) if way == "RemoveNode" else slicer.mrmlScene.Clear(False)
+    del volume
+    screen.wait(lambda: screen.ui.volumeTable.rowCount == 0, 5)
+    gc.collect()
+    assert kept.Get() is None
+
+
+def test_only_scans_are_listed_and_names_follow(screen):
+    volume = add_ball("scan")
+    for kind in ("vtkMRMLLabelMapVolumeNode", "vtkMRMLVectorVolumeNode"):
+        slicer.mrmlScene.AddNewNodeByClass(kind, "other")
+    screen.wait(lambda: screen.ui.volumeTable.rowCount == 1, 5)
+    volume.SetName("renamed")
+    screen.wait(lambda: screen.ui.volumeTable.item(0, 0).text() == "renamed", 5)
+    slicer.mrmlScene.RemoveNode(volume)
+    screen.wait(lambda: screen.ui.volumeTable.rowCount == 0, 5)
+
+
+def test_every_volume_is_looked_at(screen):
+    for index in range(3):
+        add_ball(f"ball {index}", seed=index)
+    table = screen.ui.volumeTable
+    screen.wait(lambda: table.rowCount == 3 and all(table.item(row, 1).text() for row in range(3)), 5)
+    assert "2 mm" in table.item(0, 1).text()
+    assert "GB" in table.item(0, 1).toolTip()
+    assert screen.ui.volumeHintLabel.text
+
+
+def test_a_transform_that_comes_later_is_told(screen):
+    volume = add_ball("ball")
+    screen.wait(lambda: "2 mm" in screen.ui.volumeHintLabel.text, 5)
+    assert "harden" not in screen.ui.volumeHintLabel.text
+    mirror, matrix = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode"), vtk.vtkMatrix4x4()
+    matrix.SetElement(0, 0, -1)
+    mirror.SetMatrixTransformToParent(matrix)
+    volume.SetAndObserveTransformNodeID(mirror.GetID())
+    screen.wait(lambda: "harden it first" in screen.ui.volumeHintLabel.text, 5)
+    volume.SetAndObserveTransformNodeID(None)
+    screen.wait(
+        lambda: "2 mm" in screen.ui.volumeHintLabel.text and "harden" not in screen.ui.volumeHintLabel.text, 5
+    )
+
+
+def test_states_are_of_the_model_chosen(screen):
+    from MAPSegModule import run
+
+    slicer.util.addVolumeFromArray(np.zeros((20, 20, 20), np.float32), name="flat")
+    screen.wait(lambda: screen.ui.volumeTable.rowCount == 1, 5)
+    screen.wait(lambda: "unusable" in screen.state("flat"), 5)
+    volume = slicer.util.getNode("flat")
+    screen.panel.volumes.set_state(run.Item(volume.GetID(), "flat", run.DONE))
+    screen.panel.models.refresh()
+    assert "done" in screen.state("flat")
+    screen.panel.models.refresh("brain-t1")
+    screen.wait(lambda: "unusable" in screen.state("flat"), 5)
+
+
+def test_a_volume_that_plays_a_sequence_is_looked_at_when_it_rests(screen):
+    volume, table, told = add_ball(), screen.ui.volumeTable, []
+    screen.wait(lambda: table.rowCount == 1 and table.item(0, 1).text(), 5)
+    screen.panel.volumes.changed.connect(lambda: told.append(screen.state("ball")))
+    settled = screen.panel.volumes._settled
+    settled.setInterval(600_000)
+    for _ in range(10):
+        slicer.util.arrayFromVolumeModified(volume)
+        screen.pause(0.01)
+    assert told == [] and settled.active
+    settled.setInterval(0)
+    slicer.util.arrayFromVolumeModified(volume)
+    screen.wait(lambda: told and told[-1], 5)
+    assert len(screen.panel.volumes._flights) == 1
+
+
+def test_done_are_the_voxels_that_the_run_had(screen):
+    from MAPSegModule import run
+
+    volume = add_ball()
+    screen.wait(lambda: screen.ui.volumeTable.rowCount == 1, 5)
+    item = run.Item(volume.GetID(), "ball", run.DONE)
+    screen.panel.volumes.set_state(item)
+    assert "done" in screen.state("ball")
+    slicer.util.arrayFromVolumeModified(volume)
+    screen.wait(lambda: "done" not in screen.state("ball"), 5)
+    for item.state in (run.WAITING, run.RUNNING):
+        screen.panel.volumes.set_state(item)
+        assert item.state in screen.state("ball")
+    slicer.util.arrayFromVolumeModified(volume)
+    item.state = run.DONE
+    screen.panel.volumes.set_state(item)
+    assert "done" not in screen.state("ball")
 
 
 def test_a_broken_volume_keeps_no_other_from_being_looked_at(screen):

@@ -6,7 +6,6 @@ Every case is complete, with its own report, before the next one begins: a batch
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import signal
@@ -28,13 +27,12 @@ from MAPSegLib.volumes import read_labels, write_volume
 from MAPSegLib.windows import replace
 
 from . import dependencies, images, scene, texts, workfiles
-from .cases import Case, find_cases
+from .cases import REPORTS, Case, find_cases, read_report
 from .models import find_entry
 from .parameters import DEVICES, Parameters
 from .queue import Queue
 
 _WORK = ".mapseg-work"
-_REPORTS = "cases"
 _BEGUN = "begun"
 _COLUMNS = ("scan", "value", "structure", "volume_ml", "confidence", "trusted")
 _ENDINGS = (".seg.nrrd", "_seg.nii.gz", *(f"_uncertainty{suffix}" for suffix in WRITABLE))
@@ -156,11 +154,11 @@ class Batch:
         }
         if not self.chosen.overwrite:
             self._refuse_others()
-        (self.output / _REPORTS).mkdir(parents=True, exist_ok=True)
+        (self.output / REPORTS).mkdir(parents=True, exist_ok=True)
 
     def _refuse_others(self) -> None:
         """Raise InputError where a result would replace a file that no batch has written, or another batch's result."""
-        begun = any(map(_read_report, [self._tables[0], *map(self._report_path, self.cases)]))
+        begun = any(map(read_report, [self._tables[0], *map(self._report_path, self.cases)]))
         paths = [] if begun else [*self._tables]
         for case in self.cases:
             if not self._known(case):
@@ -328,12 +326,12 @@ class Batch:
         return known.get("state") == "done" and same and there
 
     def _known(self, case: Case) -> dict[str, Any]:
-        return _read_report(self._report_path(case))
+        return read_report(self._report_path(case))
 
     def _write_tables(self) -> None:
         """The report and the table of volumes over all cases in the folder, those of other batches included."""
-        others = sorted((self.output / _REPORTS).glob("*.json"))
-        reports = map(_read_report, [*map(self._report_path, self.cases), *others])
+        others = sorted((self.output / REPORTS).glob("*.json"))
+        reports = map(read_report, [*map(self._report_path, self.cases), *others])
         ended = {one["case"]: one for one in reports if one.get("state", _BEGUN) != _BEGUN}
         known = list(ended.values())
         waiting = sum(case.name not in ended for case in self.cases)
@@ -350,16 +348,7 @@ class Batch:
         return self.output / f"{case.name}{ending}"
 
     def _report_path(self, case: Case) -> Path:
-        return self.output / _REPORTS / f"{case.name}.json"
-
-
-def _read_report(path: Path) -> dict[str, Any]:
-    """A report; empty where there is none, and of a file that no batch has written."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) and "settings" in found else {}
+        return self.output / REPORTS / f"{case.name}.json"
 
 
 def _load_label_volume(path: str, name: str):

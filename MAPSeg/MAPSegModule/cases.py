@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from MAPSegLib import windows
 from MAPSegLib.errors import InputError
 from MAPSegLib.formats import READABLE, quietly, scan_suffix
 
+REPORTS = "cases"
+"""Where a batch keeps the reports of its cases, in its output."""
 _WHOLE = {".mhd": ".mha", ".nhdr": ".nrrd"}
 """Headers whose voxels lie in another file, and what holds both."""
 _LONGEST = 200
@@ -51,6 +55,8 @@ class Case:
 def find_cases(inputs: Sequence[str | Path], output: str | Path) -> list[Case]:
     """Scans in files and folders, folders with all that is below them; the output folder is left out.
 
+    So is what earlier batches and ``mapseg`` have written in other folders, as far as their reports tell.
+
     Raises:
         InputError: an input does not exist, or there is nothing in any of them.
     """
@@ -83,7 +89,12 @@ def find_cases(inputs: Sequence[str | Path], output: str | Path) -> list[Case]:
             )
             here = Path(folder)
             prefix = "_".join(here.relative_to(path).parts)
-            plain = sorted(name for name in names if name[0] != "." and scan_suffix(name) not in ("", ".dcm"))
+            made = _results_in(here)
+            plain = sorted(
+                name
+                for name in names
+                if name[0] != "." and name not in made and scan_suffix(name) not in ("", ".dcm")
+            )
             for name in plain:
                 add("_".join(filter(None, (prefix, _stem(here / name)))), here / name, _parts(here / name))
             if len(plain) < len(names):
@@ -95,6 +106,24 @@ def find_cases(inputs: Sequence[str | Path], output: str | Path) -> list[Case]:
             "There are no scans in the input.", f"Files that can be read: {', '.join(READABLE)}."
         )
     return list(found.values())
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """A report; empty where there is none, and of a file that no batch has written."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) and "settings" in found else {}
+
+
+def _results_in(folder: Path) -> set[str]:
+    """Names of the files in a folder that a batch or ``mapseg`` has written."""
+    from MAPSegLib.manifests import results_in  # which needs a package that Slicer does not bring
+
+    reports = map(read_report, (folder / REPORTS).glob("*.json"))
+    of_batches = {name for one in reports for name in one.get("files", {}).values()}
+    return of_batches | {path.name for path in results_in(folder)}
 
 
 def _series(folder: Path) -> list[list[Path]]:

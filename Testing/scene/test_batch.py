@@ -320,10 +320,12 @@ def test_a_batch_replaces_no_results_of_another_scan_or_model(inputs, tmp_path, 
 
 
 def test_batches_into_one_folder_share_the_tables(inputs, tmp_path, arguments):
-    """The one that ends last leaves tables of all cases that lie beside them."""
+    """The one that ends last leaves tables of all cases that lie beside them; none of these is a scan to the next."""
     for scan in (inputs / "head.nii.gz", inputs / "bad.nii.gz", inputs / "second" / "head.nrrd"):
         other = [shutil.copy(scan, tmp_path / "other.nrrd")] if scan.suffix == ".nrrd" else [scan]
         assert host.run_script([*arguments, "--input", *map(str, other)]) == (2 if "bad" in scan.name else 0)
+    shutil.copytree(tmp_path / "out", inputs / "results")
+    assert not [case.name for case in find_cases([inputs], tmp_path / "new") if "results" in case.name]
     report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     assert {one["case"]: one["state"] for one in report["scans"]} == {
         "other": "done",

@@ -140,7 +140,9 @@ class _Display:
             return
         self.told.add(sentence)
         title = "Cancelled" if event["kind"] == "cancelled" else "Error"
-        text = "" if event["message"] == "Cancelled." else f": {event['message']}"
+        text = f": {event['message']}"
+        if event["message"] == "Cancelled.":
+            text = "." if event["advice"] else ""
         line = f"[bold red]{title}[/]{escape(text)} {escape(event['advice'])}".rstrip()
         _err.print(line, highlight=False, soft_wrap=True)
 

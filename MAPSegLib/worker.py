@@ -2,7 +2,7 @@
 
 Events go to standard output as JSON lines (:mod:`MAPSegLib.jobs`), text to standard error, and the exit code says how
 it ended (:mod:`MAPSegLib.errors`; 2 also when some scans failed and others did not). SIGINT and SIGTERM cancel: what
-is complete stays, nothing half-written does, and a training or an adaptation keeps its last checkpoint. A line
+is complete stays, nothing half-written does, and a training or an adaptation keeps a checkpoint. A line
 ``stop`` on standard input ends an adaptation with the best step so far, a line ``cancel`` cancels (Windows has no
 signals for it). With ``--attached`` the worker also ends when its standard input does: whoever started it has died.
 
@@ -104,8 +104,8 @@ def execute(load_job: Callable[[], Job], emit: Emit, stopped: Callable[[], bool]
             distributed.leave()
             # torchrun would take a 2 for a process that died, and start again what has its result
             return 2 if result["failed"] and distributed.world() == 1 else 0
-        except (KeyboardInterrupt, Cancelled):
-            error: MAPSegError = Cancelled("Cancelled.")
+        except (KeyboardInterrupt, Cancelled) as failure:
+            error: MAPSegError = Cancelled("Cancelled.", getattr(failure, "advice", ""))
             # CPython notes an interrupt inside a library's exec() of a text as unhandled, and would end the process
             # by SIGINT instead of our exit code; the next exec() of a text clears the note.
             exec("")

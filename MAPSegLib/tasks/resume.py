@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from .. import __version__, distributed, windows
 from ..config import Options
-from ..errors import InputError
+from ..errors import Cancelled, InputError
 from ..reports import CHECKPOINT, PART, RECORD, plain, read_json, remove_leftovers, write_json
 from ..volumes import may_be_slice
 
@@ -41,7 +41,8 @@ def claim(folder: Path, job: Options, files: Iterable[Path], results: Iterable[P
     """Bind ``folder`` to a job and its input files; yields whether there is a checkpoint to continue from.
 
     A checkpoint of another job is removed where the job may overwrite. A block that ends well, or fails before its
-    first checkpoint, leaves none. Of several processes, the first one does all this.
+    first checkpoint, leaves none; one that is cancelled is told (``advice``) whether it left one. Of several
+    processes, the first one does all this.
 
     Args:
         files: all that the result depends on, in an order of their own.
@@ -56,10 +57,14 @@ def claim(folder: Path, job: Options, files: Iterable[Path], results: Iterable[P
             yield resumed
             if distributed.rank() == 0:
                 release(folder)
-        except BaseException:
-            if distributed.rank() == 0 and not (folder / CHECKPOINT).exists():
-                release(folder)
-                (folder / RECORD).unlink(missing_ok=True)
+        except BaseException as error:
+            if distributed.rank() == 0:
+                kept = (folder / CHECKPOINT).exists()
+                if not kept:
+                    release(folder)
+                    (folder / RECORD).unlink(missing_ok=True)
+                if isinstance(error, (KeyboardInterrupt, Cancelled)):
+                    error.advice = "The same command continues." if kept else "Nothing was kept."
             raise
         finally:
             if distributed.rank() == 0:

@@ -7,8 +7,9 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from traceback import clear_frames
 from typing import Generic, TypeVar
@@ -19,13 +20,13 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from .. import distributed, windows
 from ..devices import is_out_of_memory, pick_device, precision_context, prepare_process
-from ..errors import InputError, MAPSegError, MemoryExhausted
+from ..errors import Cancelled, InputError, MAPSegError, MemoryExhausted
 from ..reports import PART, plain, reason, unwritable, write_text
 from .optimizer import Optimizer
 
 T = TypeVar("T")
 Report = Callable[..., None]
-"""Called as ``report(event, **fields)``; raising from it ends a training, after its last checkpoint."""
+"""Called as ``report(event, **fields)``; raising from it ends a training."""
 
 CLIP_NORM = 1.0
 """Largest gradient norm: mixed precision degrades without it."""
@@ -83,6 +84,10 @@ class Loop:
         self.seed, self.accumulate = options.seed, options.accumulate
         self.generator = Generator().manual_seed(options.seed)
         self.step = 0
+        self.saved = 0
+        """Step of the last checkpoint."""
+        self.whole = True
+        """Whether all that belongs to the last step is done, without which a checkpoint would not resume exactly."""
         self.part = 0
         """Number of the micro-batch at hand, over all processes."""
         self.skipped = 0
@@ -130,6 +135,7 @@ class Loop:
             told.append(torch.stack([*terms.values(), sum(terms.values())]))
         values = distributed.mean(sum(told) / self.accumulate).tolist()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
+        self.whole = False
         if torch.isfinite(norm):
             self.skipped = 0
             self.optimizer.step(self.rate(self.step))
@@ -153,6 +159,22 @@ class Loop:
         average = get_ema_multi_avg_fn(decay)
         average(list(self.ema.parameters()), list(self.model.parameters()), None)
 
+    def done(self, path: Path, every: int) -> None:
+        """Say that all that belongs to the step is done, and write a checkpoint every so many steps."""
+        self.whole = True
+        if self.step % every == 0:
+            self.save(path)
+
+    @contextmanager
+    def cancellable(self, path: Path) -> Iterator[None]:
+        """Write a checkpoint when the block is cancelled, unless that happens while a step moves the weights."""
+        try:
+            yield
+        except (KeyboardInterrupt, Cancelled):
+            if self.whole and self.step > self.saved:
+                self.save(path)
+            raise
+
     def save(self, path: Path) -> None:
         """Write a checkpoint beside ``path`` and rename it, so that a killed process leaves the last whole one."""
         if distributed.rank():
@@ -173,6 +195,7 @@ class Loop:
             # By name: through a file of Python's, a signal meanwhile would look like a disk that refuses.
             torch.save(state, temporary)
             windows.replace(temporary, path)
+            self.saved = self.step
         except (OSError, RuntimeError) as error:  # what PyTorch says is for its programmers
             why = f": {reason(error)}" if isinstance(error, OSError) else ""
             raise InputError(
@@ -199,6 +222,7 @@ class Loop:
             self.optimizer.load_state_dict(state["optimizer"])
             self.seed, self.step = state["seed"], state["step"]
             self.skipped, self.extra = state["skipped"], state["extra"]
+            self.saved = self.step
         except Exception as error:
             raise InputError(
                 f"{path}: this checkpoint cannot be resumed ({type(error).__name__}).",

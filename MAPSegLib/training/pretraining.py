@@ -51,22 +51,22 @@ def pretrain(
     wanted = picture is not None and options.picture_every > 0 and distributed.rank() == 0
     samples = _samples(model, domains, options.seed) if wanted else []
     scans = Reused(lambda generator: [domains.draw(generator) for _ in range(options.scans)], options.reuse)
-    while loop.step < options.steps:
-        losses = loop.update(lambda: reconstruction_losses(loop, *view_scans(loop, scans(loop)), options))
-        if loop.step % 10 == 0 or loop.step == options.steps:
-            record.add(loop.step, seconds=round(clock.total(), 1), **losses)
-        report(
-            "progress",
-            stage="pretrain",
-            step=loop.step,
-            steps=options.steps,
-            seconds_left=clock.left(loop.step, options.steps),
-            losses=losses,
-        )
-        if wanted and (loop.step % options.picture_every == 0 or loop.step == options.steps):
-            picture(loop.step, [row for sample in samples for row in _rebuild(loop, *sample, options)])
-        if loop.step % options.checkpoint_every == 0:
-            loop.save(checkpoint)
+    with loop.cancellable(checkpoint):
+        while loop.step < options.steps:
+            losses = loop.update(lambda: reconstruction_losses(loop, *view_scans(loop, scans(loop)), options))
+            if loop.step % 10 == 0 or loop.step == options.steps:
+                record.add(loop.step, seconds=round(clock.total(), 1), **losses)
+            if wanted and (loop.step % options.picture_every == 0 or loop.step == options.steps):
+                picture(loop.step, [row for sample in samples for row in _rebuild(loop, *sample, options)])
+            loop.done(checkpoint, options.checkpoint_every)
+            report(
+                "progress",
+                stage="pretrain",
+                step=loop.step,
+                steps=options.steps,
+                seconds_left=clock.left(loop.step, options.steps),
+                losses=losses,
+            )
     loop.save(checkpoint)
     return model.eval()
 

@@ -90,22 +90,22 @@ def train(
         )
         return source_losses(loop, batch.to(loop.device), options)
 
-    while loop.step < options.steps and not _out_of_patience(loop, options):
-        losses = loop.update(terms)
-        if loop.step % 10 == 0 or loop.step == options.steps:
-            record.add(loop.step, seconds=round(clock.total(), 1), **losses)
-        report(
-            "progress",
-            stage="train",
-            step=loop.step,
-            steps=options.steps,
-            seconds_left=clock.left(loop.step, options.steps),
-            losses=losses,
-        )
-        if validation and (loop.step % options.validate_every == 0 or loop.step == options.steps):
-            _validate(loop, validation, record)
-        if loop.step % options.checkpoint_every == 0:
-            loop.save(checkpoint)
+    with loop.cancellable(checkpoint):
+        while loop.step < options.steps and not _out_of_patience(loop, options):
+            losses = loop.update(terms)
+            if loop.step % 10 == 0 or loop.step == options.steps:
+                record.add(loop.step, seconds=round(clock.total(), 1), **losses)
+            if validation and (loop.step % options.validate_every == 0 or loop.step == options.steps):
+                _validate(loop, validation, record)
+            loop.done(checkpoint, options.checkpoint_every)
+            report(
+                "progress",
+                stage="train",
+                step=loop.step,
+                steps=options.steps,
+                seconds_left=clock.left(loop.step, options.steps),
+                losses=losses,
+            )
     loop.save(checkpoint)
     if validation and "best" in loop.extra:
         loop.ema.load_state_dict(loop.extra["best"])

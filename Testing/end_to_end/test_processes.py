@@ -132,11 +132,12 @@ def test_sigterm_cancels_and_keeps_the_checkpoint(worker, data, tmp_path):
         "labels": data / "labels",
         "preset": "tiny",
     }
-    options = OPTIONS | {"steps": 100_000, "checkpoint_every": 1}
+    options = OPTIONS | {"steps": 100_000, "checkpoint_every": 100_000}
     running = worker(job | {"output": tmp_path / "out", "options": options})
     running.until(at_step(3))
     assert running.signal(signal.SIGTERM) == 4
     assert running.events[-1]["event"] == "error" and running.events[-1]["kind"] == "cancelled"
+    assert running.events[-1]["advice"] == "The same command continues."
     assert "Traceback" not in running.log
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["checkpoint.json", "checkpoint.pt", "metrics.jsonl"]
@@ -163,7 +164,7 @@ def test_ctrl_c_cancels_and_leaves_nothing_half_written(model, data, tmp_path):
     finally:
         process.kill()
     assert process.returncode == 4, errors
-    assert errors.strip() == "Cancelled"
+    assert errors.strip() == "Cancelled. Nothing was kept."
     assert not (tmp_path / "out").exists()
 
 

@@ -14,6 +14,7 @@ from MAPSegLib.errors import Cancelled
 from MAPSegLib.losses import masked_error
 from MAPSegLib.networks.autoencoder import Autoencoder
 from MAPSegLib.preprocessing import prepare
+from MAPSegLib.reports import CHECKPOINT
 from MAPSegLib.training.loop import Loop
 from MAPSegLib.training.pretraining import pretrain, reconstruction_losses
 from MAPSegLib.volumes import read_image
@@ -192,19 +193,22 @@ def test_scans_are_flipped_along_every_axis_and_turned_and_scaled():
 # --- training -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("killed", "reuse"), [(3, 1), (5, 1), (5, 2)])
-def test_interrupted_pretraining_ends_as_if_it_had_not_been(tmp_path, killed, reuse):
+@pytest.mark.parametrize(("ended", "reuse"), [(3, 1), (5, 1), (5, 2)])
+@pytest.mark.parametrize("how", [Cancelled("cancelled"), ZeroDivisionError("as if killed")])
+def test_interrupted_pretraining_ends_as_if_it_had_not_been(tmp_path, ended, reuse, how):
     own = options(reuse=reuse)
     for name in "ab":
         (tmp_path / name).mkdir()
     straight = pretrain(autoencoder(), domains(), own, tmp_path / "a", ignore)
 
     def stop(event, **fields):
-        if fields["step"] == killed:
-            raise Cancelled("stopped")
+        if fields["step"] == ended:
+            raise how
 
-    with pytest.raises(Cancelled):
+    with pytest.raises(type(how)):
         pretrain(autoencoder(), domains(), own, tmp_path / "b", stop)
+    kept = ended if isinstance(how, Cancelled) else ended - 1
+    assert torch.load(tmp_path / "b" / CHECKPOINT)["step"] == kept
     torch.rand(7)
     resumed = pretrain(autoencoder(seed=5), domains(), own, tmp_path / "b", ignore)
     assert same(straight, resumed)

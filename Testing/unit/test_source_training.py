@@ -1,6 +1,7 @@
 """Source training: what is drawn, masked and validated, and a training that is killed and goes on."""
 
 import copy
+import pkgutil
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ from model_cases import PAIRED, ignore, records, same, tiny_model
 from MAPSegLib.config import TrainingOptions
 from MAPSegLib.datasets import cut_patches
 from MAPSegLib.errors import Cancelled
+from MAPSegLib.reports import CHECKPOINT
 from MAPSegLib.training.loop import Loop
 from MAPSegLib.training.source import source_losses, train
 
@@ -35,8 +37,9 @@ def options(**changes):
     return TrainingOptions(**CPU | sizes | changes)
 
 
-@pytest.mark.parametrize("killed", [4, 5])
-def test_interrupted_training_ends_as_if_it_had_not_been(tmp_path, killed):
+@pytest.mark.parametrize("ended", [4, 5])
+@pytest.mark.parametrize("how", [Cancelled("cancelled"), ZeroDivisionError("as if killed")])
+def test_interrupted_training_ends_as_if_it_had_not_been(tmp_path, ended, how):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     validation = [Boxes().draw(torch.Generator().manual_seed(9))]
@@ -44,15 +47,47 @@ def test_interrupted_training_ends_as_if_it_had_not_been(tmp_path, killed):
     straight, *_ = train(tiny_model(**model), Boxes(), options(), tmp_path / "a", ignore, validation)
 
     def stop(event, **fields):
-        if fields["step"] == killed:
-            raise Cancelled("stopped")
+        if fields["step"] == ended:
+            raise how
 
-    with pytest.raises(Cancelled):
+    with pytest.raises(type(how)):
         train(tiny_model(**model), Boxes(), options(), tmp_path / "b", stop, validation)
+    assert torch.load(tmp_path / "b" / CHECKPOINT)["step"] == (ended if isinstance(how, Cancelled) else 4)
     resumed, *_ = train(tiny_model(seed=5, **model), Boxes(), options(), tmp_path / "b", ignore, validation)
     assert same(straight, resumed)
     one, other = ([{**line, "seconds": 0} for line in records(tmp_path / f / "metrics.jsonl")] for f in "ab")
     assert one == other
+
+
+@pytest.mark.parametrize(
+    ("place", "kept"),
+    [
+        ("MAPSegLib.training.source.cut_patches", 2),
+        ("MAPSegLib.training.optimizer.Optimizer.step", None),
+        ("MAPSegLib.training.source.validation_dice", None),
+    ],
+)
+def test_a_training_that_is_cancelled_keeps_whole_steps_only(tmp_path, monkeypatch, place, kept):
+    """The third step is begun, moves the weights, or is not yet validated: of the last two nothing can be kept."""
+    own = options(checkpoint_every=100, validate_every=3)
+    arguments = own, tmp_path, ignore, [Boxes().draw(torch.Generator().manual_seed(9))]
+    work, calls = pkgutil.resolve_name(place), []
+
+    def interrupted(*given):
+        calls.append(given)
+        if len(calls) == (1 if "validation" in place else 3):
+            raise KeyboardInterrupt
+        return work(*given)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(place, interrupted)
+        train(tiny_model(), Boxes(), *arguments)
+    checkpoint = tmp_path / CHECKPOINT
+    assert (torch.load(checkpoint)["step"] if checkpoint.exists() else None) == kept
+    resumed, *_ = train(tiny_model(), Boxes(), *arguments)
+    (tmp_path / "straight").mkdir()
+    straight, *_ = train(tiny_model(), Boxes(), own, tmp_path / "straight", *arguments[2:])
+    assert same(straight, resumed)
 
 
 def test_training_learns(tmp_path):

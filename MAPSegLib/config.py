@@ -370,11 +370,16 @@ def check_path(path: str | Path) -> Path:
     """Expand ``~``, where it names a user's folder, and return an absolute path.
 
     Raises:
-        InputError: it is empty, which would be the current folder.
+        InputError: it is empty, which would be the current folder; or it begins in that, which has been removed.
     """
     if not str(path).strip():
         raise InputError("A path is empty.", "Give a file or a folder.")
-    return Path(os.path.expanduser(path)).absolute()
+    try:
+        return Path(os.path.expanduser(path)).absolute()
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{path} cannot be found, as the current folder is no longer there.", "Change to another folder."
+        ) from error
 
 
 _PLAIN = {

@@ -220,14 +220,14 @@ def resolve(name: str | Path) -> Path:
         InputError: no such model; the message names those there are.
     """
     known = {path.stem: path for path in reversed(model_files())}
-    path = check_path(name)
     if str(name) in known:
         return known[str(name)]
+    path = check_path(name)
     if path.is_file():
         return path
     if path.is_dir():
         raise InputError(f"{path} is a folder, and a model file is needed.", "Give the file in it.")
-    if path.suffix or path.parent != Path.cwd():
+    if path.suffix or len(Path(name).parts) > 1:
         raise InputError(f"The model file {path} does not exist.", "Check the path.")
     listed = ", ".join(sorted(known)) or "none"
     raise InputError(f"Unknown model {name}; known: {listed}.", "Give one of these names, or a model file.")

@@ -20,6 +20,9 @@ from ..volumes import scan_stem
 
 _FAMILY = {".nii": ".nii", ".nrrd": ".nrrd", ".nhdr": ".nrrd", ".mha": ".mha", ".mhd": ".mha"}
 """Suffix of the results for a scan's suffix; compressed NIfTI for all others."""
+_NO_FOLDERS = (".gz", ".bz2", ".xz", ".zst", ".zip", ".img", ".hdr", ".mnc", ".h5", ".npy", ".npz", ".vtk")
+_NO_FOLDERS += (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".json", ".csv")
+"""How the names of files end that are no results, and that nobody means as a folder."""
 
 
 def collect_scans(given: Iterable[Path]) -> list[Path]:
@@ -50,7 +53,8 @@ class ScanOutputs:
     def plan(cls, output: Path, scans: Sequence[Path]) -> ScanOutputs:
         """Raises InputError where one name is given for many scans, or two scans would share a name."""
         output = check_path(output)
-        if scan_suffix(output) and not os.path.isdir(output):
+        meant = scan_suffix(output) or output.name.lower().endswith(_NO_FOLDERS)
+        if meant and not os.path.isdir(output):
             if len(scans) > 1:
                 raise InputError(f"{output} is one file, but there are {len(scans)} scans.", "Give a folder.")
             if scan_suffix(output) not in WRITABLE:

@@ -15,6 +15,7 @@ from MAPSegLib.config import AdaptationOptions, CentralisedOptions, check_path
 from MAPSegLib.errors import InputError
 from MAPSegLib.jobs import SegmentJob, TrainJob, build_job, parse_job
 from MAPSegLib.model_files import user_folder
+from MAPSegLib.models import resolve
 from MAPSegLib.reports import write_csv, write_json
 from MAPSegLib.tasks.evaluation import pair_cases
 from MAPSegLib.tasks.outputs import ScanOutputs, collect_scans, output_folder, refuse_embedded
@@ -110,8 +111,15 @@ def test_ambiguous_outputs_are_refused():
         ScanOutputs.plan(Path("/out/x.nii.gz"), [Path("/s/a.nii"), Path("/s/b.nii")])
     with pytest.raises(InputError, match="share a result's name"):
         ScanOutputs.plan(Path("/out"), [Path("/s/a.nii"), Path("/t/a.nii.gz")])
-    with pytest.raises(InputError, match="written as"):
-        ScanOutputs.plan(Path("/out/x.mgz"), [Path("/s/a.nii")])
+
+
+@pytest.mark.parametrize("name", ["x.mgz", "x.nii.bz2", "x.nii.xz", "x.img", "X.PNG", ".nii.gz"])
+def test_names_of_files_that_are_not_written_are_no_folders(name, tmp_path):
+    with pytest.raises(InputError, match=r"results are written as \.nii\.gz, \.nii, \.nrrd, \.mha"):
+        ScanOutputs.plan(tmp_path / name, [Path("/s/a.nii")])
+    (tmp_path / name).mkdir()
+    assert ScanOutputs.plan(tmp_path / name, [Path("/s/a.nii")]).folder == tmp_path / name
+    assert ScanOutputs.plan(tmp_path / "v1.2", [Path("/s/a.nii")]).folder == tmp_path / "v1.2"
 
 
 def test_names_that_windows_takes_for_one_are_ambiguous(tmp_path, monkeypatch):
@@ -215,6 +223,19 @@ def test_an_empty_path_is_not_the_current_folder():
     for name, value in {"output": "", "scans": ["a", " "]}.items():
         with pytest.raises(InputError, match=rf"{name}.*: a path is empty"):
             build_job({**SEGMENT, name: value})
+
+
+def test_without_a_current_folder_whole_paths_and_names_of_models_still_work(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(
+        InputError, match="a.nii.gz cannot be found, as the current folder is no longer there"
+    ):
+        check_path("a.nii.gz")
+    assert check_path(tmp_path) == tmp_path and resolve("brain-t1").is_file()
+    with pytest.raises(InputError, match="does not exist"):
+        resolve(tmp_path / "nobody")
 
 
 def test_a_tilde_that_names_nobody_is_part_of_a_name(tmp_path, monkeypatch):

@@ -96,7 +96,7 @@ def write_manifest(path: Path, cases: Iterable[Case], overwrite: bool = False) -
     """
     content = [case.model_dump(exclude_none=True) for case in cases]
     if twice := _twice(file for case in content for file in case.values()):
-        raise InputError(f"{twice} is named more than once.")
+        raise InputError(f"{twice} is named more than once.", "Give each data set once.")
 
     def told(file: Path) -> str:
         below = file.is_relative_to(path.parent)
@@ -213,9 +213,14 @@ def _manifest(path: Path) -> list[Case]:
     files = [path.parent / file for case in cases for file in (case.image, case.label) if file]
     for file in files:
         if not file.exists():
-            raise InputError(f"{path} lists {file}, which does not exist.")
+            raise InputError(
+                f"{path} lists {file}, which does not exist.", "Paths are relative to the manifest."
+            )
     if twice := _twice(files):
-        raise InputError(f"{path} lists {twice} more than once.")
+        raise InputError(
+            f"{path} lists {twice} more than once.",
+            "Keep one of its entries: a scan, and a label map, belongs to one case.",
+        )
     return [
         Case(image=path.parent / c.image, label=path.parent / c.label if c.label else None) for c in cases
     ]
@@ -275,7 +280,7 @@ def _pair(images: list[Path], labels: list[Path]) -> list[Case]:
     known = by_name(labels, case_name)
     cases = [Case(image=image, label=known.get(case_name(image))) for image in images]
     if twice := _twice(case.label for case in cases if case.label):
-        raise InputError(f"Two images are named like {twice}.")
+        raise InputError(f"Two images are named like {twice}.", "List the pairs in a manifest.")
     return cases
 
 

@@ -230,6 +230,10 @@ def _read_itk(path: Path) -> Loaded:
         return _from_dicom(path, quietly(reader.Execute), planes)
     quietly(reader.ReadImageInformation)
     header = read_text_header(path)
+    if header.encoding in ("bzip2", "bz2"):
+        raise InputError(
+            f"{path.name} is compressed with bzip2, which ITK does not read.", "Save it with gzip."
+        )
     check_claim(header, math.prod(reader.GetSize()))
     image = quietly(reader.Execute)
     check_voxels(header, sitk.GetArrayViewFromImage(image).nbytes)

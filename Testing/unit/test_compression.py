@@ -1,5 +1,6 @@
 """Compressed files that are damaged are refused, wherever the damage lies; whole ones are read, in every form."""
 
+import bz2
 import gzip
 import zlib
 
@@ -178,3 +179,13 @@ def test_a_small_file_that_claims_to_be_large_takes_no_memory(tmp_path, name):
     path = tmp_path / name
     path.write_bytes(claim(name, 20_000))
     assert_refused(path, "damaged, truncated or not an image")
+
+
+@pytest.mark.parametrize("encoding", ["bzip2", "bz2"])
+def test_bzip2_in_a_nrrd_file_is_no_damage(tmp_path, encoding):
+    path, array = tmp_path / "scan.nrrd", noise(8, 8, 8)
+    sitk.WriteImage(sitk.GetImageFromArray(array.T), str(path))
+    header, voxels = path.read_bytes().split(b"\n\n", 1)
+    header = header.replace(b"encoding: raw", b"encoding: " + encoding.encode())
+    path.write_bytes(header + b"\n\n" + bz2.compress(voxels))
+    assert_refused(path, "is compressed with bzip2, which ITK does not read")

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, create_model
 
 from .config import GivenPath, Options, first_problem
 from .errors import InputError
@@ -30,7 +30,9 @@ _DERIVED = ("space", "res", "den", "desc", "label", "atlas", "seg")
 _LABELS = ("dseg", "seg", "mask", "label")
 LABEL_ENDINGS = ("_seg", "_dseg", "_mask", "_label", "_labels")
 """Of names of label maps."""
-SIDE_RESULTS = ("_uncertainty", "_probabilities", "_seg_source", "_seg_adapted")
+MAPS = ("uncertainty", "probabilities")
+"""What can be mapped beside labels: the options of jobs, what reports tell the files under, and how their names end."""
+SIDE_RESULTS = (*(f"_{kind}" for kind in MAPS), "_seg_source", "_seg_adapted")
 """Of names of maps that a job leaves beside its label maps (``_seg``)."""
 
 
@@ -45,12 +47,8 @@ class _Manifest(Options):
     cases: tuple[Case, ...]
 
 
-class _Side(BaseModel):
-    """What a report tells of a result."""
-
-    output: str
-    uncertainty: str | None = None
-    probabilities: str | None = None
+_Side = create_model("_Side", output=(str, ...), **{kind: (str | None, None) for kind in MAPS})
+"""What a report tells of a result."""
 
 
 class _Scan(_Side):
@@ -139,8 +137,7 @@ def reported_in(folder: Path) -> set[Path]:
         with suppress(InputError, ValidationError):
             report = _Report.model_validate(read_json(path, "a report"))
             sides = [side for scan in report.scans for side in (scan, scan.source, scan.adapted) if side]
-            maps = [(side.output, side.uncertainty, side.probabilities) for side in sides]
-            names = [name for side in maps for name in side if name]
+            names = [name for side in sides for kind in ("output", *MAPS) if (name := getattr(side, kind))]
             names += [*report.unfinished.files, *([report.model_file] if report.model_file else [])]
             found |= {folder / Path(name).name for name in names}
     return found

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..jobs import AdaptJob, SegmentJob
-from ..manifests import reported_in
+from ..manifests import MAPS, reported_in
 from ..reports import plain, read_json
 from . import resume
 from .outputs import ScanOutputs, on_disk, refuse_existing
@@ -91,8 +91,7 @@ def stamps_of(scans: Sequence[Path]) -> dict[str, list[int]]:
 
 def written_maps(entries: Sequence[dict[str, Any]]) -> list[str]:
     """The maps that entries of a segmentation's report tell of."""
-    kinds = ("output", "uncertainty", "probabilities")
-    return [entry[kind] for entry in entries for kind in kinds if kind in entry]
+    return [entry[kind] for entry in entries for kind in ("output", *MAPS) if kind in entry]
 
 
 def _left_by_the_same(

@@ -13,7 +13,7 @@ from .. import distributed
 from ..config import check_path
 from ..errors import InputError
 from ..jobs import AdaptJob, Report, SegmentJob
-from ..manifests import list_pairs
+from ..manifests import MAPS, list_pairs
 from ..models import ModelCard, load_card, members, resolve, save_model
 from ..reports import TEMPORARY, remove_leftovers
 from ..volumes import Volume, find_scans, read_image, write_volume
@@ -41,7 +41,7 @@ def segment(job: SegmentJob, report: Report) -> dict[str, Any]:
     """Segment every scan and judge every result. See :class:`~MAPSegLib.jobs.SegmentJob`."""
     scans = collect_scans(job.scans)
     outputs = ScanOutputs.plan(job.output, scans)
-    kinds = [kind for kind in ("uncertainty", "probabilities") if getattr(job, kind)]
+    kinds = [kind for kind in MAPS if getattr(job, kind)]
     path = resolve(job.model)
     card = load_card(path, choice=True)
     begun = begin(job, outputs, scans, kinds, members(path))
@@ -96,8 +96,8 @@ def _segment_one(
     views = view(candidates, volume, job.options, looked)
     best, why = choose(candidates, [one.score for one in views])
     (model, card, _), (prepared, looks, _) = candidates[best], views[best]
-    more = {"uncertainty": job.uncertainty, "probabilities": job.probabilities, "progress": segmented}
-    segmentation = segment_scan(model, card.labels, prepared, job.options, **more)
+    maps = {kind: getattr(job, kind) for kind in MAPS}
+    segmentation = segment_scan(model, card.labels, prepared, job.options, **maps, progress=segmented)
     verdict = assess(card, looks, prepared.grid.working_spacing, segmentation.classes)
     segmentation.seconds = time.monotonic() - started
     segmentation.notes += [why] if why else []
@@ -110,7 +110,7 @@ def _write_segmented(
     outputs = findings.outputs
     file = findings.volume(outputs.label_map(scan), segmentation.labels, volume)
     entry = findings.entry(scan, file, segmentation, verdict)
-    for kind in ("uncertainty", "probabilities"):
+    for kind in MAPS:
         found = getattr(segmentation, kind)
         if found is not None:
             entry[kind] = findings.volume(outputs.volume(scan, kind), found, volume)

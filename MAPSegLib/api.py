@@ -2,6 +2,8 @@
 
 Each returns the job's result, a dictionary (see :mod:`MAPSegLib.jobs`); scans that failed among others are listed
 under ``failed``. Options are those of :mod:`MAPSegLib.config`, given by name. ``report`` receives every event.
+
+One call at a time: random numbers and settings of PyTorch, which a call sets, are shared by the threads of a process.
 """
 
 from __future__ import annotations

@@ -33,7 +33,8 @@ def replacing(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """
     if path.exists() and not overwrite:
         raise InputError(f"{path} already exists.", "Choose another name, or allow overwriting.")
-    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name}")  # its endings decide the format
+    # Its ending decides the format, which libraries know in small letters: of x.Nii they would write another file.
+    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name.lower()}")
     try:
         yield temporary
         windows.replace(temporary, path)
@@ -48,7 +49,7 @@ def remove_leftovers(paths: Iterable[Path]) -> None:
     """Remove the temporary files that killed processes left beside ``paths``, which no other one may be writing."""
     names: dict[Path, set[str]] = {}
     for path in paths:
-        names.setdefault(path.parent, set()).add(path.name)
+        names.setdefault(path.parent, set()).add(path.name.lower())
     for folder, own in names.items():
         for file in folder.glob(f"{TEMPORARY}*"):
             if file.name[len(".01234567-") :] in own:

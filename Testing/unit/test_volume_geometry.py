@@ -370,6 +370,13 @@ def test_suffixes_in_any_case(tmp_path, name):
     np.testing.assert_array_equal(read_image(tmp_path / name).array, noise(4, 5, 6))
 
 
+@pytest.mark.parametrize("name", ["X.NII.GZ", "X.Nii", "X.Nii.Gz", "X.MHA", "x.Mha", "X.NRRD", "X.Nrrd"])
+def test_results_are_written_under_suffixes_in_any_case(tmp_path, name):
+    write_volume(tmp_path / name, noise(4, 5, 6), noise_scan((4, 5, 6)))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    np.testing.assert_array_equal(read_image(tmp_path / name).array, noise(4, 5, 6))
+
+
 # --- folders and names --------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ plain      scans alone; label maps, named alike, in a folder that is given besid
 
 from __future__ import annotations
 
-from collections import Counter
+import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -147,13 +147,13 @@ def list_pairs(place: Path, labels: Path | None = None) -> list[tuple[Path, Path
     """The scans of a data set with their label maps.
 
     Args:
-        labels: folder of the label maps, where ``place`` is a folder of scans alone.
+        labels: folder of the label maps, where ``place`` has scans alone.
 
     Raises:
         InputError: a scan without a label map, nothing there, or a broken layout; the message names the file.
     """
     if labels is not None:
-        cases = _pair(_scans_of(place), find_scans(labels))
+        cases = _pair(list_scans(place), find_scans(labels))
         lacking = f"has a label map of the same name in {labels}"
     else:
         cases, lacking = _cases(place), "has a label map"
@@ -292,8 +292,14 @@ def by_name(files: Iterable[Path], name: Callable[[Path], str]) -> dict[str, Pat
 
 
 def _twice(files: Iterable[Path]) -> Path | None:
-    """The first file that is there more than once."""
-    return next((file for file, count in Counter(files).items() if count > 1), None)
+    """A file that is there again, however it is spelled; a link of another name is another file."""
+    seen = set()
+    for file in files:
+        known = os.path.realpath(file), file.name
+        if known in seen:
+            return file
+        seen.add(known)
+    return None
 
 
 def case_name(path: Path) -> str:

@@ -48,6 +48,15 @@ def test_images_find_their_labels_by_name(tmp_path, images, labels):
     assert all(i.parent.name == "images" and label.parent.name == "labels" for i, label in pairs)
 
 
+def test_images_of_any_data_set_find_their_labels_in_a_folder(tmp_path):
+    images, labels = folders(tmp_path, ["a.nii.gz", "b.nii.gz"], ["a_seg.nii.gz"])
+    plant(tmp_path / "nnunet", "imagesTr/a_0000.nii.gz", "dataset.json")
+    (tmp_path / "nnunet" / "dataset.json").write_text("{}")
+    for place in (manifest(tmp_path, {"image": "images/a.nii.gz"}), tmp_path / "nnunet"):
+        ((image, label),) = list_pairs(place, labels)
+        assert image.name[0] == "a" and label == labels / "a_seg.nii.gz"
+
+
 def test_an_image_without_labels_is_named(tmp_path):
     with pytest.raises(InputError, match="b.nii.gz"):
         list_pairs(*folders(tmp_path, ["a.nii.gz", "b.nii.gz"], ["a.nii.gz"]))
@@ -207,6 +216,16 @@ def test_a_broken_manifest_is_refused(tmp_path, cases, told):
     with pytest.raises(InputError, match=told) as refusal:
         list_pairs(manifest(tmp_path, *cases))
     assert refusal.value.advice or "more than once" not in told
+
+
+def test_a_file_that_is_spelled_in_two_ways_is_one(tmp_path):
+    """Kept back under one name and trained on under the other, it would flatter a model."""
+    plant(tmp_path, "a.nii.gz", "sub/b.nii.gz")
+    other = manifest(tmp_path, {"image": "a.nii.gz"}, {"image": "sub/../a.nii.gz"})
+    with pytest.raises(InputError, match="more than once"):
+        list_scans(other)
+    (tmp_path / "sub" / "link.nii.gz").symlink_to(tmp_path / "a.nii.gz")
+    assert len(list_scans(manifest(tmp_path, {"image": "a.nii.gz"}, {"image": "sub/link.nii.gz"}))) == 2
 
 
 @pytest.mark.parametrize(

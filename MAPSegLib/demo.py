@@ -145,8 +145,14 @@ def run_demo(
     refuse_existing(files.values(), overwrite)
     network, card = load_model(resolve(model))
     with output_folder(check_path(output)):
-        findings, panels = _explore(network, card, minutes, files, overwrite, report or _quiet, say)
-        _write_findings(findings, panels, files, overwrite)
+        try:
+            findings, panels = _explore(network, card, minutes, files, overwrite, report or _quiet, say)
+            _write_findings(findings, panels, files, overwrite)
+        except BaseException:
+            if not overwrite:  # none was there, and any that stayed would keep the same command from running
+                for path in files.values():
+                    path.unlink(missing_ok=True)
+            raise
     say(f"\nLabel maps, pictures and the report: {files['report']}")
     return {**findings.record(), "files": [str(path) for path in files.values()]}
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from MAPSegLib.config import ARCHITECTURES, Preprocessing
-from MAPSegLib.errors import InputError, Stopped
+from MAPSegLib.errors import Cancelled, InputError, Stopped
 from MAPSegLib.models import ModelCard, save_model
 from MAPSegLib.networks.segmenter import Segmenter
 from MAPSegLib.synthesis import brain_labels
@@ -105,6 +105,16 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path, model):
     (tmp_path / "out").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
         demo.run_demo(tmp_path / "out", model=model)
+
+
+def test_a_demo_that_is_cancelled_can_be_run_again(model, tmp_path):
+    def cancel(event, **fields):
+        if fields["stage"] == "adapt":
+            raise Cancelled("Cancelled.")
+
+    with pytest.raises(Cancelled):
+        demo.run_demo(tmp_path / "out", report=cancel, model=model, say=print)
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_unknown_model_leaves_no_folder(tmp_path):

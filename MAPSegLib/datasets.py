@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -220,6 +220,10 @@ class Matched:
 class ScanSource:
     """Labelled scans from files, prepared once, then changed at random at every draw.
 
+    Args:
+        domains: of images that come from one of several. The domain is drawn first, so that a small one is seen as
+            often as a large one.
+
     Raises:
         InputError: a file cannot be read, or does not fit its partner; the message names it.
     """
@@ -230,13 +234,15 @@ class ScanSource:
         labels: Sequence[Label],
         preprocessing: Preprocessing,
         augment: Augment = deform_and_relight,
+        domains: Mapping[Path, str] | None = None,
     ):
         lookup = {label.value: i for i, label in enumerate(labels, 1)}
         self.augment = augment
         self.scans: list[tuple[Tensor, Tensor]] = []
         # Scans have whole numbers of voxels, and so not quite the spacing that is asked for.
         self.spacings: list[tuple[float, float, float]] = []
-        for image_path, label_path in pairs:
+        groups: dict[str | None, list[int]] = {}
+        for index, (image_path, label_path) in enumerate(pairs):
             image, label = read_in_full(read_image, image_path), read_in_full(read_labels, label_path)
             check_same_grid(image, label)
             scan = prepare(image, preprocessing)
@@ -246,6 +252,8 @@ class ScanSource:
             working = labels_to_working(classes, scan.grid).to(torch.int16)
             self.scans.append((scan.image, working))
             self.spacings.append(scan.grid.working_spacing)
+            groups.setdefault((domains or {}).get(image_path), []).append(index)
+        self.groups = list(groups.values())
 
     def draw(self, generator: Generator) -> tuple[Tensor, Tensor]:
         index = self._pick(generator)
@@ -263,4 +271,7 @@ class ScanSource:
         return relight(self.scans[index][0], generator), self.spacings[index]
 
     def _pick(self, generator: Generator) -> int:
-        return int(torch.randint(len(self.scans), (), generator=generator))
+        group = self.groups[0]
+        if len(self.groups) > 1:
+            group = self.groups[int(torch.randint(len(self.groups), (), generator=generator))]
+        return group[int(torch.randint(len(group), (), generator=generator))]

@@ -2,7 +2,8 @@
 
 Told apart by what is in the folder, the first that fits:
 
-manifest   a JSON file ``{"cases": [{"image": ..., "label": ...}, ...]}``, paths relative to it, ``label`` optional
+manifest   a JSON file ``{"cases": [{"image": ..., "label": ..., "domain": ...}, ...]}``, paths relative to it, the last
+           two optional
 nnU-Net    ``dataset.json`` with ``imagesTr`` and ``labelsTr``; the Medical Segmentation Decathlon's is the same
 BIDS       ``sub-*/[ses-*/]anat``, label maps (``_dseg``, ``_seg``, ``_mask``) under ``derivatives``
 authors'   ``*_img`` and ``*_label`` files side by side, in the folder or in its ``*_train`` sub-folders
@@ -41,6 +42,8 @@ class Case(Options):
 
     image: GivenPath
     label: GivenPath | None = None
+    domain: str | None = None
+    """Where it comes from, in a manifest of several data sets: a training sees all of them equally often."""
 
 
 class _Manifest(Options):
@@ -81,6 +84,15 @@ def list_cases(place: Path) -> list[Case]:
     return cases
 
 
+def domains(place: Path) -> dict[Path, str]:
+    """The domains of scans, where the data set is a manifest that states any.
+
+    Raises:
+        InputError: as for :func:`list_cases`.
+    """
+    return {case.image: case.domain for case in list_cases(place) if case.domain}
+
+
 def list_scans(place: Path) -> list[Path]:
     """The scans of a data set, without its label maps. Raises InputError as :func:`list_cases` does."""
     return [case.image for case in list_cases(place)]
@@ -92,8 +104,8 @@ def write_manifest(path: Path, cases: Iterable[Case], overwrite: bool = False) -
     Raises:
         InputError: a file is there twice, or has a name that is no text; or the manifest cannot be written.
     """
-    content = [case.model_dump(exclude_none=True) for case in cases]
-    if twice := _twice(file for case in content for file in case.values()):
+    cases = list(cases)
+    if twice := _twice(file for case in cases for file in (case.image, case.label) if file):
         raise InputError(f"{twice} is named more than once.", "Give each data set once.")
 
     def told(file: Path) -> str:
@@ -103,7 +115,8 @@ def write_manifest(path: Path, cases: Iterable[Case], overwrite: bool = False) -
             raise InputError(f"{file}: its name is not UTF-8, so that no manifest can hold it.", "Rename it.")
         return name
 
-    content = [{kind: told(file) for kind, file in case.items()} for case in content]
+    content = [case.model_dump(exclude_none=True) for case in cases]
+    content = [{k: told(v) if isinstance(v, Path) else v for k, v in case.items()} for case in content]
     return write_json(path, {"cases": content}, overwrite)
 
 
@@ -218,8 +231,10 @@ def _manifest(path: Path) -> list[Case]:
             f"{path} lists {twice} more than once.",
             "Keep one of its entries: a scan, and a label map, belongs to one case.",
         )
+    folder = path.parent
     return [
-        Case(image=path.parent / c.image, label=path.parent / c.label if c.label else None) for c in cases
+        Case(image=folder / c.image, label=folder / c.label if c.label else None, domain=c.domain)
+        for c in cases
     ]
 
 
@@ -300,6 +315,12 @@ def _twice(files: Iterable[Path]) -> Path | None:
             return file
         seen.add(known)
     return None
+
+
+def domain_name(place: Path, others: Iterable[Path]) -> str:
+    """What a data set is called among others: by its own name, with the parent's where two share it."""
+    shared = sum(other.name == place.name for other in others) > 1
+    return f"{place.parent.name}/{place.name}" if shared else place.name
 
 
 def case_name(path: Path) -> str:

@@ -9,7 +9,7 @@ from ..checkpoints import import_checkpoint
 from ..config import Preprocessing, check_path
 from ..errors import InputError
 from ..jobs import DemoJob, ImportJob, ManifestJob, Report, SynthesiseJob
-from ..manifests import Case, by_name, list_cases, list_pairs, write_manifest
+from ..manifests import Case, by_name, domain_name, list_cases, list_pairs, write_manifest
 from ..model_files import SUFFIX, user_folder
 from ..volumes import Volume, find_scans, scan_stem, write_volume
 from .label_table import read_label_table
@@ -31,7 +31,12 @@ def manifest(job: ManifestJob, report: Report) -> dict[str, Any]:
         pairs = list_pairs(places[0], check_path(job.labels))
         cases = [Case(image=image, label=label) for image, label in pairs]
     else:
-        cases = [case for place in places for case in list_cases(place)]
+        named = {place: domain_name(place, places) if len(places) > 1 else None for place in places}
+        cases = [
+            case.model_copy(update={"domain": case.domain or named[place]})
+            for place in places
+            for case in list_cases(place)
+        ]
     with output_folder(path.parent):
         write_manifest(path, cases, job.overwrite)
     labelled = sum(case.label is not None for case in cases)

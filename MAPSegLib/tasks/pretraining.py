@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .. import distributed
 from ..config import ARCHITECTURES, check_path
 from ..jobs import PretrainJob, Report
-from ..manifests import list_scans
+from ..manifests import domain_name, list_scans
 from ..model_files import SUFFIX
 from ..models import ModelCard, save_model
 from ..reports import CHECKPOINT, RECORD, replacing
@@ -49,7 +48,7 @@ def pretrain(job: PretrainJob, report: Report) -> dict[str, Any]:
         report("log", message=why)
     with output_folder(folder):
         domains = _domains(job, scans, maps, report)
-        counts = [f"{len(files)} scans in {_name(path, scans)}" for path, files in scans.items()]
+        counts = [f"{len(files)} scans in {domain_name(path, scans)}" for path, files in scans.items()]
         counts += [f"images of {len(maps)} label maps"] if maps else []
         report("log", message=f"Learning from {', '.join(counts)}.")
 
@@ -90,7 +89,7 @@ def _domains(job: PretrainJob, scans: dict[Path, list[Path]], maps: list[Path], 
         source = UnlabelledScans(files, job.preprocessing)
         for file in track(files, report):
             source.prepared(file)
-        domains.append((_name(folder, scans), source.draw))
+        domains.append((domain_name(folder, scans), source.draw))
     if maps:
         synthetic = SyntheticSource(track(maps, report), (), job.preprocessing, job.contrast)
         domains.append((f"synthesised {job.contrast}", lambda generator: synthetic.draw(generator)[0]))
@@ -99,7 +98,7 @@ def _domains(job: PretrainJob, scans: dict[Path, list[Path]], maps: list[Path], 
 
 def _card(job: PretrainJob, scans: dict[Path, list[Path]], maps: list[Path]) -> ModelCard:
     domains = [
-        {"data": _name(path, scans), "cases": len(files), "images": "acquired"}
+        {"data": domain_name(path, scans), "cases": len(files), "images": "acquired"}
         for path, files in scans.items()
     ]
     if maps:
@@ -121,12 +120,6 @@ def _card(job: PretrainJob, scans: dict[Path, list[Path]], maps: list[Path]) -> 
         },
         license=job.license,
     )
-
-
-def _name(folder: Path, others: Iterable[Path]) -> str:
-    """A domain's name: its folder's, with the parent's where two share it."""
-    shared = sum(other.name == folder.name for other in others) > 1
-    return f"{folder.parent.name}/{folder.name}" if shared else folder.name
 
 
 def _pictures(folder: Path) -> list[Path]:

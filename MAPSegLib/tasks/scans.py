@@ -13,7 +13,7 @@ from .. import distributed
 from ..config import check_path
 from ..errors import InputError
 from ..jobs import AdaptJob, Report, SegmentJob
-from ..manifests import MAPS, list_pairs
+from ..manifests import MAPS, domains, list_pairs
 from ..models import ModelCard, load_card, members, resolve, save_model
 from ..reports import TEMPORARY, remove_leftovers
 from ..volumes import Volume, find_scans, read_image, write_volume
@@ -128,6 +128,8 @@ def adapt(job: AdaptJob, report: Report) -> dict[str, Any]:
     models = members(path)
     known = _source_files(job)
     files = [file for case in known for file in case if file]
+    if job.source and job.source.suffix == ".json":  # a manifest, which states domains
+        files.append(check_path(job.source))
     begun = begin(job, outputs, scans, kinds, [*models, *files])
     long = [scan for scan in scans if len(os.fsencode(outputs.volume(scan, "seg_adapted").name)) > LONGEST]
     if long:
@@ -217,7 +219,9 @@ def _source(
     if not files:
         return None
     pairs = track(files, report, [image for image, _ in files])
-    return ScanSource(pairs, card.labels, card.preprocessing, published_source)
+    return ScanSource(
+        pairs, card.labels, card.preprocessing, published_source, domains(check_path(job.source))
+    )
 
 
 def _adapt(

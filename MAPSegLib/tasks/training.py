@@ -13,7 +13,7 @@ from .. import __version__, distributed
 from ..config import ARCHITECTURES, Label, Preprocessing, TrainingOptions, check_path
 from ..errors import InputError
 from ..jobs import Report, TrainJob
-from ..manifests import list_pairs
+from ..manifests import domains, list_pairs
 from ..model_files import SUFFIX
 from ..models import ModelCard, load_card, load_encoder, load_model, resolve, save_model
 from ..reports import RECORD
@@ -68,6 +68,8 @@ def train(job: TrainJob, report: Report) -> dict[str, Any]:
         counts = f"Cases to learn from: {len(training)}; kept back: {len(kept)}"
         report("log", message=f"{counts}; structures: {len(card.labels)}.")
         files = [path for case in cases for path in case if path]
+        if job.images and job.images.suffix == ".json":  # a manifest, which states domains
+            files.append(check_path(job.images))
         files += [resolve(job.init)] if job.init else []
         files += [check_path(job.label_table)] if job.label_table not in (None, "brain") else []
         with resume.claim(folder, job, files, [final]) as resumed:
@@ -151,7 +153,12 @@ def _material(
 
     if not job.from_labels:
         source, others = (
-            ScanSource(track(part, report, [image for image, _ in part]), card.labels, card.preprocessing)
+            ScanSource(
+                track(part, report, [image for image, _ in part]),
+                card.labels,
+                card.preprocessing,
+                domains=domains(check_path(job.images)),
+            )
             for part in (training, kept)
         )
         return source, others.scans

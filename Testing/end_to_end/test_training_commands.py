@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from MAPSegLib import api
+from MAPSegLib import api, datasets
 from MAPSegLib.models import load_card, load_model
 
 from .calls import CPU, card_on_a_terminal, files, labels_of, mapseg, other_codes, refused
@@ -21,6 +21,28 @@ def test_a_training_reads_a_data_set(data, tmp_path):
     arguments = ["--images", tmp_path / "set", "--name", "x", "--preset", "tiny", "--steps", 1]
     mapseg("train", *arguments, "--spacing", 2, "-o", tmp_path / "out", *CPU)
     assert load_card(tmp_path / "out" / "x.safetensors").provenance["cases"] == 3
+
+
+def test_data_sets_that_a_manifest_joins_are_domains_of_a_source(model, data, tmp_path, monkeypatch):
+    for site, cases in (("site-a", [0]), ("site-b", [1, 2])):
+        (tmp_path / site).mkdir()
+        for i in cases:
+            for ours, theirs in (("images", "img"), ("labels", "label")):
+                shutil.copy(data / ours / f"case{i}.nii.gz", tmp_path / site / f"c{i}_{theirs}.nii.gz")
+    sites, sources = tmp_path / "sites.json", []
+    mapseg("manifest", tmp_path / "site-a", tmp_path / "site-b", "-o", sites)
+
+    class Watched(datasets.ScanSource):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            sources.append(self.groups)
+
+    monkeypatch.setattr(datasets, "ScanSource", Watched)
+    arguments = ["--images", sites, "--name", "x", "--preset", "tiny", "--spacing", 4, "--steps", 1]
+    mapseg("train", *arguments, "-o", tmp_path / "t", *CPU)
+    arguments = [tmp_path / "site-a" / "c0_img.nii.gz", "--source", sites, "--steps", 1, "--warmup", 0]
+    mapseg("adapt", model, *arguments, "-o", tmp_path / "a", *CPU)
+    assert sources == [[[0], [1, 2]], [], [[0], [1, 2]]]
 
 
 def test_the_card_tells_how_a_model_came_about(trained, data):

@@ -1,5 +1,7 @@
 """What the training loop is fed: patches that know their place, scans from files in any orientation."""
 
+import shutil
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -208,6 +210,29 @@ def test_real_scans_vary_and_return_by_seed(pair):
     first, again, other = (source.draw(generator(s))[0] for s in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert float(first.min()) >= 0 and float(first.max()) <= 1
+
+
+def drawn(pair, domains, draws):
+    """Which of several copies of a scan are drawn, one after the other, and the generator afterwards."""
+    files = [(pair[0].with_name(f"{number}.nii.gz"), pair[1]) for number in range(len(domains))]
+    for image, _ in files:
+        shutil.copy(pair[0], image)
+    stated = {image: domain for (image, _), domain in zip(files, domains, strict=True) if domain}
+    g, source = generator(), ScanSource(files, LABELS, FOUR, domains=stated)
+    return [source._pick(g) for _ in range(draws)], g.get_state()
+
+
+def test_domains_of_a_source_are_drawn_alike_however_many_scans_they_have(pair):
+    picks, _ = drawn(pair, ["small", *["large"] * 4], 600)
+    assert 240 < picks.count(0) < 360 and min(picks.count(i) for i in range(1, 5)) > 45
+
+
+@pytest.mark.parametrize("domain", [None, "one"])
+def test_a_source_of_one_domain_draws_a_number_for_a_scan(pair, domain):
+    picks, state = drawn(pair, [domain] * 4, 20)
+    g = generator()
+    assert picks == [int(torch.randint(4, (), generator=g)) for _ in range(20)]
+    assert torch.equal(state, g.get_state())
 
 
 def test_scans_for_measuring_shapes_keep_theirs(pair):

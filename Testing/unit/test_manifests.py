@@ -8,7 +8,7 @@ import pytest
 
 from MAPSegLib.errors import InputError
 from MAPSegLib.jobs import build_job
-from MAPSegLib.manifests import list_cases, list_pairs, list_scans
+from MAPSegLib.manifests import domains, list_cases, list_pairs, list_scans
 from MAPSegLib.tasks.material import manifest as convert
 
 
@@ -276,9 +276,13 @@ def test_data_sets_of_all_layouts_become_one_manifest(tmp_path):
     plant(tmp_path / "plain", "d.nii.gz")
     places = [tmp_path / name for name in ("nnunet", "bids", "authors", "plain")]
     listed = [case for place in places for case in list_cases(place)]
-    assert converted(tmp_path / "all.json", *places) == listed
+    found = converted(tmp_path / "all.json", *places)
+    assert [(case.image, case.label) for case in found] == [(case.image, case.label) for case in listed]
     assert [case.label is not None for case in listed] == [True, True, True, False]
-    assert converted(tmp_path / "elsewhere" / "again.json", tmp_path / "all.json") == listed
+    assert [case.domain for case in found] == ["nnunet", "bids", "authors", "plain"]
+    assert list(domains(tmp_path / "all.json").values()) == ["nnunet", "bids", "authors", "plain"]
+    assert domains(tmp_path / "plain") == {}
+    assert converted(tmp_path / "elsewhere" / "again.json", tmp_path / "all.json") == found
     (tmp_path / "all.json").rename(tmp_path / "elsewhere" / "moved.json")
     with pytest.raises(InputError, match="which does not exist"):  # as its paths are relative to it
         list_cases(tmp_path / "elsewhere" / "moved.json")

@@ -6,10 +6,12 @@ Only what ``--help`` needs is imported here; everything else when a command runs
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from .federated.cli import app as federate
 
@@ -49,6 +51,25 @@ LabelTable = Annotated[
     str | None, typer.Option("--label-table", help="JSON file of structures, or `brain` for FreeSurfer's.")
 ]
 Contrast = Annotated[str, typer.Option(help="t1, t2, random or mixed.")]
+
+
+_DATA = ("source", "source_labels", "source_from_labels", "images", "labels", "from_labels")
+
+
+class _OnceForData(TyperCommand):
+    """Refuses data that are given twice, of which the parser would keep the last and say nothing."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given = Counter(param.name for param in self.make_parser(ctx).parse_args(args=list(args))[2])
+        for name in _DATA:
+            if given[name] > 1:
+                advice = (
+                    "Put the label maps into one folder."
+                    if "from" in name
+                    else "`mapseg manifest` makes one data set of several."
+                )
+                ctx.fail(f"--{name.replace('_', '-')} can be given once. {advice}")
+        return super().parse_args(ctx, args)
 
 
 @app.callback(invoke_without_command=True)
@@ -95,7 +116,7 @@ def segment(
     _run("segment", job, flags, options)
 
 
-@app.command()
+@app.command(cls=_OnceForData)
 def adapt(
     model: Model,
     scans: Scans,
@@ -163,7 +184,7 @@ def adapt(
     _run("adapt", job, flags, options)
 
 
-@app.command()
+@app.command(cls=_OnceForData)
 def train(
     output: Output,
     name: Annotated[str, typer.Option(help="Name of the model.")],
@@ -215,7 +236,7 @@ def train(
     _run("train", job, flags, options)
 
 
-@app.command()
+@app.command(cls=_OnceForData)
 def pretrain(
     output: Output,
     name: Annotated[str, typer.Option(help="Name of the encoder.")],
@@ -291,7 +312,7 @@ def evaluate(
     _run("evaluate", job)
 
 
-@app.command()
+@app.command(cls=_OnceForData)
 def manifest(
     places: Annotated[
         list[Path],

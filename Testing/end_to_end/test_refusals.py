@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from MAPSegLib import api, cli, console
 from MAPSegLib.errors import InputError
@@ -121,6 +122,20 @@ def test_an_empty_argument_is_refused(monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert end.value.code == 2 and "an argument is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "flag", "advice"),
+    [
+        (("adapt", "brain", "scan.nii.gz"), "--source", "`mapseg manifest` makes one"),
+        (("train", "--name", "x"), "--images", "`mapseg manifest` makes one"),
+        (("pretrain", "--name", "x"), "--from-labels", "Put the label maps into one"),
+    ],
+)
+def test_data_that_are_given_twice_are_refused(command, flag, advice, tmp_path):
+    result = CliRunner().invoke(cli.app, [*command, "-o", str(tmp_path / "out"), flag, "a", f"{flag}=b"])
+    told = " ".join(result.stderr.replace("│", " ").split())
+    assert result.exit_code == 2 and f"{flag} can be given once. {advice}" in told
 
 
 def test_names_with_brackets_are_shown_as_they_are(data, tmp_path):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from .config import Architecture, Label, Preprocessing
 from .errors import InputError
-from .model_files import is_pickled
+from .model_files import is_pickled, read_card, user_folder
 from .models import ModelCard, save_model
 
 if TYPE_CHECKING:
@@ -84,6 +84,11 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path} is a folder, and a checkpoint is needed.", "Give the file in it.")
     if not path.is_file():
         raise InputError(f"{path} does not exist.", "Check the path.")
+    if _has_card(path):
+        raise InputError(
+            f"{path.name} is a model already.",
+            f"Commands take it as it is, and by its name once it is copied to {user_folder()}.",
+        )
     advice = "Export its state dict alone, as torch.save(model.state_dict(), path) does."
     try:
         with warnings.catch_warnings():
@@ -104,6 +109,14 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict):
         raise InputError(f"{path.name} is not a state dict.")
     return {str(k).removeprefix("module."): v for k, v in content.items() if _is_weight(v)}
+
+
+def _has_card(path: Path) -> bool:
+    try:
+        read_card(path)
+    except InputError:
+        return False
+    return True
 
 
 def _is_weight(value: object) -> bool:

@@ -243,6 +243,8 @@ def test_other_checkpoints_are_told_apart(tmp_path):
         import_checkpoint(path, out, name="x")
     with pytest.raises(InputError, match="is a folder, and a checkpoint is needed"):
         import_checkpoint(tmp_path, out, name="x")
+    with pytest.raises(InputError, match="brain-t1.safetensors is a model already"):
+        import_checkpoint(resolve("brain-t1"), out, name="x")
     assert not out.exists()
 
 

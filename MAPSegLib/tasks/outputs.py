@@ -66,7 +66,8 @@ class ScanOutputs:
             other = taken.setdefault(on_disk(scan_stem(scan)), scan)
             if other != scan:
                 raise InputError(
-                    f"{other} and {scan} would share a result's name.", "Segment them into two folders."
+                    f"{other} and {scan} would share a result's name.",
+                    "Link one by another name, or use two folders.",
                 )
         return plan
 

@@ -92,15 +92,24 @@ def pair_cases(prediction: Path, reference: Path) -> tuple[list[tuple[Path, Path
     ]
     # Of scans that were segmented in place, the label map counts.
     found = _without_images(found, results_in(prediction) & set(there))
-    by_name(found, case_name)
-    lonely = [path.name for path in found if case_name(path) not in references]
-    if lonely or not found:
-        raise InputError(
-            f"No reference in {reference} for {first_few(lonely) or prediction}.",
-            "Name label map and reference alike: case01_seg.nii.gz, case01_label.nii.gz.",
-        )
-    pairs = [(path, references.pop(case_name(path))) for path in found]
+    cases = {path: case_name(path) for path in found} or _of_one_side(there)
+    by_name(cases, cases.__getitem__)
+    lonely = [path.name for path, case in cases.items() if case not in references]
+    if lonely or not cases:
+        advice = "Name label map and reference alike: case01_seg.nii.gz, case01_label.nii.gz."
+        if len(lonely) < len(cases):
+            advice += " To score the others alone, put them into a folder of their own."
+        raise InputError(f"No reference in {reference} for {first_few(lonely) or prediction}.", advice)
+    pairs = [(path, references.pop(case)) for path, case in cases.items()]
     return pairs, list(references.values())
+
+
+def _of_one_side(files: Sequence[Path]) -> dict[Path, str]:
+    """An adaptation's results of one model, source or adapted, that lie in a folder by themselves, and their cases."""
+    for side in _BESIDE_ONE:
+        if all(scan_stem(path).endswith(f"_seg{side}") for path in files):
+            return {path: case_name(Path(f"{scan_stem(path).removesuffix(side)}.nii")) for path in files}
+    return {}
 
 
 def _references(place: Path) -> dict[str, Path]:

@@ -144,6 +144,24 @@ def test_label_maps_are_scored_against_a_data_set_and_where_they_were_made(model
     assert len(one["scans"]) == 6
 
 
+def test_what_one_model_of_an_adaptation_found_is_scored_in_a_folder_of_its_own(data, tmp_path):
+    adapted = tmp_path / "adapted"
+    adapted.mkdir()
+    for case in ("case0", "case1"):
+        shutil.copy(data / "labels" / f"{case}.nii.gz", adapted / f"{case}_0000_seg_adapted.nii.gz")
+    mapseg("evaluate", adapted, data / "labels", "-o", tmp_path / "a")
+    scores = json.loads((tmp_path / "a" / "metrics.json").read_text(encoding="utf-8"))
+    assert len(scores["scans"]) == 4 and {row["dice"] for row in scores["scans"]} == {1}
+    shutil.copy(adapted / "case0_0000_seg_adapted.nii.gz", adapted / "case0_0000_seg_source.nii.gz")
+    refused(
+        "evaluate", adapted, data / "labels", "-o", tmp_path / "b"
+    )  # which of them is meant, nobody can know
+    shutil.copy(adapted / "case0_0000_seg_source.nii.gz", adapted / "case0_seg.nii.gz")
+    shutil.copy(adapted / "case0_0000_seg_source.nii.gz", adapted / "other_seg.nii.gz")
+    told = refused("evaluate", adapted, data / "labels", "-o", tmp_path / "b")
+    assert "for other_seg.nii.gz" in told and "put them into a folder of their own" in told
+
+
 def test_progress_goes_to_a_file_a_line_at_a_time(model, data, tmp_path, monkeypatch):
     monkeypatch.setattr(console, "LOG_SECONDS", 0.0)
     _, told = mapseg("adapt", model, data / "images" / "case0.nii.gz", "-o", tmp_path, "--steps", 2, *CPU)

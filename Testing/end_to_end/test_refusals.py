@@ -124,6 +124,16 @@ def test_an_empty_argument_is_refused(monkeypatch, capsys):
     assert end.value.code == 2 and "an argument is empty" in capsys.readouterr().err
 
 
+def test_scans_named_alike_go_together_where_one_is_linked_by_another_name(model, data, tmp_path):
+    other = shutil.copytree(data / "images", tmp_path / "other") / "case0.nii.gz"
+    told = refused("adapt", model, data / "images" / "case0.nii.gz", other, "-o", tmp_path / "out")
+    assert "Link one by another name" in told
+    (tmp_path / "b0.nii.gz").symlink_to(other)
+    scans = [data / "images" / "case0.nii.gz", tmp_path / "b0.nii.gz"]
+    mapseg("segment", model, *scans, "-o", tmp_path / "out", *CPU)
+    assert {"b0_seg.nii.gz", "case0_seg.nii.gz"} < set(files(tmp_path / "out"))
+
+
 @pytest.mark.parametrize(
     ("command", "flag", "advice"),
     [

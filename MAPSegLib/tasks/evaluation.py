@@ -14,6 +14,7 @@ from ..manifests import LABEL_ENDINGS, SIDE_RESULTS, by_name, case_name, list_pa
 from ..models import load_card, resolve
 from ..reports import first_few, plain, write_csv, write_json
 from ..volumes import find_scans, read_in_full, read_labels, scan_stem
+from .label_table import names_in
 from .outputs import output_folder, refuse_existing
 from .reading import track
 
@@ -145,4 +146,6 @@ def _structures(references: Sequence[Path], job: EvaluateJob) -> dict[int, str]:
     values = sorted(value for value in found if value > 0)
     if job.mapping is not None:
         values = sorted({job.mapping[v] for v in values if job.mapping.get(v, 0) > 0})
-    return {value: f"structure {value}" for value in values}
+        return {value: f"structure {value}" for value in values}
+    names = names_in(check_path(job.reference))
+    return {value: names.get(value, f"structure {value}") for value in values}

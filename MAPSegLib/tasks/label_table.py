@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -68,8 +69,24 @@ def read_label_table(name: str | Path) -> tuple[Label, ...]:
     return labels
 
 
-def infer_labels(values: Iterable[int]) -> tuple[Label, ...]:
-    """Numbered structures, in colours far apart, for the values found in label maps; 0 is the background.
+def names_in(data: Path) -> dict[int, str]:
+    """Names of values, as far as a data set's own ``dataset.json`` gives any: nnU-Net's, or the Decathlon's."""
+    path = data / "dataset.json"
+    about = read_json(path, "a data set") if path.is_file() else None
+    stated = about.get("labels") if isinstance(about, dict) else None
+    names: dict[int, str] = {}
+    for key, value in stated.items() if isinstance(stated, dict) else ():
+        number, name = (value, key) if isinstance(value, int) else (key, value)
+        with suppress(ValueError):  # regions have several values, and no label map has them
+            names[int(number)] = str(name)
+    return names
+
+
+def infer_labels(values: Iterable[int], names: Mapping[int, str] | None = None) -> tuple[Label, ...]:
+    """Structures, in colours far apart, for the values found in label maps; 0 is the background.
+
+    Args:
+        names: of values, as far as known; the others are numbered.
 
     Raises:
         InputError: no value that can be a structure.
@@ -80,7 +97,10 @@ def infer_labels(values: Iterable[int]) -> tuple[Label, ...]:
             "The label maps hold no structures, or values outside 1 to 65535.",
             "Give a label table to choose some.",
         )
-    return tuple(Label(value=v, name=f"structure {v}", color=_color(i)) for i, v in enumerate(found))
+    names = names or {}
+    return tuple(
+        Label(value=v, name=names.get(v, f"structure {v}"), color=_color(i)) for i, v in enumerate(found)
+    )
 
 
 def _color(index: int) -> tuple[int, int, int]:

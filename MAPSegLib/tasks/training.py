@@ -19,7 +19,7 @@ from ..models import ModelCard, load_card, load_encoder, load_model, resolve, sa
 from ..reports import RECORD
 from ..volumes import find_scans, read_in_full, read_labels
 from . import resume
-from .label_table import infer_labels, read_label_table
+from .label_table import infer_labels, names_in, read_label_table
 from .outputs import output_folder, refuse_embedded, refuse_existing
 from .reading import track
 
@@ -178,7 +178,7 @@ def _cases(job: TrainJob) -> list[Case]:
 
 
 def _labels(cases: Sequence[Case], job: TrainJob, report: Report) -> tuple[Label, ...]:
-    """The structures of the label table, or without one those that any label map holds."""
+    """The structures of the label table, or without one those that any label map holds, named by the data set."""
     import numpy as np
 
     if job.label_table or job.from_labels:
@@ -187,7 +187,7 @@ def _labels(cases: Sequence[Case], job: TrainJob, report: Report) -> tuple[Label
     maps = [path for _, path in cases]
     for path in track(maps, report):
         found |= set(np.unique(read_in_full(read_labels, path).array).tolist())
-    return infer_labels(found)
+    return infer_labels(found, names_in(check_path(job.images)))
 
 
 def _provenance(job: TrainJob, cases: Sequence[Case], start: ModelCard | None) -> dict[str, Any]:

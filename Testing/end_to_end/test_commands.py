@@ -127,12 +127,14 @@ def test_label_maps_are_scored_against_a_data_set_and_where_they_were_made(model
         for path in (data / kind).iterdir():
             channel = "_0000" if kind == "images" else ""
             shutil.copy(path, task / f"{kind}Tr" / path.name.replace(".nii", f"{channel}.nii"))
-    (task / "dataset.json").write_text("{}")
+    (task / "dataset.json").write_text('{"labels": {"shell": 1}}')
     images = task / "imagesTr"
     mapseg("segment", model, images, "-o", images, *CPU)  # beside the scans
     mapseg("evaluate", images, task / "labelsTr", "-o", tmp_path / "a", "--model", model)
     mapseg("segment", model, data / "images", "-o", tmp_path / "out", *CPU)
-    mapseg("evaluate", tmp_path / "out", task, "-o", tmp_path / "b", "--model", model)
+    mapseg("evaluate", tmp_path / "out", task, "-o", tmp_path / "b")
+    rows = json.loads((tmp_path / "b" / "metrics.json").read_text(encoding="utf-8"))["scans"]
+    assert {row["name"] for row in rows} == {"shell", "structure 2"}
     out = tmp_path / "out"
     (out / "case0_seg.nii.gz").rename(out / "case0_label.nii.gz")  # looked through, and renamed
     mapseg("evaluate", out, task / "labelsTr", "-o", tmp_path / "c", "--model", model)

@@ -17,10 +17,11 @@ from .calls import CPU, card_on_a_terminal, files, labels_of, mapseg, other_code
 def test_a_training_reads_a_data_set(data, tmp_path):
     for ours, theirs in (("images", "imagesTr"), ("labels", "labelsTr")):
         shutil.copytree(data / ours, tmp_path / "set" / theirs)
-    (tmp_path / "set" / "dataset.json").write_text('{"modality": {"0": "MRI"}}')
+    (tmp_path / "set" / "dataset.json").write_text('{"modality": {"0": "MRI"}, "labels": {"1": "shell"}}')
     arguments = ["--images", tmp_path / "set", "--name", "x", "--preset", "tiny", "--steps", 1]
     mapseg("train", *arguments, "--spacing", 2, "-o", tmp_path / "out", *CPU)
-    assert load_card(tmp_path / "out" / "x.safetensors").provenance["cases"] == 3
+    card = load_card(tmp_path / "out" / "x.safetensors")
+    assert card.provenance["cases"] == 3 and [label.name for label in card.labels] == ["shell", "structure 2"]
 
 
 def test_data_sets_that_a_manifest_joins_are_domains_of_a_source(model, data, tmp_path, monkeypatch):

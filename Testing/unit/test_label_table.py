@@ -6,7 +6,7 @@ import pytest
 
 from MAPSegLib.config import Label
 from MAPSegLib.errors import InputError
-from MAPSegLib.tasks.label_table import infer_labels, read_label_table
+from MAPSegLib.tasks.label_table import infer_labels, names_in, read_label_table
 
 
 def test_label_tables(tmp_path):
@@ -63,3 +63,22 @@ def test_labels_are_made_up_for_the_values_found():
     for wrong in ({0}, {-1, 2}, {70000}):
         with pytest.raises(InputError, match="no structures, or values outside"):
             infer_labels(wrong)
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [
+        ({"0": "background", "1": "shell", "2": "core"}, ["shell", "core", "structure 3"]),  # the Decathlon's
+        ({"background": 0, "core": 2, "shell": 1}, ["shell", "core", "structure 3"]),  # nnU-Net's
+        ({"background": 0, "whole": [1, 2, 3], "core": 2}, ["structure 1", "core", "structure 3"]),
+        (["shell"], ["structure 1", "structure 2", "structure 3"]),
+    ],
+)
+def test_a_data_set_names_the_structures_that_its_label_maps_hold(tmp_path, stated, expected):
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": stated}))
+    labels = infer_labels({0, 1, 2, 3}, names_in(tmp_path))
+    assert [(label.value, label.name) for label in labels] == list(enumerate(expected, 1))
+
+
+def test_a_data_set_without_a_table_names_nothing(tmp_path):
+    assert names_in(tmp_path) == names_in(tmp_path / "manifest.json") == {}

@@ -35,7 +35,7 @@ def segment(
     report: Emit | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Segment scans with a model.
+    """Segment scans with a model; the same call, made again, goes on with those that have no result yet.
 
     Args:
         model: name (see :func:`list_models`) or file.
@@ -44,14 +44,14 @@ def segment(
         uncertainty: write maps of one minus the probability of the label given.
         probabilities: write maps with a fourth axis, the structures in the order of the result's ``labels``, whose
             probabilities go from 0 to 255.
-        overwrite: replace results that are there; they are refused otherwise.
+        overwrite: do all scans again, and replace results that are there; other jobs' are refused otherwise.
         report: called with every event, a dictionary; ``print`` shows what goes on.
         options: of :class:`~MAPSegLib.config.InferenceOptions`.
 
     Returns:
-        what report.json holds (under ``scans`` a dictionary for each, with ``file``, ``output``, ``trusted``,
-        ``reason``, ``structures``, ...; those that did not come through under ``failed``), and ``files``, all
-        that were written. Paths are text.
+        what report.json holds of these scans (under ``scans`` a dictionary for each, with ``file``, ``output``,
+        ``trusted``, ``reason``, ``structures``, ...; those that did not come through under ``failed``), and
+        ``files``, all that were written. Paths are text.
 
     Raises:
         InputError: an option, the model or every scan cannot be used, or results are there already.

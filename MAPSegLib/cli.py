@@ -65,7 +65,7 @@ class _OnceForData(TyperCommand):
             if given[name] > 1:
                 advice = (
                     "Put the label maps into one folder."
-                    if "from" in name
+                    if "labels" in name
                     else "`mapseg manifest` makes one data set of several."
                 )
                 ctx.fail(f"--{name.replace('_', '-')} can be given once. {advice}")
@@ -103,7 +103,10 @@ def segment(
     options: OptionsFile = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Segment scans with a model."""
+    """Segment scans with a model.
+
+    The same command, given again, goes on with the scans that have no result yet.
+    """
     flags = {"device": device, "precision": precision, "overlap": overlap, "batch": batch, "threads": threads}
     job = {
         "model": model,

@@ -10,6 +10,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,7 +152,8 @@ def run_demo(
         except BaseException:
             if not overwrite:  # none was there, and any that stayed would keep the same command from running
                 for path in files.values():
-                    path.unlink(missing_ok=True)
+                    with suppress(OSError):
+                        path.unlink()
             raise
     say(f"\nLabel maps, pictures and the report: {files['report']}")
     return {**findings.record(), "files": [str(path) for path in files.values()]}

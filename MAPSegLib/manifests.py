@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ValidationError, create_model
+from pydantic import BaseModel, ValidationError
 
 from .config import GivenPath, Options, first_problem
 from .errors import InputError
@@ -43,15 +43,19 @@ class Case(Options):
     image: GivenPath
     label: GivenPath | None = None
     domain: str | None = None
-    """Where it comes from, in a manifest of several data sets: a training sees all of them equally often."""
+    """Where it comes from, in a manifest of several data sets: a training on labels sees all of them equally often."""
 
 
 class _Manifest(Options):
     cases: tuple[Case, ...]
 
 
-_Side = create_model("_Side", output=(str, ...), **{kind: (str | None, None) for kind in MAPS})
-"""What a report tells of a result."""
+class _Side(BaseModel):
+    """What a report tells of a result."""
+
+    output: str
+    uncertainty: str | None = None
+    probabilities: str | None = None
 
 
 class _Scan(_Side):
@@ -90,7 +94,7 @@ def domains(place: Path) -> dict[Path, str]:
     Raises:
         InputError: as for :func:`list_cases`.
     """
-    return {case.image: case.domain for case in list_cases(place) if case.domain}
+    return {case.image: case.domain for case in list_cases(place) if case.domain} if place.is_file() else {}
 
 
 def list_scans(place: Path) -> list[Path]:
@@ -318,9 +322,13 @@ def _twice(files: Iterable[Path]) -> Path | None:
 
 
 def domain_name(place: Path, others: Iterable[Path]) -> str:
-    """What a data set is called among others: by its own name, with the parent's where two share it."""
-    shared = sum(other.name == place.name for other in others) > 1
-    return f"{place.parent.name}/{place.name}" if shared else place.name
+    """What a data set is called among others: by its own name, with those above it as far as others share it."""
+    others = [other for other in others if other != place]
+    for start in range(len(place.parts) - 1, 0, -1):
+        name = place.parts[start:]
+        if all(other.parts[-len(name) :] != name for other in others):
+            return "/".join(name)
+    return str(place)
 
 
 def case_name(path: Path) -> str:

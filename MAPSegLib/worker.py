@@ -2,7 +2,7 @@
 
 Events go to standard output as JSON lines (:mod:`MAPSegLib.jobs`), text to standard error, and the exit code says how
 it ended (:mod:`MAPSegLib.errors`; 2 also when some scans failed and others did not). SIGINT and SIGTERM cancel: what
-is complete stays, nothing half-written does, and a training or an adaptation keeps a checkpoint. A line
+is complete stays, nothing half-written does, and a training or an adaptation keeps a checkpoint, if it has one. A line
 ``stop`` on standard input ends an adaptation with the best step so far, a line ``cancel`` cancels (Windows has no
 signals for it). With ``--attached`` the worker also ends when its standard input does: whoever started it has died.
 

@@ -149,8 +149,7 @@ class Batch:
             "minutes": self.chosen.minutes if self.adapt else None,
             "together": [case.name for case in self.cases] if self.chosen.together else None,
             "uncertainty": self.chosen.uncertainty,
-            "device": self.chosen.device,
-            "options": options,
+            "options": {name: value for name, value in options.items() if name not in ("device", "threads")},
         }
         if not self.chosen.overwrite:
             self._refuse_others()
@@ -161,8 +160,11 @@ class Batch:
         begun = any(map(read_report, [self._tables[0], *map(self._report_path, self.cases)]))
         paths = [] if begun else [*self._tables]
         for case in self.cases:
-            if not self._known(case):
-                paths += [self._report_path(case), *(self._path(case, ending) for ending in _ENDINGS)]
+            known = self._known(case)
+            paths += [] if known else [self._report_path(case)]
+            if known.get("state", "failed") == "failed":
+                own = known.get("files", {}).values()
+                paths += [path for path in self._paths(case) if path.name not in own]
         there = filter(os.path.lexists, paths)
         told = [f"{path} is there already, and is no result of a batch." for path in there]
         told += filter(None, map(self._belongs_to_another, self.cases))
@@ -176,9 +178,11 @@ class Batch:
         there = list(filter(os.path.lexists, files))
         if not there:
             return ""
-        if known["file"] != about["file"]:
-            return f"{there[0]} is of another scan, {known['file']}."
+        if known.get("file") != about["file"]:
+            return f"{there[0]} is of another scan, {known.get('file')}."
         others = [name for name, value in about["settings"].items() if known["settings"].get(name) != value]
+        if others == ["together"]:
+            return f"{there[0]} was made together with other scans."
         return f"{there[0]} was made with other settings: {', '.join(others)}." if others else ""
 
     def run(self) -> int:
@@ -265,7 +269,7 @@ class Batch:
         files = {"segmentation": self._path(case, ".seg.nrrd"), "labels": self._path(case, "_seg.nii.gz")}
         reference = _load_label_volume(entry["output"], case.name)
         # A batch that is ended here goes on, and knows the files as its own.
-        if not self._known(case):
+        if self._known(case).get("state") != "done":
             self._write_report(case, {"state": _BEGUN, "files": {}})
         # Voxels and grid from one reader: Slicer's reverses the slices of left-handed files.
         labels = images.cut_labels(slicer.util.arrayFromVolume(reference))
@@ -295,7 +299,11 @@ class Batch:
 
     def _fail(self, case: Case, event: dict[str, Any]) -> None:
         kept = {key: event.get(key, "") for key in ("kind", "message", "advice")}
-        self._report(case, {"state": "failed", "files": {}, **kept})
+        known = self._known(case)
+        files = known.get("files", {})  # of an earlier run
+        if known.get("state") == _BEGUN:
+            files = {path.name: path.name for path in self._paths(case) if path.exists()}
+        self._report(case, {"state": "failed", "files": files, **kept})
         print(f"  {case.name}: {kept['message']} {kept['advice']}".rstrip(), file=sys.stderr, flush=True)
 
     def _report(self, case: Case, content: dict[str, Any]) -> None:
@@ -330,11 +338,11 @@ class Batch:
 
     def _write_tables(self) -> None:
         """The report and the table of volumes over all cases in the folder, those of other batches included."""
-        others = sorted((self.output / REPORTS).glob("*.json"))
-        reports = map(read_report, [*map(self._report_path, self.cases), *others])
-        ended = {one["case"]: one for one in reports if one.get("state", _BEGUN) != _BEGUN}
-        known = list(ended.values())
-        waiting = sum(case.name not in ended for case in self.cases)
+        reports = {path.stem: read_report(path) for path in sorted((self.output / REPORTS).glob("*.json"))}
+        ended = {name: one for name, one in reports.items() if one.get("state", _BEGUN) != _BEGUN}
+        own = [case.name for case in self.cases]
+        known = [ended[name] for name in dict.fromkeys([*own, *ended]) if name in ended]
+        waiting = sum(name not in ended for name in own)
         report = {"settings": self.settings, "scans": known, "waiting": waiting}
         write_json(self._tables[0], report, overwrite=True)
         rows = [
@@ -343,6 +351,10 @@ class Batch:
             for row in one.get("structures", [])
         ]
         write_csv(self._tables[1], rows, overwrite=True, columns=_COLUMNS)
+
+    def _paths(self, case: Case) -> list[Path]:
+        """All results that a case may have."""
+        return [self._path(case, ending) for ending in _ENDINGS]
 
     def _path(self, case: Case, ending: str) -> Path:
         return self.output / f"{case.name}{ending}"

@@ -114,7 +114,8 @@ def read_report(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) and "settings" in found else {}
+    parts = (found, found.get("settings"), found.get("files", {})) if isinstance(found, dict) else (None,)
+    return found if all(isinstance(part, dict) for part in parts) else {}
 
 
 def _results_in(folder: Path) -> set[str]:
@@ -122,7 +123,7 @@ def _results_in(folder: Path) -> set[str]:
     from MAPSegLib.manifests import results_in  # which needs a package that Slicer does not bring
 
     reports = map(read_report, (folder / REPORTS).glob("*.json"))
-    of_batches = {name for one in reports for name in one.get("files", {}).values()}
+    of_batches = {str(name) for one in reports for name in one.get("files", {}).values()}
     return of_batches | {path.name for path in results_in(folder)}
 
 

@@ -183,7 +183,7 @@ def load_uncertainty(uncertainty, volumeNode, name: str = ""):
     """
     array = uncertainty if hasattr(uncertainty, "dtype") else read_array(uncertainty)
     if array.shape != _shape(volumeNode):
-        raise ValueError(f"The map is not on the grid of {volumeNode.GetName()}.")
+        raise ValueError(_("The map is not on the grid of {name}.").format(name=volumeNode.GetName()))
     name = name or slicer.mrmlScene.GenerateUniqueName(f"{volumeNode.GetName()} uncertainty")
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", name)
     node.SetAttribute(UNCERTAINTY, volumeNode.GetID())
@@ -306,7 +306,7 @@ def _on_grid(labels: Labels | str | Path, volumeNode, grid: np.ndarray | None) -
     labels = labels if isinstance(labels, Labels) else read_labels(labels)
     grid = affine_of(volumeNode) if grid is None else grid
     if tuple(labels.shape) != _shape(volumeNode) or not labels.lies_on(grid):
-        raise ValueError(f"The label map is not on the grid of {volumeNode.GetName()}.")
+        raise ValueError(_("The label map is not on the grid of {name}.").format(name=volumeNode.GetName()))
     return labels
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from ..errors import InputError
 from ..jobs import AdaptJob, SegmentJob
@@ -20,18 +21,24 @@ REPORTS = ("report.json", "volumes.csv")
 ADAPTED_MODEL = "adapted_model.safetensors"
 UNFINISHED = "unfinished"
 """In the report of a job as long as it goes on: what the same job, given again, is known by, and what it may write."""
+KNOWN_BY = "known_by"
+"""The first of these in the report of a segmentation that is through: failed and further scans are its next ones."""
 
 
 @dataclass(frozen=True)
 class Beginning:
-    """How a job begins: from nothing, or where the same one was ended."""
+    """How a job begins: from nothing, or where the same one has ended."""
 
     mark: dict[str, Any]
     """What its report says of it as long as it goes on (:data:`UNFINISHED`)."""
     continued: bool
     """Whether the report that lies there is this very job's."""
-    done: list[dict[str, Any]]
-    """Of that report, the entries of scans that are as they were and have their results."""
+    done: Sequence[dict[str, Any]]
+    """Of that report, the entries of scans that are as they were, or gone, and have their results."""
+    failed: Sequence[dict[str, Any]]
+    """And of scans that failed, and are none of this job's."""
+    asked: frozenset[str]
+    """This job's scans, as reports have them."""
     earlier: frozenset[Path]
     """Results that may be removed: an earlier run's that may be overwritten, or those this very job was writing."""
     results: tuple[Path, ...]
@@ -55,23 +62,27 @@ def begin(
         InputError: results that are there would be replaced, and neither is that allowed nor are they this very job's.
     """
     mark = {"job": resume.fingerprint(job, files), "overwrite": job.overwrite}
-    continued, done, stamps, half = _left_by_the_same(outputs, mark)
-    rest = remaining(scans, done)
+    left = _left_by_the_same(outputs, mark, scans)
+    asked = frozenset(plain(str(scan)) for scan in scans)
+    rest = remaining(scans, left.done)
     maps = [outputs.label_map(scan) for scan in rest]
     maps += [outputs.volume(scan, kind) for scan in rest for kind in kinds]
     reports = [outputs.beside(name) for name in REPORTS]
     model = [outputs.beside(ADAPTED_MODEL)] if getattr(job, "save_model", False) else []
     _refuse_scans(maps, rest)
-    if not (continued or job.overwrite or outputs.single):
+    if not (left.continued or job.overwrite or outputs.single):
         _refuse_others(reports[0], maps, rest)
-    mine = half.union(reports if continued else ())
+    mine = left.half.union(reports if left.continued else ())
     refuse_existing([path for path in [*maps, *reports, *model] if path not in mine], job.overwrite)
-    found = _told_before(outputs, scans) if job.overwrite else half
+    found = _told_before(outputs, scans) if job.overwrite else left.half
     earlier = frozenset(found.difference(_among(found, [*scans, *files])))
     known = [path for scan in rest for path in outputs.every(scan)] + [outputs.beside(ADAPTED_MODEL)]
-    claimed = [path for path in [*maps, *model] if not path.exists()] + [p for p in known if p in earlier]
-    mark |= {"scans": stamps | stamps_of(scans), "files": sorted({path.name for path in claimed})}
-    return Beginning(mark, continued, done, earlier, (*maps, *reports, *model))
+    claimed = [path for path in [*maps, *model] if not os.path.exists(path)] + [
+        p for p in known if p in earlier
+    ]
+    mark |= {"scans": {**left.stamps, **stamps_of(scans)}, "files": sorted({path.name for path in claimed})}
+    failed = [entry for entry in left.failed if plain(entry["scan"]) not in asked]
+    return Beginning(mark, left.continued, left.done, failed, asked, earlier, (*maps, *reports, *model))
 
 
 def remaining(scans: Sequence[Path], done: Sequence[dict[str, Any]]) -> list[Path]:
@@ -94,26 +105,34 @@ def written_maps(entries: Sequence[dict[str, Any]]) -> list[str]:
     return [entry[kind] for entry in entries for kind in ("output", *MAPS) if kind in entry]
 
 
-def _left_by_the_same(
-    outputs: ScanOutputs, mark: dict[str, Any]
-) -> tuple[bool, list[dict[str, Any]], dict[str, list[int]], set[Path]]:
-    """What the report of the same job, which was ended, says, if there is one.
+class _Left(NamedTuple):
+    """What the report of the same job says, if there is one (``continued``)."""
 
-    Returns: whether there is one; its entries of scans that are as they were and have their results, and the stamps of
-    those scans; and what that job was writing as it was killed: it began where nothing had these names.
-    """
+    continued: bool = False
+    done: Sequence[dict[str, Any]] = ()
+    """Entries of scans that are as they were, or gone, and have their results."""
+    stamps: Mapping[str, list[int]] = MappingProxyType({})
+    """Of those scans."""
+    failed: Sequence[dict[str, Any]] = ()
+    half: frozenset[Path] = frozenset()
+    """What that job was writing as it was killed: it began where nothing had these names."""
+
+
+def _left_by_the_same(outputs: ScanOutputs, mark: dict[str, Any], scans: Sequence[Path]) -> _Left:
     with suppress(InputError, KeyError, TypeError, ValueError):  # no report, or something else
         report = read_json(outputs.beside(REPORTS[0]), "a report")
-        then = report[UNFINISHED]
+        then = report[UNFINISHED if UNFINISHED in report else KNOWN_BY]
         if {key: then[key] for key in mark} == mark:
-            stamps = stamps_of([Path(entry["file"]) for entry in report["scans"]])
-            same = {scan: stamp for scan, stamp in stamps.items() if then["scans"].get(scan) == stamp}
+            known = [Path(entry["file"]) for entry in report["scans"]]
+            stamps = stamps_of(known) | stamps_of(scans)  # a report may hold no true name of a scan
+            same = {scan: stamp for scan, stamp in then["scans"].items() if stamps.get(scan, stamp) == stamp}
             done = [
                 entry for entry in report["scans"] if entry["file"] in same and _are_there(entry, outputs)
             ]
             told = {Path(file).name for file in written_maps(report["scans"])}
-            return True, done, same, {outputs.folder / name for name in then["files"] if name not in told}
-    return False, [], {}, set()
+            half = frozenset(outputs.folder / name for name in then.get("files", ()) if name not in told)
+            return _Left(True, done, same, report.get("failed", ()), half)
+    return _Left()
 
 
 def _are_there(entry: dict[str, Any], outputs: ScanOutputs) -> bool:
@@ -148,7 +167,7 @@ def _told_before(outputs: ScanOutputs, scans: Sequence[Path]) -> set[Path]:
 
 def _refuse_others(report: Path, maps: Sequence[Path], scans: Sequence[Path]) -> None:
     """Raise InputError for a report of other scans, with a way on."""
-    if not report.exists() or any(path.exists() for path in maps):
+    if not report.exists() or any(map(os.path.exists, maps)):
         return
     if _told_of(report).isdisjoint(plain(str(scan)) for scan in scans):
         name = f"name the result (-o {maps[0]})" if len(scans) == 1 else "choose another output"

@@ -16,7 +16,7 @@ from ..jobs import AdaptJob, Report, SegmentJob
 from ..models import ModelCard
 from ..reports import plain, write_csv, write_json
 from ..volumes import Volume, write_volume
-from .earlier import ADAPTED_MODEL, REPORTS, UNFINISHED, Beginning, written_maps
+from .earlier import ADAPTED_MODEL, KNOWN_BY, REPORTS, UNFINISHED, Beginning, written_maps
 from .outputs import ScanOutputs
 
 if TYPE_CHECKING:
@@ -152,18 +152,26 @@ class Findings:
             "labels": [label.model_dump(mode="json") for label in self.card.labels],
             **self.extra,
             "scans": self.scans,
-            "failed": self.failed,
+            "failed": [*self.begun.failed, *self.failed],
         }
 
     def finish(self) -> dict[str, Any]:
-        """The result, or the first failure where no scan came through."""
-        self.extra.pop(UNFINISHED, None)
+        """The result, which tells of this job's scans alone, or the first failure where none of them came through."""
+        mark = self.extra.pop(UNFINISHED)
+        if self.job.task == "segment":
+            self.extra[KNOWN_BY] = {"job": mark["job"], "overwrite": False, "scans": mark["scans"]}
         if self.scans or self.written:
             self.write(last=True)
-        if not self.scans:
+        self.extra.pop(KNOWN_BY, None)
+        own, others = [], []
+        for entry in self.scans:
+            (own if plain(entry["file"]) in self.begun.asked else others).append(entry)
+        if not own:
             raise self.first_error
-        files = map(self.outputs.beside, REPORTS)
-        return {**plain(self.summary()), "files": [*self.files, *map(str, files)]}
+        theirs = set(written_maps(others))
+        files = [file for file in self.files if file not in theirs]
+        files += map(str, map(self.outputs.beside, REPORTS))
+        return plain({**self.summary(), "scans": own, "failed": self.failed}) | {"files": files}
 
     def entry(
         self, scan: Path, output: str, segmentation: Segmentation, verdict: Assessment

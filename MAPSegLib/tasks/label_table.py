@@ -70,15 +70,25 @@ def read_label_table(name: str | Path) -> tuple[Label, ...]:
 
 
 def names_in(data: Path) -> dict[int, str]:
-    """Names of values, as far as a data set's own ``dataset.json`` gives any: nnU-Net's, or the Decathlon's."""
+    """Names of values, as far as a data set's own ``dataset.json`` gives any: nnU-Net's, or the Decathlon's.
+
+    Raises:
+        InputError: it has voxels to ignore.
+    """
     path = data / "dataset.json"
     about = read_json(path, "a data set") if path.is_file() else None
     stated = about.get("labels") if isinstance(about, dict) else None
     names: dict[int, str] = {}
     for key, value in stated.items() if isinstance(stated, dict) else ():
         number, name = (value, key) if isinstance(value, int) else (key, value)
-        with suppress(ValueError):  # regions have several values, and no label map has them
-            names[int(number)] = str(name)
+        if isinstance(name, str):  # of regions, which have several values, no label map knows
+            with suppress(ValueError, TypeError):
+                names[int(number)] = name
+    if "ignore" in names.values():
+        raise InputError(
+            f"{path}: voxels to ignore are not supported.",
+            "Choose structures by a label table or, to score, by a mapping; such voxels then count as background.",
+        )
     return names
 
 

@@ -39,20 +39,19 @@ LONGEST = 240
 
 def segment(job: SegmentJob, report: Report) -> dict[str, Any]:
     """Segment every scan and judge every result. See :class:`~MAPSegLib.jobs.SegmentJob`."""
-    scans = collect_scans(job.scans)
-    outputs = ScanOutputs.plan(job.output, scans)
+    given = collect_scans(job.scans)
+    outputs = ScanOutputs.plan(job.output, given)
     kinds = [kind for kind in MAPS if getattr(job, kind)]
     path = resolve(job.model)
     card = load_card(path, choice=True)
-    begun = begin(job, outputs, scans, kinds, members(path))
-    scans = remaining(scans, begun.done)
     with output_folder(outputs.folder), resume.alone(outputs.beside(resume.LOCK)):
+        begun = begin(job, outputs, given, kinds, members(path))
+        scans = remaining(given, begun.done)
         remove_leftovers(begun.results)
         candidates = load_candidates(path, job.options.device)
         findings = Findings(job, card, outputs, report, begun)
-        if begun.done:
-            message = f"Continuing a job that was interrupted; scans done: {len(begun.done)}."
-            report("log", message=message)
+        if done := len(given) - len(scans):
+            report("log", message=f"Scans that have their results: {done}; to do: {len(scans)}.")
         started = time.monotonic()
         # Told before anything is done to a scan: a caller knows which one a worker died over.
         for index, scan in enumerate(track(scans, report)):

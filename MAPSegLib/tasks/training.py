@@ -152,14 +152,10 @@ def _material(
     from ..synthesis import synthesise
 
     if not job.from_labels:
+        stated = domains(check_path(job.images))
+        tracked = (track(part, report, [image for image, _ in part]) for part in (training, kept))
         source, others = (
-            ScanSource(
-                track(part, report, [image for image, _ in part]),
-                card.labels,
-                card.preprocessing,
-                domains=domains(check_path(job.images)),
-            )
-            for part in (training, kept)
+            ScanSource(pairs, card.labels, card.preprocessing, domains=stated) for pairs in tracked
         )
         return source, others.scans
     parts = ([label for _, label in part] for part in (training, kept))

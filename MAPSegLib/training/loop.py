@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from traceback import clear_frames
 from typing import Generic, TypeVar
@@ -87,7 +87,7 @@ class Loop:
         self.saved = 0
         """Step of the last checkpoint."""
         self.whole = True
-        """Whether all that belongs to the last step is done, without which a checkpoint would not resume exactly."""
+        """Whether :meth:`done` was told of the last step: before that a checkpoint would not resume exactly."""
         self.part = 0
         """Number of the micro-batch at hand, over all processes."""
         self.skipped = 0
@@ -172,7 +172,8 @@ class Loop:
             yield
         except (KeyboardInterrupt, Cancelled):
             if self.whole and self.step > self.saved:
-                self.save(path)
+                with suppress(InputError):  # it is cancelled all the same
+                    self.save(path)
             raise
 
     def save(self, path: Path) -> None:

@@ -67,7 +67,7 @@ def pretrain(
                 seconds_left=clock.left(loop.step, options.steps),
                 losses=losses,
             )
-    loop.save(checkpoint)
+        loop.save(checkpoint)
     return model.eval()
 
 

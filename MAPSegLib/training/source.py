@@ -106,7 +106,7 @@ def train(
                 seconds_left=clock.left(loop.step, options.steps),
                 losses=losses,
             )
-    loop.save(checkpoint)
+        loop.save(checkpoint)
     if validation and "best" in loop.extra:
         loop.ema.load_state_dict(loop.extra["best"])
     return Trained(loop.ema, loop.extra.get("best_step", loop.step), loop.extra.get("best_dice"))

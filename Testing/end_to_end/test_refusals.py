@@ -10,6 +10,7 @@ import sys
 import nibabel as nib
 import numpy as np
 import pytest
+from click import unstyle
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -139,12 +140,13 @@ def test_scans_named_alike_go_together_where_one_is_linked_by_another_name(model
     [
         (("adapt", "brain", "scan.nii.gz"), "--source", "`mapseg manifest` makes one"),
         (("train", "--name", "x"), "--images", "`mapseg manifest` makes one"),
+        (("train", "--name", "x", "--images", "i"), "--labels", "Put the label maps into one"),
         (("pretrain", "--name", "x"), "--from-labels", "Put the label maps into one"),
     ],
 )
 def test_data_that_are_given_twice_are_refused(command, flag, advice, tmp_path):
     result = CliRunner().invoke(cli.app, [*command, "-o", str(tmp_path / "out"), flag, "a", f"{flag}=b"])
-    told = " ".join(result.stderr.replace("│", " ").split())
+    told = " ".join(unstyle(result.stderr).replace("│", " ").split())
     assert result.exit_code == 2 and f"{flag} can be given once. {advice}" in told
 
 
@@ -166,6 +168,7 @@ def test_a_failure_is_told_once(model, tmp_path):
 
 def test_a_path_that_is_too_long_stops_no_other(model, data, tmp_path):
     scan, long = data / "images" / "case0.nii.gz", tmp_path / f"{'x' * 300}.nii.gz"
+    (tmp_path / "out").mkdir()
     _, errors = mapseg("segment", model, long, scan, "-o", tmp_path / "out", *CPU, code=2)
     assert "does not exist or cannot be reached" in errors
     assert "case0_seg.nii.gz" in files(tmp_path / "out")
@@ -219,12 +222,12 @@ def test_results_are_replaced_where_that_is_asked_for(task, model, data, tmp_pat
 
 
 def test_reports_of_other_scans_are_not_replaced_and_how_to_go_on_is_told(model, data, tmp_path):
-    out = tmp_path / "out"
-    for case, code in (("case0", 0), ("case1", 2)):
-        _, told = mapseg("segment", model, data / "images" / f"{case}.nii.gz", "-o", out, *CPU, code=code)
+    out, other = tmp_path / "out", ["--overlap", 0.2]
+    mapseg("segment", model, data / "images" / "case0.nii.gz", "-o", out, *CPU)
+    told = refused("segment", model, data / "images" / "case1.nii.gz", "-o", out, *CPU, *other)
     assert "already there, of other scans. Give all scans to one command, or name the result" in told
     (out / "case0_seg.nii.gz").unlink()  # the report is of this very scan
-    told_again = refused("segment", model, data / "images" / "case0.nii.gz", "-o", out, *CPU)
+    told_again = refused("segment", model, data / "images" / "case0.nii.gz", "-o", out, *CPU, *other)
     assert "of other scans" not in told_again and "--overwrite" in told_again
     named = out / "case1_seg.nii.gz"
     assert str(named) in told

@@ -262,6 +262,8 @@ def test_a_batch_continues_where_it_was(inputs, tmp_path, arguments, capfd):
     os.utime(inputs / "head.nii.gz")
     assert host.run_script([*arguments, *two]) == 0
     assert "2 scans, 1 done before." in capfd.readouterr().out
+    assert host.run_script([*arguments, *two, "--device", "auto"]) == 0
+    assert "2 scans, 2 done before." in capfd.readouterr().out
     assert host.run_script([*arguments, *two, "--overwrite"]) == 0
     assert "2 scans, 0 done before." in capfd.readouterr().out
 
@@ -278,6 +280,18 @@ def test_a_batch_replaces_no_file_of_others(inputs, tmp_path, arguments, name, c
     assert f"{file} is there already, and is no result of a batch." in capfd.readouterr().err
     assert file.read_text() == '["mine"]'
     assert names(tmp_path / "out") == [name]
+
+
+def test_a_batch_replaces_no_file_that_has_the_name_of_a_failed_cases_result(
+    inputs, tmp_path, arguments, capfd
+):
+    """Which may have been made otherwise meanwhile."""
+    file = tmp_path / "out" / "bad_seg.nii.gz"
+    for told in ("bad.nii.gz", f"{file} is there already, and is no result of a batch."):
+        assert host.run_script([*arguments, "--input", str(inputs / "bad.nii.gz")]) == 2
+        assert told in capfd.readouterr().err
+        file.write_text("mine")
+    assert file.read_text() == "mine"
 
 
 def test_a_batch_goes_on_where_it_was_ended_within_a_case(inputs, tmp_path, arguments, monkeypatch):

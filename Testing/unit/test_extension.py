@@ -113,7 +113,11 @@ def test_what_the_panel_refuses_can_be_translated():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             told = []
             if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and path.name not in terminal:
-                told = node.exc.args if ast.unparse(node.exc.func) in ("InputError", "OSError") else []
+                told = (
+                    node.exc.args
+                    if ast.unparse(node.exc.func) in ("InputError", "OSError", "ValueError")
+                    else []
+                )
             elif isinstance(node, ast.FunctionDef) and node.name == "problem":
                 told = [each.value for each in ast.walk(node) if isinstance(each, ast.Return)]
             for each in told:

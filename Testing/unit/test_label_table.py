@@ -71,6 +71,7 @@ def test_labels_are_made_up_for_the_values_found():
         ({"0": "background", "1": "shell", "2": "core"}, ["shell", "core", "structure 3"]),  # the Decathlon's
         ({"background": 0, "core": 2, "shell": 1}, ["shell", "core", "structure 3"]),  # nnU-Net's
         ({"background": 0, "whole": [1, 2, 3], "core": 2}, ["structure 1", "core", "structure 3"]),
+        ({"1": [1, 2], "2": "core"}, ["structure 1", "core", "structure 3"]),
         (["shell"], ["structure 1", "structure 2", "structure 3"]),
     ],
 )
@@ -78,6 +79,13 @@ def test_a_data_set_names_the_structures_that_its_label_maps_hold(tmp_path, stat
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": stated}))
     labels = infer_labels({0, 1, 2, 3}, names_in(tmp_path))
     assert [(label.value, label.name) for label in labels] == list(enumerate(expected, 1))
+
+
+def test_voxels_to_ignore_are_refused_in_a_data_set(tmp_path):
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "shell": 1, "ignore": 2}}))
+    with pytest.raises(InputError, match="voxels to ignore are not supported") as refusal:
+        names_in(tmp_path)
+    assert "label table" in refusal.value.advice
 
 
 def test_a_data_set_without_a_table_names_nothing(tmp_path):

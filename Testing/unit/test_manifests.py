@@ -3,12 +3,13 @@
 import json
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
 from MAPSegLib.errors import InputError
 from MAPSegLib.jobs import build_job
-from MAPSegLib.manifests import domains, list_cases, list_pairs, list_scans
+from MAPSegLib.manifests import domain_name, domains, list_cases, list_pairs, list_scans
 from MAPSegLib.tasks.material import manifest as convert
 
 
@@ -316,3 +317,8 @@ def test_manifests_that_cannot_be_made_leave_none(tmp_path):
             converted(tmp_path / output, *places, **more)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["scans", "there.json"]
     assert (tmp_path / "there.json").read_text() == "precious"
+
+
+def test_a_domain_is_called_by_no_name_that_another_has():
+    places = [Path("/a/study/scans"), Path("/b/study/scans"), Path("/b/study/more")]
+    assert [domain_name(place, places) for place in places] == ["a/study/scans", "b/study/scans", "more"]

@@ -200,7 +200,7 @@ def test_a_step_that_did_not_fit_is_not_held_by_its_error():
 
 def test_scans_that_failed_are_not_held(tmp_path):
     begun = SimpleNamespace(done=[], mark={}, earlier={tmp_path})
-    findings = Findings(SimpleNamespace(), SimpleNamespace(), SimpleNamespace(), ignore, begun)
+    findings = Findings(SimpleNamespace(task="adapt"), SimpleNamespace(), SimpleNamespace(), ignore, begun)
     kept = []
 
     def read(scan):

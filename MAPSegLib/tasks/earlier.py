@@ -22,7 +22,7 @@ ADAPTED_MODEL = "adapted_model.safetensors"
 UNFINISHED = "unfinished"
 """In the report of a job as long as it goes on: what the same job, given again, is known by, and what it may write."""
 KNOWN_BY = "known_by"
-"""The first of these in the report of a segmentation that is through: failed and further scans are its next ones."""
+"""The former in the report of a segmentation that is through, which takes up scans that failed or came since."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,8 @@ def begin(
     found = _told_before(outputs, scans) if job.overwrite else left.half
     earlier = frozenset(found.difference(_among(found, [*scans, *files])))
     known = [path for scan in rest for path in outputs.every(scan)] + [outputs.beside(ADAPTED_MODEL)]
-    claimed = [path for path in [*maps, *model] if not os.path.exists(path)] + [
-        p for p in known if p in earlier
-    ]
+    claimed = [path for path in [*maps, *model] if not os.path.exists(path)]
+    claimed += [path for path in known if path in earlier]
     mark |= {"scans": {**left.stamps, **stamps_of(scans)}, "files": sorted({path.name for path in claimed})}
     failed = [entry for entry in left.failed if plain(entry["scan"]) not in asked]
     return Beginning(mark, left.continued, left.done, failed, asked, earlier, (*maps, *reports, *model))

@@ -20,7 +20,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ValidationError
 
-from .config import GivenPath, Options, first_problem
+from .config import GivenPath, Options, check_path, first_problem
 from .errors import InputError
 from .formats import scan_suffix
 from .reports import first_few, plain, read_json, write_json
@@ -86,6 +86,11 @@ def list_cases(place: Path) -> list[Case]:
     if not cases:
         raise InputError(f"The folder {place} holds results of an earlier run alone.", "Give the scans.")
     return cases
+
+
+def manifest_in(place: Path | None) -> list[Path]:
+    """The place itself where it is a manifest: it states domains, so that results depend on it as on its cases."""
+    return [check_path(place)] if place and place.suffix == ".json" else []
 
 
 def domains(place: Path) -> dict[Path, str]:

@@ -13,7 +13,7 @@ from .. import distributed
 from ..config import check_path
 from ..errors import InputError
 from ..jobs import AdaptJob, Report, SegmentJob
-from ..manifests import MAPS, domains, list_pairs
+from ..manifests import MAPS, domains, list_pairs, manifest_in
 from ..models import ModelCard, load_card, members, resolve, save_model
 from ..reports import TEMPORARY, remove_leftovers
 from ..volumes import Volume, find_scans, read_image, write_volume
@@ -126,9 +126,7 @@ def adapt(job: AdaptJob, report: Report) -> dict[str, Any]:
     path = resolve(job.model)
     models = members(path)
     known = _source_files(job)
-    files = [file for case in known for file in case if file]
-    if job.source and job.source.suffix == ".json":  # a manifest, which states domains
-        files.append(check_path(job.source))
+    files = [file for case in known for file in case if file] + manifest_in(job.source)
     begun = begin(job, outputs, scans, kinds, [*models, *files])
     long = [scan for scan in scans if len(os.fsencode(outputs.volume(scan, "seg_adapted").name)) > LONGEST]
     if long:

@@ -13,7 +13,7 @@ from .. import __version__, distributed
 from ..config import ARCHITECTURES, Label, Preprocessing, TrainingOptions, check_path
 from ..errors import InputError
 from ..jobs import Report, TrainJob
-from ..manifests import domains, list_pairs
+from ..manifests import domains, list_pairs, manifest_in
 from ..model_files import SUFFIX
 from ..models import ModelCard, load_card, load_encoder, load_model, resolve, save_model
 from ..reports import RECORD
@@ -67,9 +67,7 @@ def train(job: TrainJob, report: Report) -> dict[str, Any]:
             report("log", message=f"No label map holds {names} at {grid} mm: these cannot be learnt.")
         counts = f"Cases to learn from: {len(training)}; kept back: {len(kept)}"
         report("log", message=f"{counts}; structures: {len(card.labels)}.")
-        files = [path for case in cases for path in case if path]
-        if job.images and job.images.suffix == ".json":  # a manifest, which states domains
-            files.append(check_path(job.images))
+        files = [path for case in cases for path in case if path] + manifest_in(job.images)
         files += [resolve(job.init)] if job.init else []
         files += [check_path(job.label_table)] if job.label_table not in (None, "brain") else []
         with resume.claim(folder, job, files, [final]) as resumed:

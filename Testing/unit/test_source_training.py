@@ -52,7 +52,9 @@ def test_interrupted_training_ends_as_if_it_had_not_been(tmp_path, ended, how):
 
     with pytest.raises(type(how)):
         train(tiny_model(**model), Boxes(), options(), tmp_path / "b", stop, validation)
-    assert torch.load(tmp_path / "b" / CHECKPOINT)["step"] == (ended if isinstance(how, Cancelled) else 4)
+    assert torch.load(tmp_path / "b" / CHECKPOINT, weights_only=True)["step"] == (
+        ended if isinstance(how, Cancelled) else 4
+    )
     resumed, *_ = train(tiny_model(seed=5, **model), Boxes(), options(), tmp_path / "b", ignore, validation)
     assert same(straight, resumed)
     one, other = ([{**line, "seconds": 0} for line in records(tmp_path / f / "metrics.jsonl")] for f in "ab")
@@ -83,7 +85,7 @@ def test_a_training_that_is_cancelled_keeps_whole_steps_only(tmp_path, monkeypat
         patched.setattr(place, interrupted)
         train(tiny_model(), Boxes(), *arguments)
     checkpoint = tmp_path / CHECKPOINT
-    assert (torch.load(checkpoint)["step"] if checkpoint.exists() else None) == kept
+    assert (torch.load(checkpoint, weights_only=True)["step"] if checkpoint.exists() else None) == kept
     resumed, *_ = train(tiny_model(), Boxes(), *arguments)
     (tmp_path / "straight").mkdir()
     straight, *_ = train(tiny_model(), Boxes(), own, tmp_path / "straight", *arguments[2:])

@@ -39,11 +39,16 @@ HEADER = ["method", "seeds", "start", "kept", "best step", "last step", "steps k
 
 def options_of(size: Size, method: str, seed: int) -> dict[str, Any]:
     """What the figures of a method depend on."""
-    steps = {"check_every": max(1, size.adapt_steps // CHECKS), "patience": CHECKS + 1}
+    steps = {"check_every": _between_checks(size), "patience": CHECKS + 1}
     return {
         "training": training_options(size, seed, method in STRONG),
         "adaptation": adaptation_options(size, method, seed) | steps,
     }
+
+
+def _between_checks(size: Size) -> int:
+    """Steps."""
+    return max(1, size.adapt_steps // CHECKS)
 
 
 def run_method(bench: Bench, method: str) -> dict[str, Any]:
@@ -135,7 +140,7 @@ def write_results(section: str, task: Task, size: Size, cells: Cells, path: Path
         section,
         f"Test-time adaptation by step, {task.title}: Dice (%) on the scans adapted to, mean ± deviation over seeds. "
         f"{size.adapt_steps} steps, from the model of source-only or, for test-time-strong, source-strong, and a "
-        f"check after every {max(1, size.adapt_steps // CHECKS)}. Kept: at the step with the best label-free score, "
+        f"check after every {_between_checks(size)}. Kept: at the step with the best label-free score, "
         "without a gate. Stop regret: what the best step has more.",
         HEADER,
         table(cells),

@@ -161,7 +161,8 @@ class Batch:
         paths = [] if begun else [*self._tables]
         for case in self.cases:
             known = self._known(case)
-            paths += [] if known else [self._report_path(case)]
+            if not known:
+                paths.append(self._report_path(case))
             if known.get("state", "failed") == "failed":
                 own = known.get("files", {}).values()
                 paths += [path for path in self._paths(case) if path.name not in own]

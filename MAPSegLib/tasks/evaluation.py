@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..config import check_path
 from ..errors import InputError, MAPSegError
@@ -22,6 +22,14 @@ _BESIDE_ONE = ("_source", "_adapted")
 """Of names of maps that a job leaves beside a label map whose name the user chose."""
 
 
+class Paired(NamedTuple):
+    """Label maps with their references, and what is left of both."""
+
+    pairs: list[tuple[Path, Path]]
+    label_maps: list[Path]
+    references: list[Path]
+
+
 def evaluate(job: EvaluateJob, report: Report) -> dict[str, Any]:
     """Score every label map that has a reference. See :class:`~MAPSegLib.jobs.EvaluateJob`."""
     from ..metrics import evaluate_pair, summarise
@@ -29,7 +37,7 @@ def evaluate(job: EvaluateJob, report: Report) -> dict[str, Any]:
     folder = check_path(job.output)
     files = [folder / "metrics.json", folder / "metrics.csv"]
     refuse_existing(files, job.overwrite)
-    pairs, unpaired = pair_cases(check_path(job.prediction), check_path(job.reference))
+    pairs, alone, unpaired = pair_cases(check_path(job.prediction), check_path(job.reference))
     if unpaired:
         what = f"{len(unpaired)} references have" if len(unpaired) > 1 else "A reference has"
         told = first_few([path.name for path in unpaired])
@@ -42,17 +50,23 @@ def evaluate(job: EvaluateJob, report: Report) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     failed: list[dict[str, Any]] = []
     errors: list[MAPSegError] = []
+
+    def tell(error: InputError, prediction: Path) -> None:
+        errors.append(error)
+        failed.append({**error.record(), "scan": str(prediction)})
+        report("error", **failed[-1])
+
     advice = "Check the references, --model and --mapping."
     with output_folder(folder):
+        for prediction in alone:
+            tell(_no_reference([prediction], job.reference), prediction)
         for prediction, reference in track(pairs, report, [path for path, _ in pairs], "evaluate"):
             try:
                 expected = read_in_full(read_labels, reference)
                 scores = evaluate_pair(read_in_full(read_labels, prediction), expected, names, job.mapping)
                 rows += [{"scan": prediction.name, **score} for score in scores]
             except InputError as error:
-                errors.append(error)
-                failed.append({**error.record(), "scan": str(prediction)})
-                report("error", **failed[-1])
+                tell(error, prediction)
         if not rows:
             errors.append(InputError(f"{job.reference} holds no structures to score.", advice))
             raise errors[0]
@@ -70,16 +84,16 @@ def evaluate(job: EvaluateJob, report: Report) -> dict[str, Any]:
     return {**plain(result), "files": [str(file) for file in files]}
 
 
-def pair_cases(prediction: Path, reference: Path) -> tuple[list[tuple[Path, Path]], list[Path]]:
+def pair_cases(prediction: Path, reference: Path) -> Paired:
     """Label maps and their references: two files, or files of two folders that are named alike.
 
-    Also gives the references that are left. Endings such as ``_seg`` and ``_label`` do not count.
+    Endings such as ``_seg`` and ``_label`` do not count.
 
     Raises:
-        InputError: nothing to pair, or a label map without a reference.
+        InputError: no label map has a reference.
     """
     if prediction.is_file() and reference.is_file():
-        return [(prediction, reference)], []
+        return Paired([(prediction, reference)], [], [])
     references = _references(reference)
     own = {scan_stem(path) for path in references.values()}
     there = find_scans(prediction)
@@ -95,14 +109,18 @@ def pair_cases(prediction: Path, reference: Path) -> tuple[list[tuple[Path, Path
     found = _without_images(found, results_in(prediction) & set(there))
     cases = {path: case_name(path) for path in found} or _of_one_side(there)
     by_name(cases, cases.__getitem__)
-    lonely = [path.name for path, case in cases.items() if case not in references]
-    if lonely or not cases:
-        advice = "Name label map and reference alike: case01_seg.nii.gz, case01_label.nii.gz."
-        if len(lonely) < len(cases):
-            advice += " To score the others alone, put them into a folder of their own."
-        raise InputError(f"No reference in {reference} for {first_few(lonely) or prediction}.", advice)
-    pairs = [(path, references.pop(case)) for path, case in cases.items()]
-    return pairs, list(references.values())
+    alone = [path for path, case in cases.items() if case not in references]
+    if len(alone) == len(cases):
+        raise _no_reference(alone or [prediction], reference)
+    pairs = [(path, references.pop(case)) for path, case in cases.items() if case in references]
+    return Paired(pairs, alone, list(references.values()))
+
+
+def _no_reference(label_maps: Sequence[Path], place: Path | str) -> InputError:
+    return InputError(
+        f"No reference in {place} for {first_few([path.name for path in label_maps])}.",
+        "Name label map and reference alike: case01_seg.nii.gz, case01_label.nii.gz.",
+    )
 
 
 def _of_one_side(files: Sequence[Path]) -> dict[Path, str]:

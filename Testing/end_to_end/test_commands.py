@@ -156,8 +156,11 @@ def test_what_one_model_of_an_adaptation_found_is_scored_in_a_folder_of_its_own(
     refused("evaluate", adapted, data / "labels", "-o", tmp_path / "b")
     shutil.copy(adapted / "case0_0000_seg_source.nii.gz", adapted / "case0_seg.nii.gz")
     shutil.copy(adapted / "case0_0000_seg_source.nii.gz", adapted / "other_seg.nii.gz")
-    told = refused("evaluate", adapted, data / "labels", "-o", tmp_path / "b")
-    assert "for other_seg.nii.gz" in told and "put them into a folder of their own" in told
+    _, told = mapseg("evaluate", adapted, data / "labels", "-o", tmp_path / "b", code=2)
+    assert "for other_seg.nii.gz. Name label map and reference alike" in told
+    scores = json.loads((tmp_path / "b" / "metrics.json").read_text(encoding="utf-8"))
+    assert {row["scan"] for row in scores["scans"]} == {"case0_seg.nii.gz"}
+    assert [Path(failure["scan"]).name for failure in scores["failed"]] == ["other_seg.nii.gz"]
 
 
 def test_progress_goes_to_a_file_a_line_at_a_time(model, data, tmp_path, monkeypatch):

@@ -173,7 +173,7 @@ def test_predictions_and_references_that_are_named_alike_are_refused(tmp_path):
         pair_cases(tmp_path / "p", tmp_path / "r")
     (tmp_path / "p" / "a_seg.nii.gz").unlink()  # what is left is one adaptation to one scan
     pair = (tmp_path / "p/a.nii.gz", tmp_path / "r/a.nii.gz")
-    assert pair_cases(tmp_path / "p", tmp_path / "r") == ([pair], [])
+    assert pair_cases(tmp_path / "p", tmp_path / "r") == ([pair], [], [])
     (tmp_path / "r" / "a.nii").touch()
     with pytest.raises(InputError, match="named alike"):
         pair_cases(tmp_path / "p", tmp_path / "r")
@@ -188,14 +188,17 @@ def test_label_maps_find_their_references(tmp_path):
         folder.mkdir()
         for name in names:
             (folder / name).touch()
-    pairs, left = pair_cases(predictions, references)
+    pairs, alone, left = pair_cases(predictions, references)
     assert [(p.name, r.name) for p, r in pairs] == [
         ("a_seg.nii.gz", "a_label.nii.gz"),
         ("b_seg.nrrd", "b.nii.gz"),
     ]
-    assert [path.name for path in left] == ["c.nii.gz"]
+    assert not alone and [path.name for path in left] == ["c.nii.gz"]
     (references / "b.nii.gz").unlink()
-    with pytest.raises(InputError, match=r"No reference in .* for b_seg.nrrd"):
+    pairs, alone, _ = pair_cases(predictions, references)
+    assert [p.name for p, _ in pairs] == ["a_seg.nii.gz"] and [p.name for p in alone] == ["b_seg.nrrd"]
+    (references / "a_label.nii.gz").unlink()
+    with pytest.raises(InputError, match=r"No reference in .* for a_seg.nii.gz, b_seg.nrrd"):
         pair_cases(predictions, references)
 
 
@@ -204,7 +207,7 @@ def test_references_may_lie_beside_their_images(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     pair = (tmp_path / "p/a_seg.nii.gz", tmp_path / "r/a_label.nii.gz")
-    assert pair_cases(tmp_path / "p", tmp_path / "r") == ([pair], [])
+    assert pair_cases(tmp_path / "p", tmp_path / "r") == ([pair], [], [])
 
 
 def test_label_maps_with_references_of_their_own_are_no_side_results(tmp_path):
@@ -213,8 +216,9 @@ def test_label_maps_with_references_of_their_own_are_no_side_results(tmp_path):
         (tmp_path / folder).mkdir()
         for name in names:
             (tmp_path / folder / name).touch()
-    pairs, left = pair_cases(tmp_path / "p", tmp_path / "r")
-    assert [(p.name, r.name) for p, r in pairs] == [(name, name) for name in names] and not left
+    pairs, *left = pair_cases(tmp_path / "p", tmp_path / "r")
+    assert [(p.name, r.name) for p, r in pairs] == [(name, name) for name in names]
+    assert left == [[], []]
 
 
 def test_an_empty_path_is_not_the_current_folder():

@@ -201,8 +201,8 @@ def pretrain(
     Args:
         output: folder for the encoder, its record and its pictures.
         name: of the encoder, and so of its file.
-        domains: a folder of unlabelled scans, a data set or a manifest, or several, one a domain; domains are drawn
-            equally often.
+        domains: a folder of unlabelled scans, a data set or a manifest, or several: each is a domain, unless it is a
+            manifest that states some; domains are drawn equally often.
         from_labels: a folder of label maps to synthesise images from, one more domain.
         contrast: of these images: ``t1``, ``t2``, ``random`` or ``mixed``.
         preset: ``tiny``, ``small`` or ``paper``.
@@ -252,7 +252,8 @@ def evaluate(
         each structure of each scan, ...), and ``files``, all that were written. What is undefined is None.
 
     Raises:
-        InputError: nothing to pair, no pair that can be read, or results are there already.
+        InputError: nothing to pair, no pair that can be read, or results are there already. One label map without a
+            reference, or that cannot be read, stops no other: it is under ``failed``.
     """
     return _run(
         report,

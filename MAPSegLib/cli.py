@@ -246,7 +246,8 @@ def pretrain(
     domains: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Folders of unlabelled scans, data sets, or manifests: one a domain.", metavar="FOLDER..."
+            help="Folders of unlabelled scans, data sets or manifests: one a domain, unless a manifest states some.",
+            metavar="FOLDER...",
         ),
     ] = None,
     from_labels: Annotated[
@@ -268,8 +269,8 @@ def pretrain(
 ) -> None:
     """Pretrain an encoder on unlabelled scans, or on images synthesised from label maps, for `mapseg train --init`.
 
-    Each folder is a domain, and all are drawn equally often. A pretraining that was interrupted continues when the
-    same command is given again.
+    All domains are drawn equally often. A pretraining that was interrupted continues when the same command is given
+    again.
     """
     flags = {"steps": steps, "seed": seed, "device": device, "precision": precision, "threads": threads}
     job = {

@@ -183,7 +183,8 @@ class PretrainJob(Options):
     )
     name: Name
     domains: tuple[GivenPath, ...] = Field(
-        (), description="folders of scans, data sets or manifests, one a domain; drawn equally often"
+        (),
+        description="folders of scans or data sets, one a domain, or manifests that state any; drawn equally often",
     )
     from_labels: GivenPath | None = Field(
         None, description="folder of label maps to synthesise images from: one more domain"

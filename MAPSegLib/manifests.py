@@ -107,6 +107,22 @@ def list_scans(place: Path) -> list[Path]:
     return [case.image for case in list_cases(place)]
 
 
+def scans_by_domain(places: Iterable[Path]) -> dict[str, list[Path]]:
+    """The scans of data sets by the names of domains: those that a manifest states, and each data set otherwise.
+
+    Raises:
+        InputError: as for :func:`list_cases`.
+    """
+    places = list(dict.fromkeys(places))
+    found: dict[str, list[Path]] = {}
+    for place in places:
+        name, stated = domain_name(place, places), domains(place)
+        for scan in list_scans(place):
+            whole = f"{stated[scan]} ({name})" if scan in stated else name
+            found.setdefault(whole, []).append(scan)
+    return found
+
+
 def write_manifest(path: Path, cases: Iterable[Case], overwrite: bool = False) -> Path:
     """Write cases as a manifest: paths relative to it where they lie below its folder, else absolute.
 

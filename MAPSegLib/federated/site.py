@@ -8,7 +8,7 @@ the weights received, as those are an average of teachers; the optimiser's momen
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +22,7 @@ from ..datasets import ScanSource, resize_whole
 from ..domains import Domains, UnlabelledScans
 from ..errors import InputError
 from ..jobs import Report
+from ..manifests import domains, manifest_in, scans_by_domain
 from ..networks.autoencoder import Autoencoder
 from ..networks.segmenter import Segmenter
 from ..preprocessing import prepare
@@ -163,17 +164,18 @@ class Site:
         plan, card = self.federation.plan, self.federation.card
         labelled = plan.task == "adapt" and self.member.role == "source"
         found = find(data, labelled)
-        self.files = stamps_of([file for case in found.cases for file in case if file])
+        files = [file for case in found.cases for file in case if file]
+        self.files = stamps_of([*files, *manifest_in(data.images)])
         for note in found.notes:
             report("log", message=f"{self.member.name}: {note}")
         if labelled:
             self._check_labels([label for _, label in found.cases], report)
-            return _Source(self.federation, found.cases)
-        files = [image for image, _ in found.cases]
+            return _Source(self.federation, found.cases, domains(data.images))
         if plan.task == "pretrain":
-            return _Unlabelled(self.federation, files)
+            return _Unlabelled(self.federation, scans_by_domain([data.images]))
         return _Target(
-            self.federation, [prepare(read_image(file), card.preprocessing).image for file in files]
+            self.federation,
+            [prepare(read_image(image), card.preprocessing).image for image, _ in found.cases],
         )
 
     def _check_labels(self, files: Sequence[Path], report: Report) -> None:
@@ -194,9 +196,9 @@ class Site:
 
 
 class _Source:
-    def __init__(self, federation: Federation, pairs: Sequence[tuple[Path, Path]]):
+    def __init__(self, federation: Federation, pairs: Sequence[tuple[Path, Path]], stated: dict[Path, str]):
         card, options = federation.card, federation.plan.options
-        source = ScanSource(pairs, card.labels, card.preprocessing, published_source)
+        source = ScanSource(pairs, card.labels, card.preprocessing, published_source, stated)
         self.scans = len(pairs)
         self.terms = SourceTerms(options, source, RECIPES[options.preset])
 
@@ -238,17 +240,20 @@ class _Target:
 
 
 class _Unlabelled:
-    def __init__(self, federation: Federation, files: Sequence[Path]):
+    def __init__(self, federation: Federation, scans: Mapping[str, Sequence[Path]]):
         preprocessing, self.options = federation.card.preprocessing, federation.plan.options
-        source = UnlabelledScans(files, preprocessing)
-        for file in files:  # a bad one is told now, and not in some round
-            source.prepared(file)
-        self.scans = len(files)
-        self.domain = Domains([("", source.draw)], preprocessing.spacing)
+        sources = {name: UnlabelledScans(files, preprocessing) for name, files in scans.items()}
+        for source in sources.values():  # a bad scan is told now, and not in some round
+            for file in source.files:
+                source.prepared(file)
+        self.scans = sum(map(len, scans.values()))
+        self.domains = Domains(
+            [(name, source.draw) for name, source in sources.items()], preprocessing.spacing
+        )
 
     def begin(self, loop: Loop) -> None:
         pass
 
     def terms(self, loop: Loop) -> dict[str, Tensor]:
-        scans = [self.domain.draw(loop.generator) for _ in range(self.options.scans)]
+        scans = [self.domains.draw(loop.generator) for _ in range(self.options.scans)]
         return reconstruction_losses(loop, *view_scans(loop, scans), self.options)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .. import distributed
 from ..config import ARCHITECTURES, check_path
 from ..jobs import PretrainJob, Report
-from ..manifests import domain_name, list_scans
+from ..manifests import manifest_in, scans_by_domain
 from ..model_files import SUFFIX
 from ..models import ModelCard, save_model
 from ..reports import CHECKPOINT, RECORD, replacing
@@ -40,7 +40,8 @@ def pretrain(job: PretrainJob, report: Report) -> dict[str, Any]:
     pictures = folder / PICTURES
     unfinished = (folder / CHECKPOINT).exists()
     refuse_existing([final, *(() if unfinished else _pictures(pictures))], job.overwrite)
-    scans = {path: list_scans(path) for path in map(check_path, job.domains)}
+    places = list(map(check_path, job.domains))
+    scans = scans_by_domain(places)
     maps = find_scans(check_path(job.from_labels)) if job.from_labels else []
     drawn = job.options.picture_every > 0 and find_spec("matplotlib") is not None
     if job.options.picture_every and not drawn:
@@ -48,7 +49,7 @@ def pretrain(job: PretrainJob, report: Report) -> dict[str, Any]:
         report("log", message=why)
     with output_folder(folder):
         domains = _domains(job, scans, maps, report)
-        counts = [f"{len(files)} scans in {domain_name(path, scans)}" for path, files in scans.items()]
+        counts = [f"{len(files)} scans in {name}" for name, files in scans.items()]
         counts += [f"images of {len(maps)} label maps"] if maps else []
         report("log", message=f"Learning from {', '.join(counts)}.")
 
@@ -60,6 +61,7 @@ def pretrain(job: PretrainJob, report: Report) -> dict[str, Any]:
                 reconstructions(rows, temporary)
 
         given = [*maps, *(file for files in scans.values() for file in files)]
+        given += [manifest for place in places for manifest in manifest_in(place)]
         with resume.claim(folder, job, given, [final]) as resumed:
             if resumed:
                 report("log", message="Continuing a pretraining that was interrupted.")
@@ -79,28 +81,25 @@ def pretrain(job: PretrainJob, report: Report) -> dict[str, Any]:
     return {"files": [str(path) for path in made], "model": str(final), "failed": []}
 
 
-def _domains(job: PretrainJob, scans: dict[Path, list[Path]], maps: list[Path], report: Report) -> Domains:
+def _domains(job: PretrainJob, scans: dict[str, list[Path]], maps: list[Path], report: Report) -> Domains:
     """The domains, every scan of which has been read once: a bad one is told now, and not after hours."""
     from ..datasets import SyntheticSource
     from ..domains import Domains, Draw, UnlabelledScans
 
     domains: list[tuple[str, Draw]] = []
-    for folder, files in scans.items():
+    for name, files in scans.items():
         source = UnlabelledScans(files, job.preprocessing)
         for file in track(files, report):
             source.prepared(file)
-        domains.append((domain_name(folder, scans), source.draw))
+        domains.append((name, source.draw))
     if maps:
         synthetic = SyntheticSource(track(maps, report), (), job.preprocessing, job.contrast)
         domains.append((f"synthesised {job.contrast}", lambda generator: synthetic.draw(generator)[0]))
     return Domains(domains, job.preprocessing.spacing)
 
 
-def _card(job: PretrainJob, scans: dict[Path, list[Path]], maps: list[Path]) -> ModelCard:
-    domains = [
-        {"data": domain_name(path, scans), "cases": len(files), "images": "acquired"}
-        for path, files in scans.items()
-    ]
+def _card(job: PretrainJob, scans: dict[str, list[Path]], maps: list[Path]) -> ModelCard:
+    domains = [{"data": name, "cases": len(files), "images": "acquired"} for name, files in scans.items()]
     if maps:
         images = f"synthesised, contrast {job.contrast}"
         domains.append({"data": check_path(job.from_labels).name, "cases": len(maps), "images": images})

@@ -24,7 +24,7 @@ def test_a_training_reads_a_data_set(data, tmp_path):
     assert card.provenance["cases"] == 3 and [label.name for label in card.labels] == ["shell", "structure 2"]
 
 
-def test_data_sets_that_a_manifest_joins_are_domains_of_a_source(model, data, tmp_path, monkeypatch):
+def test_data_sets_that_a_manifest_joins_are_domains(model, data, tmp_path, monkeypatch):
     for site, cases in (("site-a", [0]), ("site-b", [1, 2])):
         (tmp_path / site).mkdir()
         for i in cases:
@@ -44,6 +44,9 @@ def test_data_sets_that_a_manifest_joins_are_domains_of_a_source(model, data, tm
     arguments = [tmp_path / "site-a" / "c0_img.nii.gz", "--source", sites, "--steps", 1, "--warmup", 0]
     mapseg("adapt", model, *arguments, "-o", tmp_path / "a", *CPU)
     assert sources == [[[0], [1, 2]], [], [[0], [1, 2]]]
+    arguments = [sites, "--name", "x", "--preset", "tiny", "--spacing", 4, "--steps", 1]
+    _, told = mapseg("pretrain", *arguments, "-o", tmp_path / "p", *CPU)
+    assert "1 scans in site-a (sites.json), 2 scans in site-b (sites.json)" in told
 
 
 def test_the_card_tells_how_a_model_came_about(trained, data):

@@ -45,3 +45,9 @@ def plan_of(place: Path, **changes) -> Plan:
         "steps": 2,
     }
     return Plan.model_validate(content | {"options": STEP} | changes)
+
+
+def pretraining(**changes) -> Plan:
+    options = {"mask_cube": 4, "scans": 2, "device": "cpu", "precision": "fp32"}
+    content = {"name": "enc", "task": "pretrain", "preset": "tiny", "sites": SITES, "rounds": 2, "steps": 1}
+    return Plan.model_validate(content | {"options": options} | changes)

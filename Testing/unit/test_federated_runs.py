@@ -5,24 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from federated_cases import SITES, plan_of
+from federated_cases import SITES, plan_of, pretraining
 from model_cases import SINGLE
 
 from MAPSegLib import api
 from MAPSegLib.errors import Cancelled, InputError
 from MAPSegLib.federated import coordinator as server
-from MAPSegLib.federated.plan import Plan
 from MAPSegLib.jobs import build_job
 from MAPSegLib.models import load_card, load_encoder, load_model
 from MAPSegLib.networks.segmenter import Segmenter
 from MAPSegLib.tasks.resume import LOCK, alone
 from MAPSegLib.worker import run_job
-
-
-def pretraining(**changes) -> Plan:
-    options = {"mask_cube": 4, "scans": 2, "device": "cpu", "precision": "fp32"}
-    content = {"name": "enc", "task": "pretrain", "preset": "tiny", "sites": SITES, "rounds": 2, "steps": 1}
-    return Plan.model_validate(content | {"options": options} | changes)
 
 
 def simulate(place: Path, output: Path, emit=lambda event: None, plan: dict | None = None, **changes):

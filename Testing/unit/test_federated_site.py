@@ -1,12 +1,13 @@
 """What a site of a federation does and sends, what it refuses, and what a kill costs it."""
 
 import copy
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from federated_cases import STEP, plan_of, write_scan
+from federated_cases import STEP, plan_of, pretraining, write_scan
 from model_cases import SINGLE, card_of, ignore, tiny_model
 
 from MAPSegLib.augmentation import published_source
@@ -110,6 +111,23 @@ def test_the_curve_of_a_model_that_was_adapted_is_not_trained(place):
     save_model(place / "start.safetensors", curved.state_dict(), card_of(curved), overwrite=True)
     change = site_of(place, "b").train_round(1, to_half(curved.state_dict()), ignore).difference
     assert not change["curve.values"].any() and any(array.any() for array in change.values())
+
+
+def test_the_domains_that_a_sites_manifest_states_are_drawn_alike(place):
+    own = {"a0": "first", "a1": "second"}
+    cases = [
+        {"image": f"a/{name}_img.nii.gz", "label": f"a/{name}_label.nii.gz", "domain": domain}
+        for name, domain in own.items()
+    ]
+    (place / "a.json").write_text(
+        json.dumps({"cases": [*cases, {"image": "b/b0.nii.gz", "domain": "first"}]})
+    )
+    (place / "labelled.json").write_text(json.dumps({"cases": cases}))
+    material = site_of(place, "a", pretraining(), images=place / "a.json").material
+    assert [name for name, _ in material.domains.domains] == ["first (a.json)", "second (a.json)"]
+    assert material.scans == 3
+    labelled = site_of(place, "a", images=place / "labelled.json").material
+    assert labelled.terms.source.groups == [[0], [1]]
 
 
 def test_a_federation_that_begins_anew_finds_a_site_as_new(place):

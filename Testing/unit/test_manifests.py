@@ -9,7 +9,7 @@ import pytest
 
 from MAPSegLib.errors import InputError
 from MAPSegLib.jobs import build_job
-from MAPSegLib.manifests import domain_name, domains, list_cases, list_pairs, list_scans
+from MAPSegLib.manifests import domain_name, domains, list_cases, list_pairs, list_scans, scans_by_domain
 from MAPSegLib.tasks.material import manifest as convert
 
 
@@ -283,6 +283,11 @@ def test_data_sets_of_all_layouts_become_one_manifest(tmp_path):
     assert [case.domain for case in found] == ["nnunet", "bids", "authors", "plain"]
     assert list(domains(tmp_path / "all.json").values()) == ["nnunet", "bids", "authors", "plain"]
     assert domains(tmp_path / "plain") == {}
+    alone = scans_by_domain([tmp_path / "plain", tmp_path / "authors", tmp_path / "plain"])
+    assert {name: len(scans) for name, scans in alone.items()} == {"plain": 1, "authors": 1}
+    joined = scans_by_domain([tmp_path / "all.json"])
+    assert list(joined) == [f"{name} (all.json)" for name in ("nnunet", "bids", "authors", "plain")]
+    assert joined["plain (all.json)"] == alone["plain"]
     assert converted(tmp_path / "elsewhere" / "again.json", tmp_path / "all.json") == found
     (tmp_path / "all.json").rename(tmp_path / "elsewhere" / "moved.json")
     with pytest.raises(InputError, match="which does not exist"):  # as its paths are relative to it

@@ -69,7 +69,7 @@ def test_the_command_is_installed(distribution):
 
 def test_licence_is_apache(distribution):
     assert distribution.metadata["License-Expression"] == "Apache-2.0"
-    text = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    text = (ROOT / "LICENSE.txt").read_text(encoding="utf-8")
     assert "Apache License" in text and "END OF TERMS AND CONDITIONS" in text
 
 

@@ -3,7 +3,7 @@
 Told apart by what is in the folder, the first that fits:
 
 manifest   a JSON file ``{"cases": [{"image": ..., "label": ..., "domain": ...}, ...]}``, paths relative to it, the last
-           two optional
+           two optional; beside ``cases`` also ``labels``, what values are called (``{"1": "myocardium"}``)
 nnU-Net    ``dataset.json`` with ``imagesTr`` and ``labelsTr``; the Medical Segmentation Decathlon's is the same
 BIDS       ``sub-*/[ses-*/]anat``, label maps (``_dseg``, ``_seg``, ``_mask``) under ``derivatives``
 authors'   ``*_img`` and ``*_label`` files side by side, in the folder or in its ``*_train`` sub-folders
@@ -13,7 +13,7 @@ plain      scans alone; label maps, named alike, in a folder that is given besid
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -48,6 +48,8 @@ class Case(Options):
 
 class _Manifest(Options):
     cases: tuple[Case, ...]
+    labels: dict[int, str] = {}
+    """Names of values; read where they are needed."""
 
 
 class _Side(BaseModel):
@@ -123,8 +125,13 @@ def scans_by_domain(places: Iterable[Path]) -> dict[str, list[Path]]:
     return found
 
 
-def write_manifest(path: Path, cases: Iterable[Case], overwrite: bool = False) -> Path:
+def write_manifest(
+    path: Path, cases: Iterable[Case], names: Mapping[int, str], overwrite: bool = False
+) -> Path:
     """Write cases as a manifest: paths relative to it where they lie below its folder, else absolute.
+
+    Args:
+        names: of the values of label maps.
 
     Raises:
         InputError: a file is there twice, or has a name that is no text; or the manifest cannot be written.
@@ -142,7 +149,8 @@ def write_manifest(path: Path, cases: Iterable[Case], overwrite: bool = False) -
 
     content = [case.model_dump(exclude_none=True) for case in cases]
     content = [{k: told(v) if isinstance(v, Path) else v for k, v in case.items()} for case in content]
-    return write_json(path, {"cases": content}, overwrite)
+    named = {"labels": {str(value): name for value, name in names.items()}} if names else {}
+    return write_json(path, {**named, "cases": content}, overwrite)
 
 
 def _scans_of(folder: Path) -> list[Path]:

@@ -70,12 +70,23 @@ def read_label_table(name: str | Path) -> tuple[Label, ...]:
 
 
 def names_in(data: Path) -> dict[int, str]:
-    """Names of values, as far as a data set's own ``dataset.json`` gives any: nnU-Net's, or the Decathlon's.
+    """Names of values, as far as a data set gives any (:func:`stated_names`), to train or to score by.
 
     Raises:
         InputError: it has voxels to ignore.
     """
-    path = data / "dataset.json"
+    names = stated_names(data)
+    if "ignore" in names.values():
+        raise InputError(
+            f"{_about(data)}: voxels to ignore are not supported.",
+            "Choose structures by a label table or, to score, by a mapping; such voxels then count as background.",
+        )
+    return names
+
+
+def stated_names(data: Path) -> dict[int, str]:
+    """What a manifest, or the ``dataset.json`` of nnU-Net or the Decathlon, calls the values of its label maps."""
+    path = _about(data)
     about = read_json(path, "a data set") if path.is_file() else None
     stated = about.get("labels") if isinstance(about, dict) else None
     names: dict[int, str] = {}
@@ -84,12 +95,11 @@ def names_in(data: Path) -> dict[int, str]:
         if isinstance(name, str):  # of regions, which have several values, no label map knows
             with suppress(ValueError, TypeError):
                 names[int(number)] = name
-    if "ignore" in names.values():
-        raise InputError(
-            f"{path}: voxels to ignore are not supported.",
-            "Choose structures by a label table or, to score, by a mapping; such voxels then count as background.",
-        )
     return names
+
+
+def _about(data: Path) -> Path:
+    return data if data.suffix == ".json" else data / "dataset.json"
 
 
 def infer_labels(values: Iterable[int], names: Mapping[int, str] | None = None) -> tuple[Label, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from ..jobs import DemoJob, ImportJob, ManifestJob, Report, SynthesiseJob
 from ..manifests import Case, by_name, domain_name, list_cases, list_pairs, write_manifest
 from ..model_files import SUFFIX, user_folder
 from ..volumes import Volume, find_scans, scan_stem, write_volume
-from .label_table import read_label_table
+from .label_table import read_label_table, stated_names
 from .outputs import output_folder, refuse_embedded, refuse_existing
 from .reading import track
 
@@ -38,10 +39,23 @@ def manifest(job: ManifestJob, report: Report) -> dict[str, Any]:
             for case in list_cases(place)
         ]
     with output_folder(path.parent):
-        write_manifest(path, cases, job.overwrite)
+        write_manifest(path, cases, _names(places, report), job.overwrite)
     labelled = sum(case.label is not None for case in cases)
     report("log", message=f"Scans: {len(cases)}; with a label map: {labelled}.")
     return {"files": [str(path)], "failed": []}
+
+
+def _names(places: Sequence[Path], report: Report) -> dict[int, str]:
+    """What all data sets that name a value call it; where two differ, that is told."""
+    found: dict[int, dict[str, Path]] = {}
+    for place in places:
+        for value, name in stated_names(place).items():
+            found.setdefault(value, {}).setdefault(name, place)
+    for value, names in found.items():
+        if len(names) > 1:
+            told = " and ".join(f"{name} in {domain_name(place, places)}" for name, place in names.items())
+            report("log", message=f"The value {value} is called {told}: see whether it means the same.")
+    return {value: next(iter(names)) for value, names in sorted(found.items()) if value and len(names) == 1}
 
 
 def synthesise(job: SynthesiseJob, report: Report) -> dict[str, Any]:

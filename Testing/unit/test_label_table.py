@@ -76,9 +76,10 @@ def test_labels_are_made_up_for_the_values_found():
     ],
 )
 def test_a_data_set_names_the_structures_that_its_label_maps_hold(tmp_path, stated, expected):
-    (tmp_path / "dataset.json").write_text(json.dumps({"labels": stated}))
-    labels = infer_labels({0, 1, 2, 3}, names_in(tmp_path))
-    assert [(label.value, label.name) for label in labels] == list(enumerate(expected, 1))
+    for file, place in (("dataset.json", tmp_path), ("cases.json", tmp_path / "cases.json")):
+        (tmp_path / file).write_text(json.dumps({"labels": stated}))
+        labels = infer_labels({0, 1, 2, 3}, names_in(place))
+        assert [(label.value, label.name) for label in labels] == list(enumerate(expected, 1))
 
 
 def test_voxels_to_ignore_are_refused_in_a_data_set(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 from MAPSegLib.errors import InputError
 from MAPSegLib.jobs import build_job
 from MAPSegLib.manifests import domain_name, domains, list_cases, list_pairs, list_scans, scans_by_domain
+from MAPSegLib.tasks.label_table import names_in
 from MAPSegLib.tasks.material import manifest as convert
 
 
@@ -263,9 +264,9 @@ def test_what_a_report_tells_of_is_no_scan(tmp_path):
         assert [scan.name for scan in list_scans(tmp_path)] == ["a_seg.nii.gz"]  # the others lie beside it
 
 
-def converted(output, *places, **more):
+def converted(output, *places, told=lambda event, **fields: None, **more):
     job = {"task": "manifest", "places": places, "output": output, **more}
-    (file,) = convert(build_job(job), lambda event, **fields: None)["files"]
+    (file,) = convert(build_job(job), told)["files"]
     return list_cases(output) if file == str(output) else None
 
 
@@ -292,6 +293,25 @@ def test_data_sets_of_all_layouts_become_one_manifest(tmp_path):
     (tmp_path / "all.json").rename(tmp_path / "elsewhere" / "moved.json")
     with pytest.raises(InputError, match="which does not exist"):  # as its paths are relative to it
         list_cases(tmp_path / "elsewhere" / "moved.json")
+
+
+def test_a_manifest_takes_the_names_of_structures_that_its_data_sets_agree_on(tmp_path):
+    for name, labels in (
+        ("a", {"background": 0, "myocardium": 1, "left ventricle": 2}),
+        ("b", {"1": "myocardium", "2": "left", "3": "right"}),
+    ):
+        plant(tmp_path / name, "imagesTr/x_0000.nii.gz", "labelsTr/x.nii.gz")
+        (tmp_path / name / "dataset.json").write_text(json.dumps({"labels": labels}))
+    logged = []
+    converted(
+        tmp_path / "all.json", tmp_path / "a", tmp_path / "b", told=lambda e, message: logged.append(message)
+    )
+    assert names_in(tmp_path / "all.json") == {1: "myocardium", 3: "right"}
+    assert logged[0] == (
+        "The value 2 is called left ventricle in a and left in b: see whether it means the same."
+    )
+    converted(tmp_path / "again.json", tmp_path / "all.json")
+    assert names_in(tmp_path / "again.json") == {1: "myocardium", 3: "right"}
 
 
 def test_a_folder_of_scans_and_one_of_label_maps_become_a_manifest(tmp_path):

@@ -34,7 +34,9 @@ class Beginning:
     continued: bool
     """Whether the report that lies there is this very job's."""
     done: Sequence[dict[str, Any]]
-    """Of that report, the entries of scans that are as they were, or gone, and have their results."""
+    """Of that report, the entries of scans that have their results."""
+    changed: frozenset[str]
+    """Those of them that are not as they were when they got these, as reports have them."""
     failed: Sequence[dict[str, Any]]
     """And of scans that failed, and are none of this job's."""
     asked: frozenset[str]
@@ -79,9 +81,10 @@ def begin(
     known = [path for scan in rest for path in outputs.every(scan)] + [outputs.beside(ADAPTED_MODEL)]
     claimed = [path for path in [*maps, *model] if not os.path.exists(path)]
     claimed += [path for path in known if path in earlier]
-    mark |= {"scans": {**left.stamps, **stamps_of(scans)}, "files": sorted({path.name for path in claimed})}
+    mark |= {"scans": {**stamps_of(scans), **left.stamps}, "files": sorted({path.name for path in claimed})}
     failed = [entry for entry in left.failed if plain(entry["scan"]) not in asked]
-    return Beginning(mark, left.continued, left.done, failed, asked, earlier, (*maps, *reports, *model))
+    results = (*maps, *reports, *model)
+    return Beginning(mark, left.continued, left.done, left.changed, failed, asked, earlier, results)
 
 
 def remaining(scans: Sequence[Path], done: Sequence[dict[str, Any]]) -> list[Path]:
@@ -109,9 +112,11 @@ class _Left(NamedTuple):
 
     continued: bool = False
     done: Sequence[dict[str, Any]] = ()
-    """Entries of scans that are as they were, or gone, and have their results."""
+    """Entries of scans that have their results."""
+    changed: frozenset[str] = frozenset()
+    """Those of these scans that are not as they were, nor gone."""
     stamps: Mapping[str, list[int]] = MappingProxyType({})
-    """Of those scans."""
+    """Of scans that are as they were, or gone; of the others, of what they were."""
     failed: Sequence[dict[str, Any]] = ()
     half: frozenset[Path] = frozenset()
     """What that job was writing as it was killed: it began where nothing had these names."""
@@ -125,12 +130,15 @@ def _left_by_the_same(outputs: ScanOutputs, mark: dict[str, Any], scans: Sequenc
             known = [Path(entry["file"]) for entry in report["scans"]]
             stamps = stamps_of(known) | stamps_of(scans)  # a report may hold no true name of a scan
             same = {scan: stamp for scan, stamp in then["scans"].items() if stamps.get(scan, stamp) == stamp}
+            kept = then["scans"].keys() if not mark["overwrite"] else same.keys()
             done = [
-                entry for entry in report["scans"] if entry["file"] in same and _are_there(entry, outputs)
+                entry for entry in report["scans"] if entry["file"] in kept and _are_there(entry, outputs)
             ]
+            changed = frozenset(entry["file"] for entry in done) - same.keys()
+            same |= {scan: then["scans"][scan] for scan in changed}
             told = {Path(file).name for file in written_maps(report["scans"])}
             half = frozenset(outputs.folder / name for name in then.get("files", ()) if name not in told)
-            return _Left(True, done, same, report.get("failed", ()), half)
+            return _Left(True, done, changed, same, report.get("failed", ()), half)
     return _Left()
 
 

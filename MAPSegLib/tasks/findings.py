@@ -164,8 +164,9 @@ class Findings:
             self.write(last=True)
         self.extra.pop(KNOWN_BY, None)
         own, others = [], []
+        asked = self.begun.asked - self.begun.changed
         for entry in self.scans:
-            (own if plain(entry["file"]) in self.begun.asked else others).append(entry)
+            (own if plain(entry["file"]) in asked else others).append(entry)
         if not own:
             raise self.first_error
         theirs = set(written_maps(others))

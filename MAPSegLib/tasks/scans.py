@@ -19,7 +19,7 @@ from ..reports import TEMPORARY, remove_leftovers
 from ..volumes import Volume, find_scans, read_image, write_volume
 from . import resume
 from .candidates import Candidate, choose, choose_for_all, load_candidates, view
-from .earlier import ADAPTED_MODEL, begin, remaining
+from .earlier import ADAPTED_MODEL, begin, remaining, written_maps
 from .findings import Findings
 from .outputs import ScanOutputs, collect_scans, output_folder
 from .reading import track
@@ -52,6 +52,13 @@ def segment(job: SegmentJob, report: Report) -> dict[str, Any]:
         findings = Findings(job, card, outputs, report, begun)
         if done := len(given) - len(scans):
             report("log", message=f"Scans that have their results: {done}; to do: {len(scans)}.")
+        for entry in begun.done:
+            if entry["file"] in begun.changed & begun.asked:
+                with findings.isolated(Path(entry["file"])):
+                    raise InputError(
+                        f"{entry['file']} has changed since it was segmented.",
+                        f"To have that done again, remove {' and '.join(written_maps([entry]))}.",
+                    )
         started = time.monotonic()
         # Told before anything is done to a scan: a caller knows which one a worker died over.
         for index, scan in enumerate(track(scans, report)):

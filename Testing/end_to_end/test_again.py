@@ -43,7 +43,10 @@ def test_the_same_command_continues_a_job_of_many_scans(changed, model, data, tm
         api.segment(model, scans, out, report=cancel, **given)
     if changed == "scan":
         shutil.copy(data / "images" / "case2.nii.gz", scans / "case0.nii.gz")
-        assert "case0_seg.nii.gz is already there" in refused("segment", model, scans, "-o", out, *CPU)
+        result = api.segment(model, scans, out, **given)
+        assert [Path(entry["file"]).name for entry in result["scans"]] == ["case1.nii.gz", "case2.nii.gz"]
+        (failure,) = result["failed"]
+        assert failure["message"] == f"{scans / 'case0.nii.gz'} has changed since it was segmented."
         return
     if changed == "options":
         assert "already there" in refused("segment", model, scans, "-o", out, *CPU, "--overlap", 0.2)
@@ -144,8 +147,21 @@ def test_a_job_that_is_through_keeps_its_results(changed, model, data, tmp_path)
     if changed == "options":
         options = ["--overlap", 0.2]
     written = (out / "case0_seg.nii.gz").stat().st_mtime_ns
-    told = refused("segment", model, scans, "-o", out, *CPU, *options)
-    assert "case0_seg.nii.gz" in told and "already there" in told
-    assert (out / "case0_seg.nii.gz").stat().st_mtime_ns == written
+    for _ in range(2):
+        told = refused("segment", model, scans, "-o", out, *CPU, *options)
+        why = (
+            "has changed since it was segmented. To have that done again, remove"
+            if changed == "scan"
+            else "already there"
+        )
+        assert "case0_seg.nii.gz" in told and why in told
+        assert (out / "case0_seg.nii.gz").stat().st_mtime_ns == written
+    if changed == "scan":
+        report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+        assert len(report["scans"]) == len(report["failed"]) == 1
+        (out / "case0_seg.nii.gz").unlink()
+        mapseg("segment", model, scans, "-o", out, *CPU)
+        assert json.loads((out / "report.json").read_text(encoding="utf-8"))["failed"] == []
+        written = (out / "case0_seg.nii.gz").stat().st_mtime_ns
     mapseg("segment", model, scans, "-o", out, *CPU, *options, "--overwrite")
     assert (out / "case0_seg.nii.gz").stat().st_mtime_ns > written

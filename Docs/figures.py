@@ -20,20 +20,22 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor
 
+from MAPSegLib.augmentation import bounding_box
 from MAPSegLib.config import AdaptationOptions, InferenceOptions
 from MAPSegLib.datasets import PatchBatch, crop, resize_whole
-from MAPSegLib.demo import foreign_contrast, load_head
+from MAPSegLib.demo import FILES, foreign_contrast, load_head, run_demo
 from MAPSegLib.inference import segment_volume
 from MAPSegLib.masking import cube_mask
 from MAPSegLib.metrics import dice_scores
-from MAPSegLib.models import ModelCard, load_model, resolve
+from MAPSegLib.models import ModelCard, load_card, load_model, resolve
 from MAPSegLib.networks.segmenter import Segmenter, sample_global
 from MAPSegLib.pictures import as_seen, tint
-from MAPSegLib.preprocessing import Scan, prepare
+from MAPSegLib.preprocessing import Scan, canonical, prepare
 from MAPSegLib.training.adaptation import adapt
 from MAPSegLib.training.contrast import search_curve
 from MAPSegLib.training.loop import Loop
 from MAPSegLib.training.terms import SourceFree, ema_decay, pseudo_label
+from MAPSegLib.volumes import read_image, read_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +44,7 @@ FOLDER = Path(__file__).parent / "figures"
 MODEL = "brain-t1"
 PLACE = (0.52, 0.55, 0.45)
 """Centre of the patch that is shown, as shares of the foreground box: the deep nuclei, more of one side."""
-STEPS = 40
+STEPS, MINUTES = 40, 2.5
 INK, FAINT, FRAME, LINE = "#e8ebee", "#9aa3ad", "#ff9d5c", "#6cb2ff"
 VEIL = (38, 50, 64)
 """Colour of hidden cubes, which are zero to the network."""
@@ -81,6 +83,31 @@ def scan_and_model() -> tuple[Segmenter, ModelCard, Scan]:
 
 
 # --- the pictures -----------------------------------------------------------------------------------------------
+
+
+def contrast() -> Figure:
+    """What the demonstration finds: in a contrast that the model knows, and before and after it adapts to another."""
+    table = load_card(resolve(MODEL)).labels
+    shown = (
+        ("in the contrast that it has learnt", "image", "labels"),
+        ("in another one", "foreign", "source"),
+        ("after it has adapted", "foreign", "adapted"),
+    )
+    figure, cells = canvas(1, 3)
+    with tempfile.TemporaryDirectory(prefix="mapseg-") as folder:
+        run_demo(folder, MINUTES)
+        for cell, (title, scan, labels) in zip(cells[0], shown, strict=True):
+            image, found = (
+                torch.from_numpy(canonical(read(Path(folder) / FILES[name]))[0].copy())
+                for read, name in ((read_image, scan), (read_labels, labels))
+            )
+            box = bounding_box(image > 0)
+            plane = int(PLACE[2] * image[box].shape[2])
+            grey(cell, image[box], plane, title, white=float(image.max()))
+            cell.imshow(
+                tint(as_seen(found[box][:, :, plane].numpy(), "axial"), table), interpolation="nearest"
+            )
+    return figure
 
 
 def views() -> Figure:
@@ -358,6 +385,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 PICTURES: dict[str, Callable[[], Figure]] = {
+    "contrast": contrast,
     "views": views,
     "global-local": global_local,
     "step": step,

@@ -1,4 +1,4 @@
-"""The method's page: what it says of options is so, and what it links is there."""
+"""The documents: what the method's page says of options is so, and what they link is there."""
 
 import re
 from pathlib import Path
@@ -9,6 +9,13 @@ from MAPSegLib import config
 from MAPSegLib.config import ARCHITECTURES, EMA_SCHEDULES, RECIPES
 
 ROOT = Path(__file__).parents[2]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "Benchmarks" / "README.md",
+    ROOT / "Resources" / "Models" / "README.md",
+    *sorted((ROOT / "Docs").glob("*.md")),
+]
 PAGE = ROOT / "Docs" / "method.md"
 TEXT = PAGE.read_text(encoding="utf-8")
 COMMANDS = {
@@ -100,10 +107,28 @@ def test_the_score_and_the_verdict_have_the_numbers_that_the_page_states():
     assert quality.FEWEST_SCANS == 5 and "where five scans or more are adapted to together" in section
 
 
-def test_links_lead_somewhere():
-    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", TEXT)
-    assert all((PAGE.parent / link).is_file() for link in links)
-    assert "Docs/method.md" in (ROOT / "README.md").read_text(encoding="utf-8")
+def headings(page: Path) -> set[str]:
+    """What links of a page's sections end in."""
+    lines = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in lines}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    for file, section in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text(encoding="utf-8")):
+        target = (page.parent / file).resolve() if file else page
+        assert target.is_file(), file
+        assert not section or section in headings(target), f"{file}#{section}"
+
+
+def test_every_page_can_be_reached_from_the_first_one():
+    reached, ahead = set(), [ROOT / "README.md"]
+    while ahead:
+        page = ahead.pop()
+        reached.add(page)
+        links = re.findall(r"\]\((?!https?:)([^)#]+\.md)", page.read_text(encoding="utf-8"))
+        ahead += {(page.parent / link).resolve() for link in links} - reached
+    assert reached >= set(PAGES)
 
 
 def test_every_picture_is_shown_and_small():
@@ -119,7 +144,7 @@ def test_the_command_of_the_pictures_draws_all_of_them():
     assert set(re.findall(r"figures/([\w-]+)\.png", TEXT)) == set(re.findall(r'"([\w-]+)": ', drawn))
 
 
-def test_the_page_on_clusters_states_the_defaults_and_is_linked():
+def test_the_page_on_clusters_states_the_defaults():
     from MAPSegLib.domains import PREPARED
 
     text = " ".join((ROOT / "Docs" / "cluster.md").read_text(encoding="utf-8").split())
@@ -128,4 +153,3 @@ def test_the_page_on_clusters_states_the_defaults_and_is_linked():
         assert f"`checkpoint_every` steps are lost ({default(name, 'checkpoint_every')} by default" in text
     assert all(default(name, "accumulate") == "1" for name in COMMANDS)
     assert "`accumulate` of them (an option, 1 by default)" in text
-    assert "Docs/cluster.md" in (ROOT / "README.md").read_text(encoding="utf-8")

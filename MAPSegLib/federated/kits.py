@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from ..config import Options, check_path, first_problem
 from ..errors import InputError
 from ..reports import read_json, write_json
-from .plan import Plan, Role, read_plan
+from .plan import Plan, Role, agree, read_plan
 from .scans import SiteData, find
 
 DATA = "data.json"
@@ -79,8 +79,9 @@ def choose_data(
         data = local_data(folder)
     if labels:
         data = data.model_copy(update={"labels": check_path(labels)})
-    labelled = kit_plan(folder).task == "adapt" and read_kit(folder).role == "source"
-    found = find(data, labelled)
+    plan = kit_plan(folder)
+    labelled = plan.task == "adapt" and read_kit(folder).role == "source"
+    found = find(data, agree(plan).card.labels if labelled else None)
     data = data if labelled else data.model_copy(update={"labels": None})
     write_json(folder / DATA, data.model_dump(mode="json", exclude_unset=True), overwrite=True)
     return len(found.cases), found.notes

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import Compute, GivenPath, Options
+import numpy as np
+
+from ..config import Compute, GivenPath, Label, Options
 from ..errors import InputError
 from ..manifests import list_pairs, list_scans
+from ..volumes import read_labels
 
 
 class SiteData(Options):
@@ -33,24 +37,38 @@ class Found:
     notes: list[str]
 
 
-def find(data: SiteData, labelled: bool) -> Found:
+def find(data: SiteData, structures: Sequence[Label] | None) -> Found:
     """The scans of a site.
 
     Args:
-        labelled: whether it trains with labels: a source does, unless it pretrains.
+        structures: of the model, where the site trains with labels: a source does, unless it pretrains.
 
     Raises:
-        InputError: there are none, or no label maps where they are needed.
+        InputError: there are none, no label maps where they are needed, or these lack a structure.
     """
-    if labelled:
+    if structures is not None:
         try:
-            return Found(list(list_pairs(data.images, data.labels)), [])
+            pairs = list_pairs(data.images, data.labels)
         except InputError as error:
             raise InputError(f"A source needs labelled scans: {error.message}", error.advice) from error
+        return Found(list(pairs), _check_labels([label for _, label in pairs], structures))
     scans = list_scans(data.images)
     ignored = data.labels is not None or _has_labels(data.images)
     notes = ["The label maps are ignored: this site trains without."] if ignored else []
     return Found([(scan, None) for scan in scans], notes)
+
+
+def _check_labels(files: Sequence[Path], structures: Sequence[Label]) -> list[str]:
+    """What a site should know of its label maps. A structure that they lack would be learnt as background there."""
+    found = {int(value) for file in files for value in np.unique(read_labels(file).array)}
+    lacking = [f"{label.value} ({label.name})" for label in structures if label.value not in found]
+    if lacking:
+        raise InputError(
+            f"No label map of this site holds {', '.join(lacking)}, which the model segments.",
+            "Map the values to the model's; `mapseg models NAME` shows them.",
+        )
+    more = sorted(found - {label.value for label in structures} - {0})
+    return [f"The model has no {', '.join(map(str, more))}; they count as background."] if more else []
 
 
 def _has_labels(images: Path) -> bool:

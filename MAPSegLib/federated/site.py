@@ -30,7 +30,7 @@ from ..tasks.earlier import stamps_of
 from ..training.loop import Loop
 from ..training.pretraining import reconstruction_losses, view_scans
 from ..training.terms import SourceTerms, TargetTerms, ema_decay
-from ..volumes import read_image, read_labels
+from ..volumes import read_image
 from .exchange import Update, Weights, difference, fingerprint, to_half, to_tensors
 from .plan import Federation
 from .scans import SiteData, find
@@ -163,13 +163,12 @@ class Site:
     def _material(self, data: SiteData, report: Report) -> _Material:
         plan, card = self.federation.plan, self.federation.card
         labelled = plan.task == "adapt" and self.member.role == "source"
-        found = find(data, labelled)
+        found = find(data, card.labels if labelled else None)
         files = [file for case in found.cases for file in case if file]
         self.files = stamps_of([*files, *manifest_in(data.images)])
         for note in found.notes:
             report("log", message=f"{self.member.name}: {note}")
         if labelled:
-            self._check_labels([label for _, label in found.cases], report)
             return _Source(self.federation, found.cases, domains(data.images))
         if plan.task == "pretrain":
             return _Unlabelled(self.federation, scans_by_domain([data.images]))
@@ -177,22 +176,6 @@ class Site:
             self.federation,
             [prepare(read_image(image), card.preprocessing).image for image, _ in found.cases],
         )
-
-    def _check_labels(self, files: Sequence[Path], report: Report) -> None:
-        """A structure that a source lacks would be learnt as background there."""
-        found = {int(value) for file in files for value in torch.from_numpy(read_labels(file).array).unique()}
-        known = {label.value: label.name for label in self.federation.card.labels}
-        lacking = [f"{value} ({name})" for value, name in known.items() if value not in found]
-        if lacking:
-            raise InputError(
-                f"No label map of {self.member.name} holds {', '.join(lacking)}, which the model segments.",
-                "Map the values to the model's; `mapseg models NAME` shows them.",
-            )
-        if more := sorted(found - known.keys() - {0}):
-            report(
-                "log",
-                message=f"{self.member.name}: the model has no {', '.join(map(str, more))}; they count as background.",
-            )
 
 
 class _Source:

@@ -3,6 +3,8 @@
 import shutil
 import socket
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 pytest.importorskip("nvflare", reason="needs NVIDIA FLARE: pip install 'mapseg[federated]'")
@@ -22,11 +24,12 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def make_scans(folder, count=2):
-    """Files that are listed; nothing opens them."""
+def make_scans(folder, count=2, values=(0, 1, 2)):
+    """Tiny files that may be scans as well as label maps."""
     folder.mkdir(parents=True)
+    array = np.resize(values, (4, 4, 4)).astype(np.uint8)
     for number in range(count):
-        (folder / f"scan{number}.nii.gz").touch()
+        nib.save(nib.Nifti1Image(array, np.eye(4)), folder / f"scan{number}.nii.gz")
     return folder
 
 

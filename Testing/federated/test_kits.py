@@ -207,6 +207,14 @@ class TestData:
             choose_data(kits / "hospital-a", images)
         labels = make_scans(tmp_path / "labels")
         assert choose_data(kits / "hospital-a", images, labels) == (2, [])
+        more = make_scans(tmp_path / "more", values=(0, 1, 2, 7))
+        assert choose_data(kits / "hospital-a", images, more)[1] == [
+            "The model has no 7; they count as background."
+        ]
+        fewer = make_scans(tmp_path / "fewer", values=(0, 1))
+        with pytest.raises(InputError, match=r"No label map of this site holds 2 \(bright\)"):
+            choose_data(kits / "hospital-a", images, fewer)
+        choose_data(kits / "hospital-a", images, labels)
         moved = labels.rename(tmp_path / "moved")
         with pytest.raises(InputError):
             choose_data(kits / "hospital-a")

@@ -195,7 +195,7 @@ def test_values_that_the_model_lacks_are_told(place):
     write_volume(place / "a" / "a1_label.nii.gz", values, like, overwrite=True)
     told = []
     site_of(place, "a", report=lambda event, **f: told.append(f["message"]))
-    assert told == ["a: the model has no 12; they count as background."]
+    assert told == ["a: The model has no 12; they count as background."]
 
 
 def test_an_unknown_site_and_weights_of_another_network_are_refused(place):

@@ -143,7 +143,8 @@ def train(
         images, labels: folders of scans and of their label maps, named alike; or a data set or manifest alone.
         from_labels: instead, a folder of label maps to synthesise images from.
         contrast: of the synthesised images: ``t1``, ``t2``, ``random`` or ``mixed``.
-        label_table: JSON file, or ``brain``; structures are inferred from the labels otherwise.
+        label_table: JSON file, or ``brain``. Otherwise the structures are those found in the label maps or, with
+            ``from_labels``, FreeSurfer's (``brain``).
         preset: ``tiny``, ``small`` (the default) or ``paper``.
         init: model to start from, or a pretrained encoder (see :func:`pretrain`).
         preprocessing: of :class:`~MAPSegLib.config.Preprocessing`.

@@ -41,7 +41,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results th
 Uncertainty = Annotated[bool, typer.Option("--uncertainty", help="Write uncertainty maps too.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")]
 Precision = Annotated[str | None, typer.Option(help="auto, bf16 or fp32.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; all cores, or OMP_NUM_THREADS, by default.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of all random numbers.")]
 OptionsFile = Annotated[
     Path | None,
@@ -145,7 +145,8 @@ def adapt(
     save_model: Annotated[bool, typer.Option("--save-model", help="Keep the adapted model.")] = False,
     no_gate: Annotated[bool, typer.Option("--no-gate", help="Keep the adapted result in any case.")] = False,
     steps: Annotated[
-        int | None, typer.Option(help="Number of steps, at most (150; with a source 5000).")
+        int | None,
+        typer.Option(help="Number of steps for all scans together, at most (150; with a source 5000)."),
     ] = None,
     minutes: Annotated[
         float | None, typer.Option(help="Minutes to adapt, per scan, at most (2.5; with a source 120).")
@@ -199,7 +200,11 @@ def train(
     contrast: Contrast = "t1",
     preset: Annotated[str | None, typer.Option(help="Architecture: tiny, small (default) or paper.")] = None,
     init: Annotated[
-        str | None, typer.Option(help="Model, or pretrained encoder, to start from.", metavar="MODEL")
+        str | None,
+        typer.Option(
+            help="Model, or pretrained encoder, to start from; size, spacing and modality are its.",
+            metavar="MODEL",
+        ),
     ] = None,
     label_table: LabelTable = None,
     spacing: Annotated[float | None, typer.Option(help="Voxel size that the model works on, mm.")] = None,

@@ -152,7 +152,7 @@ class Compute(Options):
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    threads: Threads | None = Field(None, description="CPU threads; all cores when absent")
+    threads: Threads | None = Field(None, description="CPU threads; as many as PyTorch takes when absent")
 
     def for_inference(self) -> InferenceOptions:
         """The options of a segmentation on the same device."""

@@ -5,7 +5,9 @@ tells events, which are plain dictionaries; ``python -m MAPSegLib.worker job.jso
 
 ``started``   the first line of a worker: its ``pid`` and ``version``
 ``progress``  ``stage``, ``step``, ``steps``, ``seconds_left`` (None while unknown); where they apply ``scan``,
-              ``losses`` (by name) and ``eta`` (share of sure voxels in the pseudo-labels)
+              ``losses`` (by name) and ``eta`` (share of sure voxels in the pseudo-labels). Stages: ``read``,
+              ``search`` (for an intensity curve), ``adapt``, ``segment``, ``train``, ``pretrain``, ``evaluate``,
+              ``synthesise``, and ``round``, of a ``site`` and with a ``round``
 ``preview``   ``file``, a label map of the adaptation so far, with its ``scan`` and ``step``; it goes with the next one
 ``scan``      a scan is done and its files are written: what the result will say of it, under ``entry``
 ``log``       ``message``, something to know

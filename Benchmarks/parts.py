@@ -75,12 +75,12 @@ def apart(together: bool) -> Iterator[None]:
     if together:
         yield
         return
-    to_blend = Segmenter.to_blend  # training and segmenting both go through it
+    maps = Segmenter.maps  # training and segmenting both go through it
 
     def local(self: Segmenter, features: Tensor, under: Tensor, patches: Tensor) -> Tensor:
-        return to_blend(self, features, torch.zeros_like(under), patches)
+        return maps(self, features, torch.zeros_like(under), patches)
 
-    with patch.object(Segmenter, "to_blend", local):
+    with patch.object(Segmenter, "maps", local):
         yield
 
 

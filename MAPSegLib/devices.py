@@ -17,6 +17,8 @@ from . import distributed
 from .errors import InputError
 
 _log = logging.getLogger(__name__)
+_CUDNN = torch.backends.cudnn.conv, torch.backends.cudnn.rnn
+"""What TF32 is switched for; apart from each other, PyTorch's older switch could no longer be read."""
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -83,7 +85,8 @@ def precision_context(device: torch.device, precision: str = "auto") -> Abstract
     Raises:
         InputError: bf16 was asked for on Apple's GPU, where PyTorch has no transposed 3D convolutions in it.
     """
-    torch.backends.cudnn.allow_tf32 = precision != "fp32"
+    for part in _CUDNN:
+        part.fp32_precision = "ieee" if precision == "fp32" else "tf32"
     enabled = precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
     if enabled and device.type == "mps":
         raise InputError(
@@ -116,7 +119,7 @@ def settings_kept() -> Iterator[None]:
     Inside, gradients are recorded, and new tensors are fp32 on the CPU. Random numbers, the number of CPU threads, and
     whether cuDNN may use TF32 are the caller's again afterwards.
     """
-    threads, tf32 = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
+    threads, tf32 = torch.get_num_threads(), [part.fp32_precision for part in _CUDNN]
     dtype = torch.get_default_dtype()
     # asking a GPU that the caller has not used would take its memory
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
@@ -133,7 +136,8 @@ def settings_kept() -> Iterator[None]:
     finally:
         torch.set_default_dtype(dtype)
         torch.set_num_threads(threads)
-        torch.backends.cudnn.allow_tf32 = tf32
+        for part, was in zip(_CUDNN, tf32, strict=True):
+            part.fp32_precision = was
 
 
 @cache

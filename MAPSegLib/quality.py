@@ -305,7 +305,7 @@ def trust_limits(measures: Sequence[dict[str, float]]) -> dict[str, float]:
     if all("border_contrast" in m for m in measures):
         # Other contrasts show borders less: right results have half of it.
         limits["border_contrast"] = max(0.0, min(m["border_contrast"] for m in measures) / 3)
-    return {name: round(value, 3) for name, value in limits.items()}
+    return {name: round(value, 6) for name, value in limits.items()}
 
 
 def intensity_profile(images: Iterable[Tensor]) -> dict[str, list]:

@@ -20,7 +20,7 @@ class Update:
 
     Attributes:
         difference: its EMA teacher after the round, less the weights that it received, float16. Half precision keeps
-            a small difference to three digits, which it would not in the sum with a weight.
+            a small difference, from 1e-5 up, to three digits, which it would not in the sum with a weight.
         scans: how many it has: its weight in the average.
         losses: means over the round's steps, by term.
     """

@@ -95,26 +95,30 @@ class Segmenter(nn.Module):
         return both[: len(patches)], both[len(patches) :]
 
     def decode(self, local_features: Tensor, global_features: Tensor, patches: Tensor) -> Tensor:
-        """Logits (B, classes, p, p, p).
+        """Logits (B, classes, p, p, p), in the precision of the context.
 
         Args: two feature maps (B, width, p/4, p/4, p/4), and the patches (B, 1, p, p, p) of the first.
         """
-        return self.blended_logits(self.to_blend(local_features, global_features, patches))
+        return self.head.logits(self.maps(local_features, global_features, patches))
+
+    def maps(self, local_features: Tensor, global_features: Tensor, patches: Tensor) -> Tensor:
+        """What the last convolution takes, (B, channels, p, p, p), channels last. Args: as :meth:`decode`."""
+        return self.head.maps(torch.cat([local_features, global_features], 1), self.curve(patches))
 
     def to_blend(self, local_features: Tensor, global_features: Tensor, patches: Tensor) -> Tensor:
         """Maps (B, blended, p, p, p), channels last, of which the logits are a linear function, :meth:`blended_logits`.
 
         The mean over windows of what the last convolution takes makes the mean of their logits, with one convolution
-        for a voxel instead of one for each window that holds it. Where classes are fewer, these are the logits.
+        for a voxel instead of one for each window that holds it. Where classes are fewer, these are the logits, in
+        fp32: in bf16 two of them may be equal, and a label that is chosen by their order is a biased one.
 
         Args: as :meth:`decode`.
         """
-        maps = self.head.maps(torch.cat([local_features, global_features], 1), self.curve(patches))
-        return (
-            maps
-            if self.blended < self.classes
-            else self.head.logits(maps).contiguous(memory_format=CHANNELS_LAST)
-        )
+        maps = self.maps(local_features, global_features, patches)
+        if self.blended < self.classes:
+            return maps
+        with torch.autocast(maps.device.type, enabled=False):
+            return self.head.logits(maps.float()).contiguous(memory_format=CHANNELS_LAST)
 
     def blended_logits(self, maps: Tensor) -> Tensor:
         """Logits (B, classes, ...) of means of :meth:`to_blend`."""

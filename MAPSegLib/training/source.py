@@ -23,8 +23,9 @@ from .views import show
 def source_losses(loop: Loop, batch: PatchBatch, options: TrainingOptions) -> dict[str, Tensor]:
     """L_seg of the patches, the last ``masked_share`` of them masked, and the global-local terms.
 
-    The published recipe shows every patch twice, whole and masked. Different patches for the two cost half
-    and have the same expected gradient. What is left of the share after whole patches is drawn for.
+    The published recipe shows every patch twice, whole and masked. Different patches for the two cost half and have the
+    same expected gradient (of Dice, which is a ratio over all patches, nearly). What is left of the share after whole
+    patches is drawn for.
     """
     masked, rest = divmod(options.masked_share * len(batch.patches), 1)
     masked = int(masked) + (rest > 0 and uniform(0, 1, loop.generator) < rest)

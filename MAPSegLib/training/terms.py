@@ -175,7 +175,7 @@ class TargetTerms:
             return domain_losses(loop, batch, weights, options, "target"), eta
         # The teacher labelled the scan as it is. The student sees it as the source would look, then as that might.
         curve = loop.model.curve
-        batch = replace(batch, patches=curve(batch.patches), whole=curve(batch.whole))
+        batch = replace(batch, patches=_through(curve, batch.patches), whole=_through(curve, batch.whole))
         batch = recoloured(batch, loop.generator)
         with loop.model.uncurved():
             return domain_losses(loop, batch, weights, options, "target"), eta
@@ -212,6 +212,11 @@ class Centralised:
         return terms | more, eta
 
 
+def _through(curve: nn.Module, images: Tensor) -> Tensor:
+    """Images after the curve, in which what it makes black is inside of the scan still."""
+    return torch.where(images > 0, curve(images).clamp(min=aug.DARKEST), 0)
+
+
 @dataclass
 class _Seen:
     """The target's scans as the encoder sees them, through the intensity curve, which the source does not pass."""
@@ -223,8 +228,7 @@ class _Seen:
     def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         image, classes = self.scans.draw(generator)
         with torch.no_grad():
-            seen = self.curve(image.to(self.device)).cpu()
-        return torch.where(image > 0, seen.clamp(min=aug.DARKEST), 0), classes
+            return _through(self.curve, image.to(self.device)).cpu(), classes
 
 
 @dataclass
@@ -254,11 +258,15 @@ def ema_decay(options: StepOptions, warmup: int) -> Callable[[int], float]:
 def pseudo_label(loop: Loop, batch: PatchBatch, confidence: float) -> tuple[PatchBatch, dict]:
     """The batch with the teacher's labels, from whole patches and the whole scan; and their eta."""
     teacher = loop.ema
-    with torch.inference_mode(), loop.autocast():
-        features, whole = teacher.encode(batch.patches, batch.whole)
-        under = sample_global(whole, batch.low, batch.high, features.shape[2:])
-        probability, label = teacher.decode(features, under, batch.patches).float().softmax(1).max(1)
-        whole_label = teacher.decode(whole, whole, batch.whole).argmax(1)
+    with torch.inference_mode():
+        with loop.autocast():
+            features, whole = teacher.encode(batch.patches, batch.whole)
+            under = sample_global(whole, batch.low, batch.high, features.shape[2:])
+            views = (features, under, batch.patches), (whole, whole, batch.whole)
+            maps = [teacher.to_blend(*view) for view in views]
+        logits, whole_logits = (teacher.blended_logits(each.float()) for each in maps)  # no ties, as in bf16
+        probability, label = logits.softmax(1).max(1)
+        whole_label = whole_logits.argmax(1)
     label, whole_label = label.clone(), whole_label.clone()  # out of inference mode, for autograd to keep
     inside = batch.inside()
     eta = _eta(probability[inside], label[inside], teacher.classes, confidence)

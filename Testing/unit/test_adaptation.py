@@ -17,7 +17,7 @@ from MAPSegLib.quality import Assessment, Transformation, better, needed_gain
 from MAPSegLib.training import adaptation, contrast, terms
 from MAPSegLib.training.adaptation import adapt
 from MAPSegLib.training.loop import Loop
-from MAPSegLib.training.terms import target_losses, with_curve
+from MAPSegLib.training.terms import pseudo_label, target_losses, with_curve
 from MAPSegLib.training.views import show
 from MAPSegLib.volumes import Volume
 
@@ -222,6 +222,19 @@ def test_eta_is_the_share_of_voxels_the_teacher_is_sure_of():
     assert set(eta["per_class"]) == set(label.unique().tolist())
     for c, share in eta["per_class"].items():
         assert share == pytest.approx(float(sure[label == c].float().mean()), abs=2e-3)
+
+
+def test_the_teacher_chooses_no_label_by_the_order_of_classes():
+    """As it would where logits that bf16 has rounded are equal."""
+    own = options(precision="bf16", patches=3)
+    loop = Loop(tiny_model(), own, ema_decay=0.9)
+    batch = cut_patches(torch.rand(24, 24, 24) * 0.9 + 0.05, 3, 16, 16, loop.generator)
+    with torch.inference_mode(), loop.autocast():
+        rounded = loop.ema(batch.patches, batch.whole, batch.low, batch.high)
+    tied = rounded.topk(2, 1).values.diff(dim=1)[:, 0] == 0
+    found = pseudo_label(loop, batch, 0.9)[0].target
+    assert (found[tied] != rounded.argmax(1)[tied]).any()
+    assert (found == rounded.argmax(1)).float().mean() > 0.95
 
 
 # --- the best step, the gate, the end -------------------------------------------------------------------------------

@@ -102,7 +102,7 @@ def one_step(preset, monkeypatch):
     loop = Loop(model, own, ema_decay(own, 0))
     with torch.no_grad():
         if preset == "plus":
-            loop.model.curve.values.copy_(torch.tensor([0.9, 0.7, 0.4, 0.3, 0.1]))
+            loop.model.curve.values.copy_(torch.tensor([0.9, 0.7, 0.4, 0.3, -0.1]))
         for parameter in loop.ema.parameters():  # a teacher of its own
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=loop.generator))
     drawn = Blobs()
@@ -123,10 +123,11 @@ def one_step(preset, monkeypatch):
         Literal(student, source, source.patches, source.whole),
         Literal(student, source, *hidden(source, replay)),
     ]
-    if preset == "plus":  # through the curve, then in another contrast
-        curve = loop.model.curve
-        seen = replace(target, patches=curve(target.patches), whole=curve(target.whole))
-        seen = terms.recoloured(seen, replay)
+    if preset == "plus":  # through the curve, where black is no outside, then in another contrast
+        patches, whole = (
+            torch.where(x > 0, loop.model.curve(x).clamp(min=1e-3), 0) for x in (target.patches, target.whole)
+        )
+        seen = terms.recoloured(replace(target, patches=patches, whole=whole), replay)
     views += [
         Literal(student, target, seen.patches, seen.whole),
         Literal(student, target, *hidden(seen, replay)),
@@ -227,7 +228,7 @@ def test_intensities_that_are_worn_are_those_that_the_encoder_sees(monkeypatch):
 def test_without_knots_the_curve_of_an_adapted_model_stays_and_the_source_passes_by(tmp_path):
     curved = with_curve(tiny_model(), 4)
     with torch.no_grad():
-        curved.curve.values.copy_(torch.tensor([0.9, 0.7, 0.4, 0.3, 0.1]))
+        curved.curve.values.copy_(torch.tensor([0.9, 0.7, 0.4, 0.3, -0.1]))
     seen = []
     curved.curve.register_forward_hook(lambda module, given, result: seen.append(given[0]))
     own = options(preset="paper", warmup=0)

@@ -199,7 +199,7 @@ def test_a_step_that_did_not_fit_is_not_held_by_its_error():
 
 
 def test_scans_that_failed_are_not_held(tmp_path):
-    begun = SimpleNamespace(done=[], mark={}, earlier={tmp_path})
+    begun = SimpleNamespace(done=[], mark={}, earlier={tmp_path}, asked=frozenset(), changed=frozenset())
     findings = Findings(SimpleNamespace(task="adapt"), SimpleNamespace(), SimpleNamespace(), ignore, begun)
     kept = []
 
@@ -287,15 +287,20 @@ def test_a_device_that_computes_otherwise_than_the_cpu_is_left_out(monkeypatch, 
     assert ("other results than the CPU" in caplog.text) is wrong
 
 
-def test_a_callers_settings_are_kept():
-    threads, state = torch.get_num_threads(), torch.get_rng_state()
-    before = torch.backends.cudnn.allow_tf32
+@pytest.mark.parametrize("everywhere", ["none", "ieee"])
+def test_a_callers_settings_are_kept(everywhere, monkeypatch):
+    """Those of all of PyTorch, too, with which its older switch of TF32 cannot be read any more."""
+    monkeypatch.setattr(torch.backends, "fp32_precision", everywhere)
+    cudnn = torch.backends.cudnn
+    threads, state, before = torch.get_num_threads(), torch.get_rng_state(), cudnn.conv.fp32_precision
     with settings_kept():
         prepare_process(threads + 1)
-        precision_context(torch.device("cpu"), "fp32" if before else "auto")
+        for precision, expected in (("fp32", "ieee"), ("auto", "tf32")):
+            precision_context(torch.device("cpu"), precision)
+            assert cudnn.conv.fp32_precision == cudnn.rnn.fp32_precision == expected
         torch.manual_seed(7)
-        assert torch.get_num_threads() == threads + 1 and torch.backends.cudnn.allow_tf32 != before
-    assert torch.get_num_threads() == threads and torch.backends.cudnn.allow_tf32 == before
+        assert torch.get_num_threads() == threads + 1
+    assert torch.get_num_threads() == threads and cudnn.conv.fp32_precision == before
     assert torch.equal(torch.get_rng_state(), state)
 
 

@@ -231,6 +231,21 @@ def test_the_mean_of_what_is_blended_makes_the_mean_of_logits(labels):
     torch.testing.assert_close(mean, logits.mean(0, keepdim=True), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "labels", [PAIRED, SIDES], ids=["channels as classes", "fewer channels than classes"]
+)
+def test_logits_that_labels_are_chosen_by_are_not_rounded_to_bf16(labels):
+    """Rounded, some would be equal, and labels would be chosen by their order."""
+    model = tiny_model(labels)
+    local, under, patches = random(2, 4, 4, 4, 4), random(2, 4, 4, 4, 4), random(2, 1, 16, 16, 16)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        maps, rounded = model.to_blend(local, under, patches), model.decode(local, under, patches)
+    with torch.no_grad():
+        logits = model.blended_logits(maps.float())
+    first, second = (each.topk(2, 1).values.diff(dim=1) == 0 for each in (logits, rounded))
+    assert second.any() and not first.any()
+
+
 def test_the_mix_is_no_weight_and_makes_no_entry_in_a_model_file():
     assert not any("mix" in name for name in tiny_model().state_dict())
 
@@ -257,6 +272,19 @@ def test_a_curve_can_be_learnt():
     curve, x = IntensityCurve(4), random(1000)
     (curve(x) * x).sum().backward()
     assert (curve.values.grad > 0).all()
+
+
+def test_several_threads_learn_the_same_curve():
+    """A resumed training would not be the same otherwise."""
+    x, threads = random(2, 1, 64, 64, 64), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        curves = [IntensityCurve(16) for _ in range(4)]
+        for curve in curves:
+            (curve(x) * x).sum().backward()
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(curve.values.grad, curves[0].values.grad) for curve in curves)
 
 
 def test_a_model_with_a_curve_starts_as_the_model_without():

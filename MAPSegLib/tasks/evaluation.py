@@ -52,7 +52,6 @@ def evaluate(job: EvaluateJob, report: Report) -> dict[str, Any]:
     errors: list[MAPSegError] = []
 
     def tell(error: InputError, prediction: Path) -> None:
-        errors.append(error)
         failed.append({**error.record(), "scan": str(prediction)})
         report("error", **failed[-1])
 
@@ -66,6 +65,7 @@ def evaluate(job: EvaluateJob, report: Report) -> dict[str, Any]:
                 scores = evaluate_pair(read_in_full(read_labels, prediction), expected, names, job.mapping)
                 rows += [{"scan": prediction.name, **score} for score in scores]
             except InputError as error:
+                errors.append(error)
                 tell(error, prediction)
         if not rows:
             errors.append(InputError(f"{job.reference} holds no structures to score.", advice))

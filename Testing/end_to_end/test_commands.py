@@ -161,6 +161,9 @@ def test_what_one_model_of_an_adaptation_found_is_scored_in_a_folder_of_its_own(
     scores = json.loads((tmp_path / "b" / "metrics.json").read_text(encoding="utf-8"))
     assert {row["scan"] for row in scores["scans"]} == {"case0_seg.nii.gz"}
     assert [Path(failure["scan"]).name for failure in scores["failed"]] == ["other_seg.nii.gz"]
+    (adapted / "case0_seg.nii.gz").write_text("no label map")
+    told = refused("evaluate", adapted, data / "labels", "-o", tmp_path / "c")
+    assert "case0_seg.nii.gz is not gzip-compressed" in told.rpartition("Error: ")[2]  # why nothing is scored
 
 
 def test_progress_goes_to_a_file_a_line_at_a_time(model, data, tmp_path, monkeypatch):

@@ -75,7 +75,8 @@ def begin(
     if not (left.continued or job.overwrite or outputs.single):
         _refuse_others(reports[0], maps, rest)
     mine = left.half.union(reports if left.continued else ())
-    refuse_existing([path for path in [*maps, *reports, *model] if path not in mine], job.overwrite)
+    new = [path for path in [*maps, *reports, *model] if path not in mine]
+    refuse_existing(new, job.overwrite, left.whose)
     found = _told_before(outputs, scans) if job.overwrite else left.half
     earlier = frozenset(found.difference(_among(found, [*scans, *files])))
     known = [path for scan in rest for path in outputs.every(scan)] + [outputs.beside(ADAPTED_MODEL)]
@@ -120,6 +121,8 @@ class _Left(NamedTuple):
     failed: Sequence[dict[str, Any]] = ()
     half: frozenset[Path] = frozenset()
     """What that job was writing as it was killed: it began where nothing had these names."""
+    whose: str = ""
+    """Of another job that might be taken for the same: what it differs in."""
 
 
 def _left_by_the_same(outputs: ScanOutputs, mark: dict[str, Any], scans: Sequence[Path]) -> _Left:
@@ -139,7 +142,21 @@ def _left_by_the_same(outputs: ScanOutputs, mark: dict[str, Any], scans: Sequenc
             told = {Path(file).name for file in written_maps(report["scans"])}
             half = frozenset(outputs.folder / name for name in then.get("files", ()) if name not in told)
             return _Left(True, done, changed, same, report.get("failed", ()), half)
+        if then["job"] != mark["job"]:
+            return _Left(whose=_differences(then["job"], mark["job"]))
     return _Left()
+
+
+def _differences(then: dict[str, Any], now: dict[str, Any]) -> str:
+    """What another job had otherwise (:func:`.resume.fingerprint`), for a message."""
+    version, current = (job["settings"]["version"] for job in (then, now))
+    differing = {
+        f"another version of MAPSeg ({version})": version != current,
+        "other settings": {**then["settings"], "version": current} != now["settings"],
+        "other options": then["options"] != now["options"],
+        "another model file": then["files"] != now["files"],
+    }
+    return f", by a job with {' and '.join(name for name, differs in differing.items() if differs)}"
 
 
 def _are_there(entry: dict[str, Any], outputs: ScanOutputs) -> bool:

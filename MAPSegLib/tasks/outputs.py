@@ -102,13 +102,18 @@ def refuse_embedded(path: Path) -> None:
         raise InputError(f"{path.stem} is the name of an embedded model.", "Choose another name.")
 
 
-def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
-    """Raise InputError if a result is there already and may not be replaced."""
+def refuse_existing(paths: Iterable[Path], overwrite: bool, whose: str = "") -> None:
+    """Raise InputError if a result is there already and may not be replaced.
+
+    Args:
+        whose: what is known of them, after ``already there``.
+    """
     there = [path for path in paths if os.path.exists(path)]
     if there and not overwrite:
         what = f"and {len(there) - 1} more are" if len(there) > 1 else "is"
         raise InputError(
-            f"{there[0]} {what} already there.", "Choose another output, or allow overwriting (--overwrite)."
+            f"{there[0]} {what} already there{whose}.",
+            "Choose another output, or allow overwriting (--overwrite).",
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from MAPSegLib import api
+from MAPSegLib import __version__, api
 from MAPSegLib.errors import Cancelled, InputError
 
 from .calls import CPU, files, labels_of, mapseg, refused
@@ -49,7 +49,15 @@ def test_the_same_command_continues_a_job_of_many_scans(changed, model, data, tm
         assert failure["message"] == f"{scans / 'case0.nii.gz'} has changed since it was segmented."
         return
     if changed == "options":
-        assert "already there" in refused("segment", model, scans, "-o", out, *CPU, "--overlap", 0.2)
+        told = refused("segment", model, scans, "-o", out, *CPU, "--overlap", 0.2)
+        assert "already there, by a job with other options." in told
+        told = refused("segment", "brain-t1", scans, "-o", out, *CPU, "--uncertainty")
+        assert "already there, by a job with other settings and another model file." in told
+        report = (out / "report.json").read_text(encoding="utf-8")
+        report = report.replace(f'"version": "{__version__}"', '"version": "0.0.1"')
+        (out / "report.json").write_text(report, encoding="utf-8")
+        told = refused("segment", model, scans, "-o", out, *CPU)
+        assert "already there, by a job with another version of MAPSeg (0.0.1)." in told
         return
     if changed == "result":
         (out / "case1_seg.nii.gz").unlink()
@@ -152,7 +160,7 @@ def test_a_job_that_is_through_keeps_its_results(changed, model, data, tmp_path)
         why = (
             "has changed since it was segmented. To have that done again, remove"
             if changed == "scan"
-            else "already there"
+            else "already there, by a job with other options."
         )
         assert "case0_seg.nii.gz" in told and why in told
         assert (out / "case0_seg.nii.gz").stat().st_mtime_ns == written

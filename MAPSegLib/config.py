@@ -61,21 +61,26 @@ class Options(BaseModel):
 class Architecture(Options):
     """Sizes of the encoder and the segmentation head (section 3). The defaults are the paper's."""
 
-    width: int = Field(512, ge=4, le=1024, description="channels of the encoder")
-    depth: int = Field(8, ge=1, le=16, description="residual blocks of the encoder")
-    head_width: int = Field(512, ge=4, le=1024, description="channels of the ASPP head")
-    up_channels: int = Field(64, ge=4, le=256, description="channels at full resolution")
+    width: int = Field(default=512, ge=4, le=1024, description="channels of the encoder")
+    depth: int = Field(default=8, ge=1, le=16, description="residual blocks of the encoder")
+    head_width: int = Field(default=512, ge=4, le=1024, description="channels of the ASPP head")
+    up_channels: int = Field(default=64, ge=4, le=256, description="channels at full resolution")
     detail: int = Field(
-        0, ge=0, le=64, description="channels at full resolution taken from the patch itself; 0: as published"
+        default=0,
+        ge=0,
+        le=64,
+        description="channels at full resolution taken from the patch itself; 0: as published",
     )
-    dilations: tuple[int, int, int] = Field((4, 8, 16), description="of the ASPP branches, in feature cells")
-    dropout: float = Field(0.1, ge=0, lt=1)
+    dilations: tuple[int, int, int] = Field(
+        default=(4, 8, 16), description="of the ASPP branches, in feature cells"
+    )
+    dropout: float = Field(default=0.1, ge=0, lt=1)
     curve_knots: int = Field(
-        0, ge=0, le=64, description="pieces of the intensity curve before the encoder; 0: none"
+        default=0, ge=0, le=64, description="pieces of the intensity curve before the encoder; 0: none"
     )
-    patch: int = Field(96, ge=16, le=256, multiple_of=8, description="edge of a local patch, voxels")
+    patch: int = Field(default=96, ge=16, le=256, multiple_of=8, description="edge of a local patch, voxels")
     global_size: int = Field(
-        96, ge=16, le=256, multiple_of=8, description="edge of the resized whole scan, voxels"
+        default=96, ge=16, le=256, multiple_of=8, description="edge of the resized whole scan, voxels"
     )
 
     @model_validator(mode="after")
@@ -111,11 +116,13 @@ ARCHITECTURES: dict[str, Architecture] = {
 class Preprocessing(Options):
     """From a scan to the network's input: canonical RAS, working spacing, foreground box, intensities."""
 
-    spacing: tuple[float, float, float] = Field((1.0, 1.0, 1.0), description="working grid, mm")
+    spacing: tuple[float, float, float] = Field(default=(1.0, 1.0, 1.0), description="working grid, mm")
     modality: Literal["mr", "ct"] = "mr"
-    percentile: float = Field(99.5, gt=50, le=100, description="MR: foreground percentile that becomes 1")
+    percentile: float = Field(
+        default=99.5, gt=50, le=100, description="MR: foreground percentile that becomes 1"
+    )
     window: tuple[float, float] = Field(
-        (-200.0, 300.0), description="CT: Hounsfield units that become 0 and 1"
+        default=(-200.0, 300.0), description="CT: Hounsfield units that become 0 and 1"
     )
 
     @model_validator(mode="after")
@@ -138,8 +145,10 @@ class Label(Options):
     value: int = Field(ge=1, le=65535)
     name: str
     color: tuple[int, int, int] = (128, 128, 128)
-    mirror: int | None = Field(None, description="value of the same structure on the other side of the body")
-    terminology: str | None = Field(None, description="SNOMED CT code, scheme^code^meaning")
+    mirror: int | None = Field(
+        default=None, description="value of the same structure on the other side of the body"
+    )
+    terminology: str | None = Field(default=None, description="SNOMED CT code, scheme^code^meaning")
 
     @property
     def sideless(self) -> str:
@@ -152,7 +161,9 @@ class Compute(Options):
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    threads: Threads | None = Field(None, description="CPU threads; as many as PyTorch takes when absent")
+    threads: Threads | None = Field(
+        default=None, description="CPU threads; as many as PyTorch takes when absent"
+    )
 
     def for_inference(self) -> InferenceOptions:
         """The options of a segmentation on the same device."""
@@ -162,11 +173,13 @@ class Compute(Options):
 class InferenceOptions(Compute):
     """How a scan is segmented."""
 
-    overlap: float = Field(0.5, ge=0, le=0.9, description="share of a window that its neighbour repeats")
-    mirror: bool = Field(
-        True, description="average with the mirrored scan's result, where anatomy has two sides"
+    overlap: float = Field(
+        default=0.5, ge=0, le=0.9, description="share of a window that its neighbour repeats"
     )
-    batch: int = Field(4, ge=1, le=64, description="windows at once")
+    mirror: bool = Field(
+        default=True, description="average with the mirrored scan's result, where anatomy has two sides"
+    )
+    batch: int = Field(default=4, ge=1, le=64, description="windows at once")
 
 
 Accumulate = Annotated[
@@ -181,101 +194,128 @@ EmaDecay = Annotated[
 class TrainingOptions(Compute):
     """Supervised training on the source (section 3.4's warm-up; losses of sections 3.2 and 3.3)."""
 
-    steps: int = Field(5000, ge=1)
-    patches: int = Field(4, ge=1, le=64, description="local patches a micro-batch, of one scan")
+    steps: int = Field(default=5000, ge=1)
+    patches: int = Field(default=4, ge=1, le=64, description="local patches a micro-batch, of one scan")
     accumulate: Accumulate = 1
-    masked_share: float = Field(0.5, ge=0, le=1, description="share of the patches whose cubes are masked")
-    mask_ratio: float = Field(0.7, gt=0, lt=1, description="share of a masked patch's cubes set to zero")
-    mask_cube: int = Field(8, ge=1, description="edge of a masked cube in the local patch, voxels")
-    global_weight: float = Field(0.05, ge=0, description="gamma: weight of the whole-scan segmentation term")
-    cosine_weight: float = Field(0.025, ge=0, description="delta: weight of the local-global cosine term")
-    learning_rate: float = Field(1e-4, gt=0, lt=1)
-    muon_rate: float = Field(
-        0.0, ge=0, lt=1, description="learning rate of Muon for the large convolutions; 0: AdamW for all"
+    masked_share: float = Field(
+        default=0.5, ge=0, le=1, description="share of the patches whose cubes are masked"
     )
-    weight_decay: float = Field(0.01, ge=0)
-    warmup: int = Field(100, ge=0, description="steps of linear learning-rate warm-up")
-    foreground_share: float = Field(0.5, ge=0, le=1, description="patches centred on a labelled structure")
+    mask_ratio: float = Field(
+        default=0.7, gt=0, lt=1, description="share of a masked patch's cubes set to zero"
+    )
+    mask_cube: int = Field(default=8, ge=1, description="edge of a masked cube in the local patch, voxels")
+    global_weight: float = Field(
+        default=0.05, ge=0, description="gamma: weight of the whole-scan segmentation term"
+    )
+    cosine_weight: float = Field(
+        default=0.025, ge=0, description="delta: weight of the local-global cosine term"
+    )
+    learning_rate: float = Field(default=1e-4, gt=0, lt=1)
+    muon_rate: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="learning rate of Muon for the large convolutions; 0: AdamW for all",
+    )
+    weight_decay: float = Field(default=0.01, ge=0)
+    warmup: int = Field(default=100, ge=0, description="steps of linear learning-rate warm-up")
+    foreground_share: float = Field(
+        default=0.5, ge=0, le=1, description="patches centred on a labelled structure"
+    )
     balance: float = Field(
-        0.0, ge=0, le=1, description="class balance of cross-entropy; fades out by 60 % of steps"
+        default=0.0, ge=0, le=1, description="class balance of cross-entropy; fades out by 60 % of steps"
     )
     augmentation: Literal["standard", "strong"] = Field(
-        "standard",
+        default="standard",
         description="strong: other contrasts and blurs as well, so that shapes count, not intensities",
     )
-    reuse: int = Field(1, ge=1, le=16, description="steps on each drawn scan")
-    ema_half_life: int = Field(200, ge=1, description="half-life of the averaged weights, steps")
-    validate_every: int = Field(250, ge=1, description="steps between validations")
+    reuse: int = Field(default=1, ge=1, le=16, description="steps on each drawn scan")
+    ema_half_life: int = Field(default=200, ge=1, description="half-life of the averaged weights, steps")
+    validate_every: int = Field(default=250, ge=1, description="steps between validations")
     patience: int = Field(
-        0, ge=0, description="validations without a gain before an early stop; 0 never stops"
+        default=0, ge=0, description="validations without a gain before an early stop; 0 never stops"
     )
-    checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints")
-    seed: int = Field(0, ge=0, lt=2**63)
+    checkpoint_every: int = Field(default=100, ge=1, description="steps between checkpoints")
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
 
 class PretrainingStep(Compute):
     """What a step of masked multi-scale autoencoding reads (section 3.1)."""
 
     scans: int = Field(
-        4, ge=1, le=64, description="scans a micro-batch: the whole of each, and a local patch"
+        default=4, ge=1, le=64, description="scans a micro-batch: the whole of each, and a local patch"
     )
     accumulate: Accumulate = 1
-    mask_ratio: float = Field(0.7, gt=0, lt=1, description="share of the cubes set to zero")
+    mask_ratio: float = Field(default=0.7, gt=0, lt=1, description="share of the cubes set to zero")
     mask_cube: int = Field(
-        8, ge=1, description="edge of a masked cube in the local patch, voxels; half of it in the whole"
+        default=8,
+        ge=1,
+        description="edge of a masked cube in the local patch, voxels; half of it in the whole",
     )
-    learning_rate: float = Field(2e-4, gt=0, lt=1)
-    weight_decay: float = Field(0.05, ge=0)
-    seed: int = Field(0, ge=0, lt=2**63)
+    learning_rate: float = Field(default=2e-4, gt=0, lt=1)
+    weight_decay: float = Field(default=0.05, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
 
 class PretrainingOptions(PretrainingStep):
     """Masked multi-scale autoencoding (section 3.1); the defaults are the paper's 300 epochs of 2,000 samples."""
 
-    steps: int = Field(150_000, ge=1)
-    warmup: int = Field(500, ge=0, description="steps of linear learning-rate warm-up")
-    reuse: int = Field(1, ge=1, le=16, description="steps on each drawn set of scans")
-    picture_every: int = Field(1000, ge=0, description="steps between pictures; 0 makes none")
-    checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints")
+    steps: int = Field(default=150_000, ge=1)
+    warmup: int = Field(default=500, ge=0, description="steps of linear learning-rate warm-up")
+    reuse: int = Field(default=1, ge=1, le=16, description="steps on each drawn set of scans")
+    picture_every: int = Field(default=1000, ge=0, description="steps between pictures; 0 makes none")
+    checkpoint_every: int = Field(default=100, ge=1, description="steps between checkpoints")
 
 
 class StepOptions(Compute):
     """What a step of any adaptation reads: its views, its loss, its optimiser and its teacher."""
 
-    patches: int = Field(1, ge=1, le=32, description="local patches a micro-batch, of each domain")
+    patches: int = Field(default=1, ge=1, le=32, description="local patches a micro-batch, of each domain")
     accumulate: Accumulate = 1
-    mask_ratio: float = Field(0.7, gt=0, lt=1, description="share of a masked patch's cubes set to zero")
-    mask_cube: int = Field(8, ge=1, description="edge of a masked cube in the local patch, voxels")
-    global_weight: float = Field(0.05, ge=0, description="gamma: weight of the whole-scan segmentation term")
-    cosine_weight: float = Field(0.025, ge=0, description="delta: weight of the local-global cosine term")
-    learning_rate: float = Field(1e-3, gt=0, lt=1)
-    weight_decay: float = Field(0.01, ge=0)
+    mask_ratio: float = Field(
+        default=0.7, gt=0, lt=1, description="share of a masked patch's cubes set to zero"
+    )
+    mask_cube: int = Field(default=8, ge=1, description="edge of a masked cube in the local patch, voxels")
+    global_weight: float = Field(
+        default=0.05, ge=0, description="gamma: weight of the whole-scan segmentation term"
+    )
+    cosine_weight: float = Field(
+        default=0.025, ge=0, description="delta: weight of the local-global cosine term"
+    )
+    learning_rate: float = Field(default=1e-3, gt=0, lt=1)
+    weight_decay: float = Field(default=0.01, ge=0)
     ema_decay: EmaDecay = 0.9
-    confidence: float = Field(0.9, gt=0, lt=1, description="tau of eta, the quality of a pseudo-label")
-    seed: int = Field(0, ge=0, lt=2**63)
+    confidence: float = Field(
+        default=0.9, gt=0, lt=1, description="tau of eta, the quality of a pseudo-label"
+    )
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
 
 class AdaptationBase(StepOptions):
     """What every adaptation to unlabelled target scans can be told."""
 
-    steps: int = Field(150, ge=1, description="at most this many steps")
-    minutes: float = Field(2.5, gt=0, description="at most this long, per scan; segmenting comes after")
-    check_every: int = Field(10, ge=1, description="steps between label-free checks")
-    preview_seconds: float = Field(20.0, ge=0, description="seconds between previews; 0 makes none")
-    patience: int = Field(5, ge=1, description="checks without a gain before an early stop")
+    steps: int = Field(default=150, ge=1, description="at most this many steps")
+    minutes: float = Field(
+        default=2.5, gt=0, description="at most this long, per scan; segmenting comes after"
+    )
+    check_every: int = Field(default=10, ge=1, description="steps between label-free checks")
+    preview_seconds: float = Field(default=20.0, ge=0, description="seconds between previews; 0 makes none")
+    patience: int = Field(default=5, ge=1, description="checks without a gain before an early stop")
     curve_knots: int = Field(
-        16,
+        default=16,
         ge=0,
         le=64,
         description="pieces of the learnt intensity curve; 0 learns none, and nor do the presets paper and v2",
     )
-    curve_rate: float = Field(5e-3, gt=0, lt=1, description="learning rate of the intensity curve")
-    search: bool = Field(True, description="look for an intensity curve to start from; needs curve_knots")
+    curve_rate: float = Field(default=5e-3, gt=0, lt=1, description="learning rate of the intensity curve")
+    search: bool = Field(
+        default=True, description="look for an intensity curve to start from; needs curve_knots"
+    )
     gate: bool = Field(
-        True, description="keep the source-only result where adaptation is not better supported"
+        default=True, description="keep the source-only result where adaptation is not better supported"
     )
     gate_margin: float = Field(
-        0.03,
+        default=0.03,
         ge=0,
         description="gain in the label-free score that a curve and a scan must show; none where five scans or more "
         "gain together",
@@ -285,24 +325,26 @@ class AdaptationBase(StepOptions):
 class AdaptationOptions(AdaptationBase):
     """Test-time (source-free) adaptation: target terms only (section 3.6)."""
 
-    plain_weight: float = Field(0.5, ge=0, description="beta: weight of the unmasked student's term")
+    plain_weight: float = Field(default=0.5, ge=0, description="beta: weight of the unmasked student's term")
 
 
 class CentralisedOptions(AdaptationBase):
     """Adaptation with labelled source data at hand (section 3.4). The defaults are the paper's where it has any."""
 
     preset: Literal["paper", "v2", "plus"] = Field(
-        "paper", description="which terms with which weights, and how scans are changed: see RECIPES"
+        default="paper", description="which terms with which weights, and how scans are changed: see RECIPES"
     )
     warmup: int = Field(
-        1000, ge=0, description="the first steps, on the source alone; 0 if the model knows it well"
+        default=1000, ge=0, description="the first steps, on the source alone; 0 if the model knows it well"
     )
-    steps: int = Field(5000, ge=1, description="at most this many steps, the warm-up included")
-    minutes: float = Field(120.0, gt=0, description="at most this long, per scan; segmenting comes after")
-    learning_rate: float = Field(1e-4, gt=0, lt=1)
+    steps: int = Field(default=5000, ge=1, description="at most this many steps, the warm-up included")
+    minutes: float = Field(
+        default=120.0, gt=0, description="at most this long, per scan; segmenting comes after"
+    )
+    learning_rate: float = Field(default=1e-4, gt=0, lt=1)
     ema_decay: EmaDecay = "small"
-    check_every: int = Field(100, ge=1, description="steps between label-free checks")
-    patience: int = Field(10, ge=1, description="checks without a gain before an early stop")
+    check_every: int = Field(default=100, ge=1, description="steps between label-free checks")
+    patience: int = Field(default=10, ge=1, description="checks without a gain before an early stop")
 
     @model_validator(mode="after")
     def _check(self) -> CentralisedOptions:

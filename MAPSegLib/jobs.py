@@ -69,9 +69,11 @@ class SegmentJob(Options):
     model: str = Field(description="name or file of a model")
     scans: Scans
     output: GivenPath = Field(description="folder, or for one scan the label map's file name")
-    uncertainty: bool = Field(False, description="write maps of one minus the probability of the label given")
+    uncertainty: bool = Field(
+        default=False, description="write maps of one minus the probability of the label given"
+    )
     probabilities: bool = Field(
-        False, description="write maps of the probability of every structure, 0 to 255"
+        default=False, description="write maps of the probability of every structure, 0 to 255"
     )
     overwrite: bool = False
     options: InferenceOptions = InferenceOptions()
@@ -92,17 +94,17 @@ class AdaptJob(Options):
     scans: Scans
     output: GivenPath = Field(description="folder, or for one scan the label map's file name")
     uncertainty: bool = False
-    save_model: bool = Field(False, description="keep the adapted model as adapted_model.safetensors")
+    save_model: bool = Field(default=False, description="keep the adapted model as adapted_model.safetensors")
     overwrite: bool = False
-    source: GivenPath | None = Field(None, description="labelled scans: folder, data set or manifest")
+    source: GivenPath | None = Field(default=None, description="labelled scans: folder, data set or manifest")
     source_labels: GivenPath | None = Field(
-        None, description="folder of their label maps, where the source is a folder of scans alone"
+        default=None, description="folder of their label maps, where the source is a folder of scans alone"
     )
     source_from_labels: GivenPath | None = Field(
-        None, description="instead, folder of label maps to synthesise source images from"
+        default=None, description="instead, folder of label maps to synthesise source images from"
     )
-    source_contrast: Contrast = Field("t1", description="of the synthesised images")
-    options: SerializeAsAny[AdaptationBase] = Field(AdaptationOptions(), validate_default=True)
+    source_contrast: Contrast = Field(default="t1", description="of the synthesised images")
+    options: SerializeAsAny[AdaptationBase] = Field(default=AdaptationOptions(), validate_default=True)
 
     @field_validator("options", mode="before")
     @classmethod
@@ -144,21 +146,26 @@ class TrainJob(Options):
         description="folder for NAME.safetensors and metrics.jsonl, and, meanwhile, a checkpoint"
     )
     name: Name
-    images: GivenPath | None = Field(None, description="labelled scans: folder, data set or manifest")
+    images: GivenPath | None = Field(default=None, description="labelled scans: folder, data set or manifest")
     labels: GivenPath | None = Field(
-        None, description="folder of their label maps, where images is a folder of scans alone"
+        default=None, description="folder of their label maps, where images is a folder of scans alone"
     )
-    from_labels: GivenPath | None = Field(None, description="folder of label maps to synthesise images from")
-    contrast: Contrast = Field("t1", description="of the synthesised images")
+    from_labels: GivenPath | None = Field(
+        default=None, description="folder of label maps to synthesise images from"
+    )
+    contrast: Contrast = Field(default="t1", description="of the synthesised images")
     label_table: str | None = Field(
-        None, description="JSON file of structures, or brain for the built-in one"
+        default=None, description="JSON file of structures, or brain for the built-in one"
     )
-    preset: Preset | None = Field(None, description="architecture; small by default")
+    preset: Preset | None = Field(default=None, description="architecture; small by default")
     init: str | None = Field(
-        None, description="model to start from, whose labels and sizes are kept; or a pretrained encoder"
+        default=None,
+        description="model to start from, whose labels and sizes are kept; or a pretrained encoder",
     )
     preprocessing: Preprocessing | None = None
-    holdout: int = Field(0, ge=0, description="cases kept back to choose the best weights by their Dice")
+    holdout: int = Field(
+        default=0, ge=0, description="cases kept back to choose the best weights by their Dice"
+    )
     description: str = ""
     license: str = ""
     overwrite: bool = False
@@ -185,14 +192,14 @@ class PretrainJob(Options):
     )
     name: Name
     domains: tuple[GivenPath, ...] = Field(
-        (),
+        default=(),
         description="folders of scans or data sets, one a domain, or manifests that state any; drawn equally often",
     )
     from_labels: GivenPath | None = Field(
-        None, description="folder of label maps to synthesise images from: one more domain"
+        default=None, description="folder of label maps to synthesise images from: one more domain"
     )
-    contrast: Contrast = Field("t1", description="of the synthesised images")
-    preset: Preset = Field("small", description="architecture")
+    contrast: Contrast = Field(default="t1", description="of the synthesised images")
+    preset: Preset = Field(default="small", description="architecture")
     preprocessing: Preprocessing = Preprocessing()
     description: str = ""
     license: str = ""
@@ -214,8 +221,12 @@ class EvaluateJob(Options):
     prediction: GivenPath = Field(description="label map, or a folder of them")
     reference: GivenPath = Field(description="label map, folder of them, named alike, data set or manifest")
     output: GivenPath = Field(description="folder for metrics.json and metrics.csv")
-    model: str | None = Field(None, description="whose structures to score; all in the references by default")
-    mapping: dict[LabelValue, LabelValue] | None = Field(None, description="reference value to label value")
+    model: str | None = Field(
+        default=None, description="whose structures to score; all in the references by default"
+    )
+    mapping: dict[LabelValue, LabelValue] | None = Field(
+        default=None, description="reference value to label value"
+    )
     overwrite: bool = False
 
 
@@ -227,7 +238,7 @@ class ManifestJob(Options):
         min_length=1, description="folders of scans, data sets or manifests"
     )
     labels: GivenPath | None = Field(
-        None, description="folder of the label maps, where the only place is a folder of scans alone"
+        default=None, description="folder of the label maps, where the only place is a folder of scans alone"
     )
     output: GivenPath = Field(description="the manifest, a JSON file")
     overwrite: bool = False
@@ -248,9 +259,9 @@ class SynthesiseJob(Options):
     label_maps: GivenPath = Field(description="label map with FreeSurfer codes, or a folder of them")
     output: GivenPath = Field(description="folder for images/ and labels/")
     contrast: Contrast = "t1"
-    count: int = Field(1, ge=1, description="images of each label map")
-    seed: int = Field(0, ge=0, lt=2**63)
-    spacing: float = Field(1.0, ge=0.1, le=20, description="of the images, mm")
+    count: int = Field(default=1, ge=1, description="images of each label map")
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    spacing: float = Field(default=1.0, ge=0.1, le=20, description="of the images, mm")
     overwrite: bool = False
 
 
@@ -260,10 +271,10 @@ class ImportJob(Options):
     task: Literal["import"] = "import"
     checkpoint: GivenPath
     name: Name
-    output: GivenPath | None = Field(None, description="folder; the user's models by default")
+    output: GivenPath | None = Field(default=None, description="folder; the user's models by default")
     label_table: str | None = None
     preprocessing: Preprocessing = Preprocessing()
-    patch: int = Field(96, ge=16, le=256, multiple_of=8, description="edge of a local patch, voxels")
+    patch: int = Field(default=96, ge=16, le=256, multiple_of=8, description="edge of a local patch, voxels")
     license: str = ""
     overwrite: bool = False
 
@@ -283,7 +294,7 @@ class DemoJob(Options):
 
     task: Literal["demo"] = "demo"
     output: GivenPath
-    minutes: float = Field(3.0, gt=0, description="at most this long adapting")
+    minutes: float = Field(default=3.0, gt=0, description="at most this long adapting")
     overwrite: bool = False
 
 

@@ -50,12 +50,12 @@ class ModelCard(Options):
     preprocessing: Preprocessing
     labels: tuple[Label, ...] = ()
     members: tuple[Name, ...] = Field(
-        (), description="of a choice: names of the models, beside it or known by name"
+        default=(), description="of a choice: names of the models, beside it or known by name"
     )
-    provenance: dict[str, Any] = Field({}, description="data, steps, seed, versions")
-    scores: dict[str, Any] = Field({}, description="measured Dice, by test set")
+    provenance: dict[str, Any] = Field(default={}, description="data, steps, seed, versions")
+    scores: dict[str, Any] = Field(default={}, description="measured Dice, by test set")
     priors: dict[str, Any] = Field(
-        {},
+        default={},
         description='of the source: "extents" holds, per label value, [mean, deviation] of log mm along three axes',
     )
     license: str = ""

@@ -38,9 +38,9 @@ class FederatedStep(StepOptions):
     """A step of federated adaptation; see :data:`~MAPSegLib.config.RECIPES` for the preset."""
 
     preset: Literal["paper", "v2", "plus"] = "paper"
-    patches: int = Field(2, ge=1, le=32, description="local patches a step")
+    patches: int = Field(default=2, ge=1, le=32, description="local patches a step")
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.9, description="share of the teacher that a step leaves; what a site sends is its teacher"
+        default=0.9, description="share of the teacher that a step leaves; what a site sends is its teacher"
     )
 
 
@@ -57,9 +57,11 @@ class Member(Options):
     """A site, as the others know it."""
 
     name: SiteName
-    role: Role = Field("target", description="source: has labelled scans; target: has unlabelled ones")
+    role: Role = Field(
+        default="target", description="source: has labelled scans; target: has unlabelled ones"
+    )
     credit: str | None = Field(
-        None, description="how the model card names the site, where it agrees to be named there"
+        default=None, description="how the model card names the site, where it agrees to be named there"
     )
 
 
@@ -67,27 +69,33 @@ class ServerAddress(Options):
     """Where the sites find the server."""
 
     host: str = Field(min_length=1, description="name or address that every site reaches the server under")
-    port: int = Field(8002, ge=1, le=65535)
-    valid_days: int = Field(360, ge=1, le=360, description="how long the certificates hold")
+    port: int = Field(default=8002, ge=1, le=65535)
+    valid_days: int = Field(default=360, ge=1, le=360, description="how long the certificates hold")
 
 
 class PercentileFilter(Options):
     """Send only the largest differences: FLARE's PercentilePrivacy."""
 
-    percentile: float = Field(10, ge=0, le=100, description="differences below this percentile become 0")
-    gamma: float = Field(0.01, gt=0, description="the others are clipped to this size")
+    percentile: float = Field(
+        default=10, ge=0, le=100, description="differences below this percentile become 0"
+    )
+    gamma: float = Field(default=0.01, gt=0, description="the others are clipped to this size")
 
 
 class NoiseFilter(Options):
     """Send a noisy share of the differences: FLARE's SVTPrivacy (sparse vector technique)."""
 
     fraction: float = Field(
-        0.1, gt=0, le=1, description="share of the differences to draw; some are drawn twice"
+        default=0.1, gt=0, le=1, description="share of the differences to draw; some are drawn twice"
     )
-    epsilon: float = Field(0.1, gt=0, description="privacy budget of their choice; smaller is noisier")
-    noise_var: float = Field(0.1, gt=0, description="privacy budget of each value sent; smaller is noisier")
-    gamma: float = Field(1e-5, gt=0, description="differences are clipped to this size first")
-    tau: float = Field(1e-6, gt=0, description="size that a difference must have to be chosen")
+    epsilon: float = Field(
+        default=0.1, gt=0, description="privacy budget of their choice; smaller is noisier"
+    )
+    noise_var: float = Field(
+        default=0.1, gt=0, description="privacy budget of each value sent; smaller is noisier"
+    )
+    gamma: float = Field(default=1e-5, gt=0, description="differences are clipped to this size first")
+    tau: float = Field(default=1e-6, gt=0, description="size that a difference must have to be chosen")
 
 
 class PrivacyOptions(Options):
@@ -107,20 +115,22 @@ class Plan(Options):
 
     name: Name = Field(description="of the model that comes out")
     task: Literal["adapt", "pretrain"] = Field(
-        "adapt", description="pretrain: masked autoencoding on every site's scans, whatever its role"
+        default="adapt", description="pretrain: masked autoencoding on every site's scans, whatever its role"
     )
-    model: str | None = Field(None, description="to adapt: name or file of the model to start from")
-    preset: Preset = Field("small", description="to pretrain: architecture")
-    preprocessing: Preprocessing = Field(Preprocessing(), description="to pretrain: of the scans")
+    model: str | None = Field(default=None, description="to adapt: name or file of the model to start from")
+    preset: Preset = Field(default="small", description="to pretrain: architecture")
+    preprocessing: Preprocessing = Field(default=Preprocessing(), description="to pretrain: of the scans")
     sites: tuple[Member, ...] = Field(min_length=1)
-    rounds: int = Field(20, ge=1)
-    steps: int = Field(20, ge=1, description="of training at a site, in a round")
-    min_sites: int = Field(1, ge=1, description="a round with fewer answers is repeated")
-    minutes: float = Field(60.0, gt=0, description="a round waits this long for late sites")
-    server: ServerAddress | None = Field(None, description="needed for start kits, not to simulate")
+    rounds: int = Field(default=20, ge=1)
+    steps: int = Field(default=20, ge=1, description="of training at a site, in a round")
+    min_sites: int = Field(default=1, ge=1, description="a round with fewer answers is repeated")
+    minutes: float = Field(default=60.0, gt=0, description="a round waits this long for late sites")
+    server: ServerAddress | None = Field(default=None, description="needed for start kits, not to simulate")
     privacy: PrivacyOptions = PrivacyOptions()
-    license: str = Field("", description="of the resulting weights; goes into the model card")
-    options: SerializeAsAny[StepOptions | PretrainingStep] = Field(FederatedStep(), validate_default=True)
+    license: str = Field(default="", description="of the resulting weights; goes into the model card")
+    options: SerializeAsAny[StepOptions | PretrainingStep] = Field(
+        default=FederatedStep(), validate_default=True
+    )
 
     @field_validator("options", mode="before")
     @classmethod

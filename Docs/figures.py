@@ -44,7 +44,7 @@ FOLDER = Path(__file__).parent / "figures"
 MODEL = "brain-t1"
 PLACE = (0.52, 0.55, 0.45)
 """Centre of the patch that is shown, as shares of the foreground box: the deep nuclei, more of one side."""
-STEPS, MINUTES = 40, 2.5
+STEPS = 40
 INK, FAINT, FRAME, LINE = "#e8ebee", "#9aa3ad", "#ff9d5c", "#6cb2ff"
 VEIL = (38, 50, 64)
 """Colour of hidden cubes, which are zero to the network."""
@@ -95,7 +95,7 @@ def contrast() -> Figure:
     )
     figure, cells = canvas(1, 3)
     with tempfile.TemporaryDirectory(prefix="mapseg-") as folder:
-        run_demo(folder, MINUTES)
+        run_demo(folder)
         for cell, (title, scan, labels) in zip(cells[0], shown, strict=True):
             image, found = (
                 torch.from_numpy(canonical(read(Path(folder) / FILES[name]))[0].copy())

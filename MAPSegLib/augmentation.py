@@ -157,6 +157,11 @@ DARKEST = 1e-3
 """The lowest intensity inside a scan: 0 means outside."""
 
 
+def kept_inside(image: Tensor, changed: Tensor) -> Tensor:
+    """``changed`` inside of the scan that ``image`` shows, never as dark as the outside; 0 elsewhere."""
+    return torch.where(image > 0, changed.clamp(min=DARKEST), 0)
+
+
 @dataclass(frozen=True)
 class Look:
     """Another contrast, and another quality of it, for all that is shown of one scan."""
@@ -185,7 +190,7 @@ class Look:
         """(X, Y, Z) in [0, 1] in the other contrast; 0 stays 0, and nothing else becomes 0."""
         if self.curve is None:
             return image
-        return (image > 0) * apply_curve(self.curve, image).clamp(min=DARKEST)
+        return kept_inside(image, apply_curve(self.curve, image))
 
     def __call__(self, image: Tensor, generator: Generator) -> Tensor:
         """(X, Y, Z) in [0, 1] at full resolution. Outside, what is 0 may be blurred into; nothing inside becomes 0."""

@@ -137,7 +137,9 @@ def settings_kept() -> Iterator[None]:
         torch.set_default_dtype(dtype)
         torch.set_num_threads(threads)
         for part, was in zip(_CUDNN, tf32, strict=True):
-            part.fp32_precision = was
+            part.fp32_precision = "none"  # what holds for all of PyTorch, as it may have been
+            if part.fp32_precision != was:
+                part.fp32_precision = was
 
 
 @cache

@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
@@ -43,13 +43,13 @@ class Case(Options):
     image: GivenPath
     label: GivenPath | None = None
     domain: str | None = None
-    """Where it comes from, in a manifest of several data sets: a training on labels sees all of them equally often."""
+    """Where it comes from, in a manifest of several data sets: all of them are drawn equally often."""
 
 
 class _Manifest(Options):
     cases: tuple[Case, ...]
-    labels: dict[int, str] = {}
-    """Names of values; read where they are needed."""
+    labels: dict[str, Any] = {}
+    """What values are called, in any of the forms of a ``dataset.json``; read where names are needed."""
 
 
 class _Side(BaseModel):

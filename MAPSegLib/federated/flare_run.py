@@ -53,6 +53,7 @@ def run_kit(folder: Path, images: Path | None = None, labels: Path | None = None
             _place_jobs(folder)
             say(f"Server of {kit.project}, port {kit.port}; waiting for sites. Ctrl-C stops it.")
             return _run_flare(folder, "server", [])
+        say(f"{kit.name}: checking the scans.")
         # not before this kit is held: a site that runs already would take other scans for its next job
         count, notes = choose_data(folder, images, labels)
         for line in (f"{kit.name}: {count} scans as {kit.role}.", *notes):

@@ -163,7 +163,10 @@ class Site:
     def _material(self, data: SiteData, report: Report) -> _Material:
         plan, card = self.federation.plan, self.federation.card
         labelled = plan.task == "adapt" and self.member.role == "source"
-        found = find(data, card.labels if labelled else None)
+        try:
+            found = find(data, card.labels if labelled else None)
+        except InputError as error:
+            raise InputError(f"{self.member.name}: {error.message}", error.advice) from error
         files = [file for case in found.cases for file in case if file]
         self.files = stamps_of([*files, *manifest_in(data.images)])
         for note in found.notes:

@@ -16,7 +16,7 @@ def apply_curve(values: Tensor, x: Tensor) -> Tensor:
     place = x.clamp(0, 1) * pieces
     left = place.detach().floor().clamp(max=pieces - 1).long()
     share = place - left
-    # Gathered, not indexed: there the gradients of voxels are summed in any order by several threads.
+    # On a CPU, the gradient of indexing is summed in any order by several threads; that of gathering is not.
     flat, values = left.flatten(), values.to(x.dtype)
     low, high = (values.gather(0, flat + end).view_as(x) for end in (0, 1))
     return torch.where(x > 0, torch.lerp(low, high, share), 0)

@@ -149,14 +149,15 @@ def _left_by_the_same(outputs: ScanOutputs, mark: dict[str, Any], scans: Sequenc
 
 def _differences(then: dict[str, Any], now: dict[str, Any]) -> str:
     """What another job had otherwise (:func:`.resume.fingerprint`), for a message."""
-    version, current = (job["settings"]["version"] for job in (then, now))
-    differing = {
-        f"another version of MAPSeg ({version})": version != current,
-        "other settings": {**then["settings"], "version": current} != now["settings"],
-        "other options": then["options"] != now["options"],
-        "another model file": then["files"] != now["files"],
-    }
-    return f", by a job with {' and '.join(name for name, differs in differing.items() if differs)}"
+    version = then["settings"]["version"]
+    others = [f"another version of MAPSeg ({version})"] if version != now["settings"]["version"] else []
+    pairs = [(then[part], now[part]) for part in ("settings", "options")]
+    names = {name for one, other in pairs for name in one.keys() | other if one.get(name) != other.get(name)}
+    if names := sorted(names - {"version"}):
+        others.append(f"other {', '.join(names)}")
+    if then["files"] != now["files"]:
+        others.append("another model file")
+    return f"by a job with {' and '.join(others)}"
 
 
 def _are_there(entry: dict[str, Any], outputs: ScanOutputs) -> bool:

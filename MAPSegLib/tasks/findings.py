@@ -125,6 +125,7 @@ class Findings:
         rows = [
             {"scan": Path(entry["file"]).name, **structure, "trusted": entry["trusted"]}
             for entry in self.scans
+            if plain(entry["file"]) not in self.begun.changed  # their volumes are not today's
             for structure in entry["structures"]
         ]
         try:

@@ -13,6 +13,9 @@ from ..config import Label, check_path, first_problem
 from ..errors import InputError
 from ..reports import read_json
 
+IGNORE = "ignore"
+"""What nnU-Net calls voxels that nobody labelled."""
+
 
 def read_label_table(name: str | Path) -> tuple[Label, ...]:
     """Structures in class order.
@@ -42,7 +45,7 @@ def read_label_table(name: str | Path) -> tuple[Label, ...]:
             )
         named_first = all(isinstance(value, int) for value in content.values())
         pairs = [(b, a) if named_first else (a, b) for a, b in content.items()]
-        if named_first and "ignore" in content:
+        if named_first and IGNORE in content:
             raise InputError(
                 f"{path.name}: voxels to ignore are not supported.",
                 "Leave `ignore` out; such voxels then count as background.",
@@ -76,7 +79,7 @@ def names_in(data: Path) -> dict[int, str]:
         InputError: it has voxels to ignore.
     """
     names = stated_names(data)
-    if "ignore" in names.values():
+    if IGNORE in names.values():
         raise InputError(
             f"{_about(data)}: voxels to ignore are not supported.",
             "Choose structures by a label table or, to score, by a mapping; such voxels then count as background.",

@@ -13,7 +13,7 @@ from ..jobs import DemoJob, ImportJob, ManifestJob, Report, SynthesiseJob
 from ..manifests import Case, by_name, domain_name, list_cases, list_pairs, write_manifest
 from ..model_files import SUFFIX, user_folder
 from ..volumes import Volume, find_scans, scan_stem, write_volume
-from .label_table import read_label_table, stated_names
+from .label_table import IGNORE, read_label_table, stated_names
 from .outputs import output_folder, refuse_embedded, refuse_existing
 from .reading import track
 
@@ -34,7 +34,7 @@ def manifest(job: ManifestJob, report: Report) -> dict[str, Any]:
     else:
         named = {place: domain_name(place, places) if len(places) > 1 else None for place in places}
         cases = [
-            case.model_copy(update={"domain": case.domain or named[place]})
+            case.model_copy(update={"domain": _domain(case.domain, named[place])})
             for place in places
             for case in list_cases(place)
         ]
@@ -45,17 +45,27 @@ def manifest(job: ManifestJob, report: Report) -> dict[str, Any]:
     return {"files": [str(path)], "failed": []}
 
 
+def _domain(stated: str | None, place: str | None) -> str | None:
+    """Of a case, by what a manifest says of it and by which of several data sets holds it."""
+    return f"{stated} ({place})" if stated and place else stated or place
+
+
 def _names(places: Sequence[Path], report: Report) -> dict[int, str]:
-    """What all data sets that name a value call it; where two differ, that is told."""
+    """What all data sets that name a value call it; where two differ, that is told. What one ignores stays so."""
     found: dict[int, dict[str, Path]] = {}
     for place in places:
         for value, name in stated_names(place).items():
-            found.setdefault(value, {}).setdefault(name, place)
+            if value:
+                found.setdefault(value, {}).setdefault(name, place)
     for value, names in found.items():
         if len(names) > 1:
             told = " and ".join(f"{name} in {domain_name(place, places)}" for name, place in names.items())
             report("log", message=f"The value {value} is called {told}: see whether it means the same.")
-    return {value: next(iter(names)) for value, names in sorted(found.items()) if value and len(names) == 1}
+    return {
+        value: IGNORE if IGNORE in names else next(iter(names))
+        for value, names in sorted(found.items())
+        if len(names) == 1 or IGNORE in names
+    }
 
 
 def synthesise(job: SynthesiseJob, report: Report) -> dict[str, Any]:

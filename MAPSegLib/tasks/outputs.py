@@ -106,13 +106,13 @@ def refuse_existing(paths: Iterable[Path], overwrite: bool, whose: str = "") -> 
     """Raise InputError if a result is there already and may not be replaced.
 
     Args:
-        whose: what is known of them, after ``already there``.
+        whose: what is known of what is there, after a comma.
     """
     there = [path for path in paths if os.path.exists(path)]
     if there and not overwrite:
         what = f"and {len(there) - 1} more are" if len(there) > 1 else "is"
         raise InputError(
-            f"{there[0]} {what} already there{whose}.",
+            f"{there[0]} {what} already there{whose and f', {whose}'}.",
             "Choose another output, or allow overwriting (--overwrite).",
         )
 

@@ -50,10 +50,11 @@ def segment(job: SegmentJob, report: Report) -> dict[str, Any]:
         remove_leftovers(begun.results)
         candidates = load_candidates(path, job.options.device)
         findings = Findings(job, card, outputs, report, begun)
-        if done := len(given) - len(scans):
+        changed = begun.changed & begun.asked
+        if done := len(given) - len(scans) - len(changed):
             report("log", message=f"Scans that have their results: {done}; to do: {len(scans)}.")
         for entry in begun.done:
-            if entry["file"] in begun.changed & begun.asked:
+            if entry["file"] in changed:
                 with findings.isolated(Path(entry["file"])):
                     raise InputError(
                         f"{entry['file']} has changed since it was segmented.",

@@ -174,8 +174,8 @@ class TargetTerms:
         if not self.recipe.strong:
             return domain_losses(loop, batch, weights, options, "target"), eta
         # The teacher labelled the scan as it is. The student sees it as the source would look, then as that might.
-        curve = loop.model.curve
-        batch = replace(batch, patches=_through(curve, batch.patches), whole=_through(curve, batch.whole))
+        patches, whole = (aug.kept_inside(x, loop.model.curve(x)) for x in (batch.patches, batch.whole))
+        batch = replace(batch, patches=patches, whole=whole)
         batch = recoloured(batch, loop.generator)
         with loop.model.uncurved():
             return domain_losses(loop, batch, weights, options, "target"), eta
@@ -212,11 +212,6 @@ class Centralised:
         return terms | more, eta
 
 
-def _through(curve: nn.Module, images: Tensor) -> Tensor:
-    """Images after the curve, in which what it makes black is inside of the scan still."""
-    return torch.where(images > 0, curve(images).clamp(min=aug.DARKEST), 0)
-
-
 @dataclass
 class _Seen:
     """The target's scans as the encoder sees them, through the intensity curve, which the source does not pass."""
@@ -228,7 +223,7 @@ class _Seen:
     def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         image, classes = self.scans.draw(generator)
         with torch.no_grad():
-            return _through(self.curve, image.to(self.device)).cpu(), classes
+            return aug.kept_inside(image, self.curve(image.to(self.device)).cpu()), classes
 
 
 @dataclass
@@ -264,7 +259,9 @@ def pseudo_label(loop: Loop, batch: PatchBatch, confidence: float) -> tuple[Patc
             under = sample_global(whole, batch.low, batch.high, features.shape[2:])
             views = (features, under, batch.patches), (whole, whole, batch.whole)
             maps = [teacher.to_blend(*view) for view in views]
-        logits, whole_logits = (teacher.blended_logits(each.float()) for each in maps)  # no ties, as in bf16
+        logits, whole_logits = (
+            teacher.blended_logits(each.float()) for each in maps
+        )  # unlike bf16, without ties
         probability, label = logits.softmax(1).max(1)
         whole_label = whole_logits.argmax(1)
     label, whole_label = label.clone(), whole_label.clone()  # out of inference mode, for autograd to keep

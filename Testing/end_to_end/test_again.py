@@ -43,16 +43,19 @@ def test_the_same_command_continues_a_job_of_many_scans(changed, model, data, tm
         api.segment(model, scans, out, report=cancel, **given)
     if changed == "scan":
         shutil.copy(data / "images" / "case2.nii.gz", scans / "case0.nii.gz")
-        result = api.segment(model, scans, out, **given)
+        events = []
+        result = api.segment(model, scans, out, report=events.append, **given)
         assert [Path(entry["file"]).name for entry in result["scans"]] == ["case1.nii.gz", "case2.nii.gz"]
+        logged = [event["message"] for event in events if event["event"] == "log"]
+        assert "Scans that have their results: 1; to do: 1." in logged
         (failure,) = result["failed"]
         assert failure["message"] == f"{scans / 'case0.nii.gz'} has changed since it was segmented."
         return
     if changed == "options":
         told = refused("segment", model, scans, "-o", out, *CPU, "--overlap", 0.2)
-        assert "already there, by a job with other options." in told
+        assert "already there, by a job with other overlap." in told
         told = refused("segment", "brain-t1", scans, "-o", out, *CPU, "--uncertainty")
-        assert "already there, by a job with other settings and another model file." in told
+        assert "already there, by a job with other uncertainty and another model file." in told
         report = (out / "report.json").read_text(encoding="utf-8")
         report = report.replace(f'"version": "{__version__}"', '"version": "0.0.1"')
         (out / "report.json").write_text(report, encoding="utf-8")
@@ -160,13 +163,14 @@ def test_a_job_that_is_through_keeps_its_results(changed, model, data, tmp_path)
         why = (
             "has changed since it was segmented. To have that done again, remove"
             if changed == "scan"
-            else "already there, by a job with other options."
+            else "already there, by a job with other overlap."
         )
         assert "case0_seg.nii.gz" in told and why in told
         assert (out / "case0_seg.nii.gz").stat().st_mtime_ns == written
     if changed == "scan":
         report = json.loads((out / "report.json").read_text(encoding="utf-8"))
         assert len(report["scans"]) == len(report["failed"]) == 1
+        assert not list(csv.DictReader((out / "volumes.csv").open()))  # the file's volumes are others now
         (out / "case0_seg.nii.gz").unlink()
         mapseg("segment", model, scans, "-o", out, *CPU)
         assert json.loads((out / "report.json").read_text(encoding="utf-8"))["failed"] == []

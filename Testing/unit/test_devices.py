@@ -287,21 +287,36 @@ def test_a_device_that_computes_otherwise_than_the_cpu_is_left_out(monkeypatch, 
     assert ("other results than the CPU" in caplog.text) is wrong
 
 
-@pytest.mark.parametrize("everywhere", ["none", "ieee"])
-def test_a_callers_settings_are_kept(everywhere, monkeypatch):
-    """Those of all of PyTorch, too, with which its older switch of TF32 cannot be read any more."""
-    monkeypatch.setattr(torch.backends, "fp32_precision", everywhere)
-    cudnn = torch.backends.cudnn
-    threads, state, before = torch.get_num_threads(), torch.get_rng_state(), cudnn.conv.fp32_precision
+def test_a_callers_settings_are_kept():
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    before = [part.fp32_precision for part in devices._CUDNN]
     with settings_kept():
         prepare_process(threads + 1)
-        for precision, expected in (("fp32", "ieee"), ("auto", "tf32")):
+        for precision, expected in (("fp32", "ieee"), ("auto", "tf32"), ("fp32", "ieee")):
             precision_context(torch.device("cpu"), precision)
-            assert cudnn.conv.fp32_precision == cudnn.rnn.fp32_precision == expected
+            assert all(part.fp32_precision == expected for part in devices._CUDNN)
         torch.manual_seed(7)
         assert torch.get_num_threads() == threads + 1
-    assert torch.get_num_threads() == threads and cudnn.conv.fp32_precision == before
-    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == threads and torch.equal(torch.get_rng_state(), state)
+    assert [part.fp32_precision for part in devices._CUDNN] == before
+
+
+def test_a_callers_setting_for_all_of_pytorch_holds_again_afterwards():
+    """With such a one, PyTorch's older switch of TF32 cannot be read any more."""
+    parts = (*devices._CUDNN, torch.backends)
+    before = [part.fp32_precision for part in parts]
+    try:
+        for part, setting in zip(parts, ("none", "none", "ieee"), strict=True):
+            part.fp32_precision = setting
+        with settings_kept():
+            precision_context(torch.device("cpu"), "auto")
+            assert all(part.fp32_precision == "tf32" for part in devices._CUDNN)
+        for setting in ("ieee", "tf32"):
+            torch.backends.fp32_precision = setting
+            assert all(part.fp32_precision == setting for part in devices._CUDNN)
+    finally:
+        for part, setting in zip(parts, before, strict=True):
+            part.fp32_precision = setting
 
 
 def test_a_folder_called_allocation_is_no_lack_of_memory():

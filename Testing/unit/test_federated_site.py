@@ -185,7 +185,7 @@ def test_a_structure_that_no_label_map_of_a_source_holds_is_named(place):
     for i in range(2):
         values = np.where(np.indices(like.array.shape)[0] > 9, 7, 12).astype(np.uint16)
         write_volume(place / "a" / f"a{i}_label.nii.gz", values, like, overwrite=True)
-    with pytest.raises(InputError, match=r"holds 3 \(dark\), 300 \(bright\)"):
+    with pytest.raises(InputError, match=r"^a: No label map of this site holds 3 \(dark\), 300 \(bright\)"):
         site_of(place, "a")
 
 

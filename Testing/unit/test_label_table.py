@@ -6,6 +6,7 @@ import pytest
 
 from MAPSegLib.config import Label
 from MAPSegLib.errors import InputError
+from MAPSegLib.manifests import list_cases
 from MAPSegLib.tasks.label_table import infer_labels, names_in, read_label_table
 
 
@@ -76,10 +77,13 @@ def test_labels_are_made_up_for_the_values_found():
     ],
 )
 def test_a_data_set_names_the_structures_that_its_label_maps_hold(tmp_path, stated, expected):
+    (tmp_path / "a.nii").touch()
     for file, place in (("dataset.json", tmp_path), ("cases.json", tmp_path / "cases.json")):
-        (tmp_path / file).write_text(json.dumps({"labels": stated}))
+        (tmp_path / file).write_text(json.dumps({"labels": stated, "cases": [{"image": "a.nii"}]}))
         labels = infer_labels({0, 1, 2, 3}, names_in(place))
         assert [(label.value, label.name) for label in labels] == list(enumerate(expected, 1))
+    if isinstance(stated, dict):
+        assert len(list_cases(place)) == 1
 
 
 def test_voxels_to_ignore_are_refused_in_a_data_set(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from MAPSegLib.errors import InputError
 from MAPSegLib.jobs import build_job
 from MAPSegLib.manifests import domain_name, domains, list_cases, list_pairs, list_scans, scans_by_domain
-from MAPSegLib.tasks.label_table import names_in
+from MAPSegLib.tasks.label_table import names_in, stated_names
 from MAPSegLib.tasks.material import manifest as convert
 
 
@@ -297,8 +297,8 @@ def test_data_sets_of_all_layouts_become_one_manifest(tmp_path):
 
 def test_a_manifest_takes_the_names_of_structures_that_its_data_sets_agree_on(tmp_path):
     for name, labels in (
-        ("a", {"background": 0, "myocardium": 1, "left ventricle": 2}),
-        ("b", {"1": "myocardium", "2": "left", "3": "right"}),
+        ("a", {"background": 0, "myocardium": 1, "left ventricle": 2, "ignore": 4}),
+        ("b", {"0": "Background", "1": "myocardium", "2": "left", "3": "right", "4": "scar"}),
     ):
         plant(tmp_path / name, "imagesTr/x_0000.nii.gz", "labelsTr/x.nii.gz")
         (tmp_path / name / "dataset.json").write_text(json.dumps({"labels": labels}))
@@ -306,12 +306,25 @@ def test_a_manifest_takes_the_names_of_structures_that_its_data_sets_agree_on(tm
     converted(
         tmp_path / "all.json", tmp_path / "a", tmp_path / "b", told=lambda e, message: logged.append(message)
     )
-    assert names_in(tmp_path / "all.json") == {1: "myocardium", 3: "right"}
-    assert logged[0] == (
-        "The value 2 is called left ventricle in a and left in b: see whether it means the same."
-    )
+    names = {1: "myocardium", 3: "right", 4: "ignore"}  # what one ignores must not be learnt from the other
+    assert stated_names(tmp_path / "all.json") == names
+    assert logged[:2] == [
+        "The value 2 is called left ventricle in a and left in b: see whether it means the same.",
+        "The value 4 is called ignore in a and scar in b: see whether it means the same.",
+    ]
+    with pytest.raises(InputError, match="all.json: voxels to ignore are not supported"):
+        names_in(tmp_path / "all.json")
     converted(tmp_path / "again.json", tmp_path / "all.json")
-    assert names_in(tmp_path / "again.json") == {1: "myocardium", 3: "right"}
+    assert stated_names(tmp_path / "again.json") == names
+
+
+def test_domains_of_several_manifests_that_are_called_alike_stay_apart(tmp_path):
+    plant(tmp_path, "a.nii.gz", "b.nii.gz")
+    for name in "ab":
+        case = {"image": f"{name}.nii.gz", "domain": "site"}
+        (tmp_path / f"{name}.json").write_text(json.dumps({"cases": [case]}))
+    found = converted(tmp_path / "all.json", tmp_path / "a.json", tmp_path / "b.json")
+    assert [case.domain for case in found] == ["site (a.json)", "site (b.json)"]
 
 
 def test_a_folder_of_scans_and_one_of_label_maps_become_a_manifest(tmp_path):

@@ -276,10 +276,10 @@ def test_a_curve_can_be_learnt():
 
 def test_several_threads_learn_the_same_curve():
     """A resumed training would not be the same otherwise."""
-    x, threads = random(2, 1, 64, 64, 64), torch.get_num_threads()
+    x, threads = random(3, 1, 64, 64, 64), torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        curves = [IntensityCurve(16) for _ in range(4)]
+        curves = [IntensityCurve(16) for _ in range(12)]
         for curve in curves:
             (curve(x) * x).sum().backward()
     finally:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import resource
 import shutil
 import sys
@@ -64,7 +65,8 @@ def test_where_a_file_is_no_json_is_told(content, model, data, tmp_path):
     options.write_text(content)
     scan = data / "images" / "case0.nii.gz"
     told = refused("segment", model, scan, "-o", tmp_path / "out", "--options", options)
-    assert f"(line {1 if 'batch:' in content else 2}, column 1)" in told and "no comments" in told
+    # Python 3.13 points at a last comma, the others at what follows it.
+    assert re.search(r"\(line [12], column (1|12)\)", told) and "no comments" in told
 
 
 def test_a_seed_that_no_generator_takes(model, data, tmp_path):

@@ -155,7 +155,8 @@ def test_a_report_from_elsewhere_claims_no_file_of_others(tmp_path):
     (tmp_path / "out" / "scan_seg.nii.gz").touch()
     scan, outputs = tmp_path / "scan.nii.gz", ScanOutputs(tmp_path / "out")
     for file, done in ((outputs.label_map(scan), 1), (tmp_path / "mine", 0)):
-        then = {"job": {}, "scans": stamps_of([scan]), "files": []}
+        mark = {"job": {}, "overwrite": False}
+        then = mark | {"scans": stamps_of([scan]), "files": []}
         report = {"unfinished": then, "scans": [{"file": str(scan), "output": str(file)}]}
         write_json(outputs.beside("report.json"), report, overwrite=True)
-        assert len(_left_by_the_same(outputs, {"job": {}}, [scan]).done) == done
+        assert len(_left_by_the_same(outputs, mark, [scan]).done) == done

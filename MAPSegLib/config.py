@@ -191,15 +191,9 @@ EmaDecay = Annotated[
 ]
 
 
-class TrainingOptions(Compute):
-    """Supervised training on the source (section 3.4's warm-up; losses of sections 3.2 and 3.3)."""
+class LossOptions(Compute):
+    """What the loss of a step reads, in source training and in any adaptation: masks, and weights beside L_seg."""
 
-    steps: int = Field(default=5000, ge=1)
-    patches: int = Field(default=4, ge=1, le=64, description="local patches a micro-batch, of one scan")
-    accumulate: Accumulate = 1
-    masked_share: float = Field(
-        default=0.5, ge=0, le=1, description="share of the patches whose cubes are masked"
-    )
     mask_ratio: float = Field(
         default=0.7, gt=0, lt=1, description="share of a masked patch's cubes set to zero"
     )
@@ -209,6 +203,17 @@ class TrainingOptions(Compute):
     )
     cosine_weight: float = Field(
         default=0.025, ge=0, description="delta: weight of the local-global cosine term"
+    )
+
+
+class TrainingOptions(LossOptions):
+    """Supervised training on the source (section 3.4's warm-up; losses of sections 3.2 and 3.3)."""
+
+    steps: int = Field(default=5000, ge=1)
+    patches: int = Field(default=4, ge=1, le=64, description="local patches a micro-batch, of one scan")
+    accumulate: Accumulate = 1
+    masked_share: float = Field(
+        default=0.5, ge=0, le=1, description="share of the patches whose cubes are masked"
     )
     learning_rate: float = Field(default=1e-4, gt=0, lt=1)
     muon_rate: float = Field(
@@ -267,21 +272,11 @@ class PretrainingOptions(PretrainingStep):
     checkpoint_every: int = Field(default=100, ge=1, description="steps between checkpoints")
 
 
-class StepOptions(Compute):
+class StepOptions(LossOptions):
     """What a step of any adaptation reads: its views, its loss, its optimiser and its teacher."""
 
     patches: int = Field(default=1, ge=1, le=32, description="local patches a micro-batch, of each domain")
     accumulate: Accumulate = 1
-    mask_ratio: float = Field(
-        default=0.7, gt=0, lt=1, description="share of a masked patch's cubes set to zero"
-    )
-    mask_cube: int = Field(default=8, ge=1, description="edge of a masked cube in the local patch, voxels")
-    global_weight: float = Field(
-        default=0.05, ge=0, description="gamma: weight of the whole-scan segmentation term"
-    )
-    cosine_weight: float = Field(
-        default=0.025, ge=0, description="delta: weight of the local-global cosine term"
-    )
     learning_rate: float = Field(default=1e-3, gt=0, lt=1)
     weight_decay: float = Field(default=0.01, ge=0)
     ema_decay: EmaDecay = 0.9

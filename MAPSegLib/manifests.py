@@ -118,11 +118,15 @@ def scans_by_domain(places: Iterable[Path]) -> dict[str, list[Path]]:
     places = list(dict.fromkeys(places))
     found: dict[str, list[Path]] = {}
     for place in places:
-        name, stated = domain_name(place, places), domains(place)
-        for scan in list_scans(place):
-            whole = f"{stated[scan]} ({name})" if scan in stated else name
-            found.setdefault(whole, []).append(scan)
+        name = domain_name(place, places)
+        for case in list_cases(place):
+            found.setdefault(within(name, case.domain), []).append(case.image)
     return found
+
+
+def within(place: str, stated: str | None) -> str:
+    """A case's domain, by its data set's name and, of a manifest, by what that states of the case."""
+    return f"{stated} ({place})" if stated else place
 
 
 def write_manifest(

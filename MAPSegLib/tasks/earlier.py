@@ -64,7 +64,8 @@ def begin(
         InputError: results that are there would be replaced, and neither is that allowed nor are they this very job's.
     """
     mark = {"job": resume.fingerprint(job, files), "overwrite": job.overwrite}
-    left = _left_by_the_same(outputs, mark, scans)
+    stamps = stamps_of(scans)
+    left = _left_by_the_same(outputs, mark, stamps)
     asked = frozenset(plain(str(scan)) for scan in scans)
     rest = remaining(scans, left.done)
     maps = [outputs.label_map(scan) for scan in rest]
@@ -82,7 +83,7 @@ def begin(
     known = [path for scan in rest for path in outputs.every(scan)] + [outputs.beside(ADAPTED_MODEL)]
     claimed = [path for path in [*maps, *model] if not os.path.exists(path)]
     claimed += [path for path in known if path in earlier]
-    mark |= {"scans": {**stamps_of(scans), **left.stamps}, "files": sorted({path.name for path in claimed})}
+    mark |= {"scans": {**stamps, **left.stamps}, "files": sorted({path.name for path in claimed})}
     failed = [entry for entry in left.failed if plain(entry["scan"]) not in asked]
     results = (*maps, *reports, *model)
     return Beginning(mark, left.continued, left.done, left.changed, failed, asked, earlier, results)
@@ -125,13 +126,13 @@ class _Left(NamedTuple):
     """Of another job that might be taken for the same: what it differs in."""
 
 
-def _left_by_the_same(outputs: ScanOutputs, mark: dict[str, Any], scans: Sequence[Path]) -> _Left:
+def _left_by_the_same(outputs: ScanOutputs, mark: dict[str, Any], asked: Mapping[str, list[int]]) -> _Left:
     with suppress(InputError, KeyError, TypeError, ValueError):  # no report, or something else
         report = read_json(outputs.beside(REPORTS[0]), "a report")
         then = report[UNFINISHED if UNFINISHED in report else KNOWN_BY]
         if {key: then[key] for key in mark} == mark:
-            known = [Path(entry["file"]) for entry in report["scans"]]
-            stamps = stamps_of(known) | stamps_of(scans)  # a report may hold no true name of a scan
+            others = [Path(entry["file"]) for entry in report["scans"] if entry["file"] not in asked]
+            stamps = {**stamps_of(others), **asked}  # a report may hold no true name of a scan
             same = {scan: stamp for scan, stamp in then["scans"].items() if stamps.get(scan, stamp) == stamp}
             kept = then["scans"].keys() if not mark["overwrite"] else same.keys()
             done = [

@@ -10,7 +10,7 @@ from ..checkpoints import import_checkpoint
 from ..config import Preprocessing, check_path
 from ..errors import InputError
 from ..jobs import DemoJob, ImportJob, ManifestJob, Report, SynthesiseJob
-from ..manifests import Case, by_name, domain_name, list_cases, list_pairs, write_manifest
+from ..manifests import Case, by_name, domain_name, list_cases, list_pairs, within, write_manifest
 from ..model_files import SUFFIX, user_folder
 from ..volumes import Volume, find_scans, scan_stem, write_volume
 from .label_table import IGNORE, read_label_table, stated_names
@@ -32,9 +32,9 @@ def manifest(job: ManifestJob, report: Report) -> dict[str, Any]:
         pairs = list_pairs(places[0], check_path(job.labels))
         cases = [Case(image=image, label=label) for image, label in pairs]
     else:
-        named = {place: domain_name(place, places) if len(places) > 1 else None for place in places}
+        named = {place: domain_name(place, places) for place in places} if len(places) > 1 else {}
         cases = [
-            case.model_copy(update={"domain": _domain(case.domain, named[place])})
+            case.model_copy(update={"domain": within(named[place], case.domain)}) if place in named else case
             for place in places
             for case in list_cases(place)
         ]
@@ -43,11 +43,6 @@ def manifest(job: ManifestJob, report: Report) -> dict[str, Any]:
     labelled = sum(case.label is not None for case in cases)
     report("log", message=f"Scans: {len(cases)}; with a label map: {labelled}.")
     return {"files": [str(path)], "failed": []}
-
-
-def _domain(stated: str | None, place: str | None) -> str | None:
-    """Of a case, by what a manifest says of it and by which of several data sets holds it."""
-    return f"{stated} ({place})" if stated and place else stated or place
 
 
 def _names(places: Sequence[Path], report: Report) -> dict[int, str]:

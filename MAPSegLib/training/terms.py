@@ -259,9 +259,8 @@ def pseudo_label(loop: Loop, batch: PatchBatch, confidence: float) -> tuple[Patc
             under = sample_global(whole, batch.low, batch.high, features.shape[2:])
             views = (features, under, batch.patches), (whole, whole, batch.whole)
             maps = [teacher.to_blend(*view) for view in views]
-        logits, whole_logits = (
-            teacher.blended_logits(each.float()) for each in maps
-        )  # unlike bf16, without ties
+        # In fp32: rounded to bf16, some of them would be tied.
+        logits, whole_logits = (teacher.blended_logits(each.float()) for each in maps)
         probability, label = logits.softmax(1).max(1)
         whole_label = whole_logits.argmax(1)
     label, whole_label = label.clone(), whole_label.clone()  # out of inference mode, for autograd to keep

@@ -159,4 +159,4 @@ def test_a_report_from_elsewhere_claims_no_file_of_others(tmp_path):
         then = mark | {"scans": stamps_of([scan]), "files": []}
         report = {"unfinished": then, "scans": [{"file": str(scan), "output": str(file)}]}
         write_json(outputs.beside("report.json"), report, overwrite=True)
-        assert len(_left_by_the_same(outputs, mark, [scan]).done) == done
+        assert len(_left_by_the_same(outputs, mark, stamps_of([scan])).done) == done

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +62,15 @@ def read_text_header(path: Path) -> TextHeader:
         if told.upper() == "LOCAL":
             return TextHeader(fields, (path,), file.tell())
         names = file.read().decode("latin-1").split("\n") if told.startswith("LIST") else _names(told, fields)
-    return TextHeader(fields, tuple(path.parent / name.strip() for name in names if name.strip()), 0)
+    names = filter(None, map(str.strip, names))
+    return TextHeader(fields, tuple(path.parent / _decoded(name) for name in names), 0)
+
+
+def _decoded(name: str) -> str:
+    """A file's name, whose bytes were read as Latin-1, as this system reads them: nearly always as UTF-8."""
+    with suppress(UnicodeDecodeError):  # on Windows, where older programs do write Latin-1
+        return os.fsdecode(name.encode("latin-1"))
+    return name
 
 
 def _names(told: str, fields: dict[str, str]) -> list[str]:

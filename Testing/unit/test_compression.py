@@ -105,6 +105,14 @@ def test_slices_in_files_of_which_the_first_number_alone_is_told(tmp_path):
     assert_refused(tmp_path / "scan.mhd", "damaged, truncated or not an image")
 
 
+@pytest.mark.parametrize("suffix", [".mhd", ".nhdr"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_voxels_in_a_file_whose_name_is_not_ascii(tmp_path, suffix, packed):
+    array = noise(8, 7, 6)
+    sitk.WriteImage(sitk.GetImageFromArray(array.T), str(tmp_path / f"Schädel 1{suffix}"), packed)
+    np.testing.assert_array_equal(read_image(tmp_path / f"Schädel 1{suffix}").array, array)
+
+
 def test_lines_before_compressed_voxels_are_skipped_as_the_header_says(tmp_path):
     array = noise(8, 7, 6)
     (tmp_path / "voxels.gz").write_bytes(b"two\nlines\n" + gzip.compress(array.T.tobytes()))

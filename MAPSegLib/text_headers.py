@@ -78,7 +78,8 @@ def _names(told: str, fields: dict[str, str]) -> list[str]:
 
     MetaImage may leave out the last and the step, and then has a file for every slice.
     """
-    if "%" not in told:
+    # NRRD's may hold one otherwise, as in "50% dose.raw"; MetaImage takes any for a pattern's
+    if not re.search("%" if "dimsize" in fields else r"%\d*d.*\s", told):
         return [told]
     pattern, first, *rest = told.split()[:4]
     sizes = (fields.get("dimsize") or fields["sizes"]).split()

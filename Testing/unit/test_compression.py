@@ -113,6 +113,13 @@ def test_voxels_in_a_file_whose_name_is_not_ascii(tmp_path, suffix, packed):
     np.testing.assert_array_equal(read_image(tmp_path / f"Schädel 1{suffix}").array, array)
 
 
+@pytest.mark.parametrize("name", ["100%.nhdr", "50% dose.nhdr"])
+def test_a_percent_sign_in_a_name_is_no_pattern(tmp_path, name):
+    array = noise(8, 7, 6)
+    sitk.WriteImage(sitk.GetImageFromArray(array.T), str(tmp_path / name))
+    np.testing.assert_array_equal(read_image(tmp_path / name).array, array)
+
+
 def test_lines_before_compressed_voxels_are_skipped_as_the_header_says(tmp_path):
     array = noise(8, 7, 6)
     (tmp_path / "voxels.gz").write_bytes(b"two\nlines\n" + gzip.compress(array.T.tobytes()))

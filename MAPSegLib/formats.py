@@ -20,7 +20,7 @@ from .compression import check_claim, check_gzip, check_voxels
 from .dicom import check_all_read, check_place, check_planes
 from .errors import InputError
 from .refusals import check_components, check_signature, guard, squeezed_shape
-from .text_headers import read_text_header
+from .text_headers import TextHeader, read_text_header
 from .windows import itk_name, itk_target
 
 # Array (X, Y, Z) in its stored type, affine (4, 4) from voxels to RAS mm, and the library's header.
@@ -228,8 +228,7 @@ def _read_itk(path: Path) -> Loaded:
     if suffix == ".dcm":
         planes = check_planes(path, [path])
         return _from_dicom(path, quietly(reader.Execute), planes)
-    quietly(reader.ReadImageInformation)
-    header = read_text_header(path)
+    header = _checked_header(path, reader)
     if header.encoding in ("bzip2", "bz2"):
         raise InputError(
             f"{path.name} is compressed with bzip2, which ITK does not read.", "Save it with gzip."
@@ -245,6 +244,26 @@ def _read_itk(path: Path) -> Loaded:
             "Save it as a 3D volume.",
         )
     return _from_itk(path, image, header.sized)
+
+
+def _checked_header(path: Path, reader: Any) -> TextHeader:
+    """The header of NRRD or MetaImage, which ITK must be able to read, and whose voxels must be there."""
+    failure = None
+    try:
+        quietly(reader.ReadImageInformation)
+    except RuntimeError as error:
+        if path.suffix.lower() != ".nhdr":  # which ITK does not read without its voxels
+            raise
+        failure = error
+    header = read_text_header(path)
+    if lost := [file.name for file in header.files if not file.exists()]:
+        raise InputError(
+            f"{path.name} is a header alone: the file of its voxels, {lost[0]}, is not there.",
+            "Copy both, and rename neither: the header names the other.",
+        )
+    if failure:
+        raise failure
+    return header
 
 
 def _read_series(folder: Path) -> Loaded:

@@ -47,7 +47,7 @@ class TextHeader:
 
 
 def read_text_header(path: Path) -> TextHeader:
-    """Parse the header of a file whose header SimpleITK has read, and so found whole."""
+    """Parse the header of a file. Of one that SimpleITK cannot read, this may raise anything."""
     fields: dict[str, str] = {}
     blank = "" if path.suffix.lower() in (".nrrd", ".nhdr") else None  # such a line ends NRRD's headers only
     with path.open("rb") as file:

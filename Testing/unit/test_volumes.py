@@ -78,8 +78,15 @@ def test_words_in_a_folders_name_do_not_explain_a_failure(tmp_path, name):
     (tmp_path / name).mkdir()
     path = tmp_path / name / "scan.nhdr"
     sitk.WriteImage(sitk.GetImageFromArray(noise(8, 7, 6)), str(path))
-    path.with_suffix(".raw").unlink()
+    path.write_text(path.read_text().replace("sizes: 6 7 8", "sizes: 6 7"))
     assert_refused(path, "damaged, truncated or not an image")
+
+
+@pytest.mark.parametrize("name", ["scan.mhd", "scan.nhdr"])
+def test_a_header_without_the_file_of_its_voxels_says_so(tmp_path, name):
+    sitk.WriteImage(sitk.GetImageFromArray(noise(8, 7, 6)), str(tmp_path / name))
+    (tmp_path / "scan.raw").rename(tmp_path / "renamed.raw")
+    assert_refused(tmp_path / name, "the file of its voxels, scan.raw, is not there")
 
 
 def test_a_scan_that_is_written_anew_meanwhile_stays_as_it_was_read(tmp_path):

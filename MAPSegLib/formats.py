@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from .compression import check_claim, check_gzip, check_voxels
-from .dicom import check_all_read, check_place, check_planes
+from .dicom import check_all_read, check_place, check_planes, is_dicom
 from .errors import InputError
 from .refusals import check_components, check_signature, guard, squeezed_shape
 from .text_headers import TextHeader, read_text_header
@@ -77,6 +77,11 @@ def load(path: Path) -> Loaded:
     if path.is_dir():
         return _read_series(path)
     suffix = scan_suffix(path)
+    if not suffix and is_dicom(path):  # as many exports name each slice
+        raise InputError(
+            f"{path.name} is a DICOM file whose name does not end in .dcm.",
+            "Give the folder of its series; a file of several frames can be renamed.",
+        )
     if not suffix:
         raise InputError(
             f"{path.name} is of no known format.", f"Files that can be read: {', '.join(READABLE)}."

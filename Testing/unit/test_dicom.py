@@ -32,6 +32,13 @@ def test_dicom_series(tmp_path):
     assert_refused(tmp_path / "series" / "1-000.dcm", "2D")
 
 
+@pytest.mark.parametrize("name", ["IM0001", "1.2.840.113619", "a.IMA"])
+def test_a_slice_without_a_suffix_is_told_to_be_dicom(tmp_path, name):
+    write_series(tmp_path / "a", noise(8, 9, 6, dtype=np.int16), np.eye(4))
+    file = (tmp_path / "a" / "1-000.dcm").rename(tmp_path / "a" / name)
+    assert_refused(file, "is a DICOM file whose name does not end in .dcm")
+
+
 def test_dicom_series_with_a_gap_or_a_neighbour(tmp_path):
     array, affine = noise(8, 9, 8, dtype=np.int16), make_affine(spacing=(1, 1, 3))
     write_series(tmp_path / "gap", array, affine, slices=[0, 1, 2, 5, 6])

@@ -100,6 +100,10 @@ class _Display:
         self.progress.stop()
 
     def emit(self, event: dict[str, Any]) -> None:
+        with suppress(OSError):  # a log on a full disk, or a terminal that was closed, ends no job
+            self._show(event)
+
+    def _show(self, event: dict[str, Any]) -> None:
         kind = event["event"]
         if kind == "progress":
             self._advance(event)

@@ -1,6 +1,7 @@
 """How the commands refuse bad input, and what a full disk or memory leaves behind."""
 
 import errno
+import io
 import json
 import os
 import re
@@ -367,6 +368,18 @@ def test_a_full_disk(task, model, data, tmp_path, monkeypatch):
         text = refused(task, model, data / "images", "-o", out, *steps, *CPU)
     assert "no space left" in text.lower()
     assert not out.exists()
+
+
+def test_a_log_that_cannot_be_written_ends_no_job(model, data, tmp_path, monkeypatch):
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    for name in ("_out", "_err"):
+        monkeypatch.setattr(console, name, Console(file=Closed()))
+    monkeypatch.setattr(console, "LOG_SECONDS", 0)
+    mapseg("segment", model, data / "images" / "case0.nii.gz", "-o", tmp_path / "out", *CPU)
+    assert files(tmp_path / "out") == ["case0_seg.nii.gz", "report.json", "volumes.csv"]
 
 
 @pytest.mark.parametrize("limit", [300, 20_000])

@@ -89,20 +89,28 @@ def itk_name(path: Path) -> str:
     other letters than ASCII's the short form is given, which has none.
 
     Raises:
-        InputError: the path has no such form.
+        InputError: the path has no such form; or it is no text, on which SimpleITK would end the process.
     """
     name = str(path)
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:  # of other systems' names, which may be any bytes
+        raise _beyond_itk(path) from error
     if not ON or name.isascii():
         return name
     if ctypes.WinDLL("kernel32").GetACP() == _UTF8:
         return name
     short = short_name(path)
     if not short.isascii():
-        raise InputError(
-            f"{path} has letters in it with which such files cannot be read or written here.",
-            "Use folders and names of plain letters (A to Z), or NIfTI (.nii.gz).",
-        )
+        raise _beyond_itk(path)
     return short
+
+
+def _beyond_itk(path: Path) -> InputError:
+    return InputError(
+        f"{path} has letters in it with which such files cannot be read or written here.",
+        "Use folders and names of plain letters (A to Z), or NIfTI (.nii.gz).",
+    )
 
 
 @contextmanager
@@ -110,11 +118,11 @@ def itk_target(path: Path) -> Iterator[str]:
     """The name under which ITK is to write a file: another one in its folder where :func:`itk_name` says why.
 
     Raises:
-        InputError: the folder has no such name.
+        InputError: the folder has no such name, or the path is no text.
         OSError: the file cannot be renamed.
     """
     if not ON or str(path).isascii():
-        yield str(path)
+        yield itk_name(path)
         return
     plain = Path(itk_name(path.parent), f".{uuid.uuid4().hex}{path.suffix}")
     try:

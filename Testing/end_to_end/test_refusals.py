@@ -8,10 +8,12 @@ import re
 import resource
 import shutil
 import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from click import unstyle
 from rich.console import Console
 from typer.testing import CliRunner
@@ -84,6 +86,23 @@ def test_a_name_that_is_not_utf8_stops_nothing(model, data, tmp_path):
     result = api.segment(model, folder, tmp_path / "out", threads=1)
     assert len(result["scans"]) == 3 and not result["failed"]
     assert b"x\xff_seg.nii.gz" in os.listdir(os.fsencode(tmp_path / "out"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs names that are any bytes")
+def test_a_name_that_is_not_utf8_and_that_itk_cannot_take_stops_no_other(model, data, tmp_path):
+    folder, latin = tmp_path / "in", tmp_path / os.fsdecode(b"\xe4")
+    folder.mkdir()
+    scan = sitk.ReadImage(str(data / "images" / "case0.nii.gz"))
+    for name in ("a.mha", "c.nrrd"):
+        sitk.WriteImage(scan, str(folder / name))
+    (folder / "a.mha").rename(folder / f"a{latin.name}.mha")
+    shutil.copy(data / "images" / "case0.nii.gz", folder / "b.nii.gz")
+    result = api.segment(model, folder, tmp_path / "out", threads=1)
+    assert [Path(scan["file"]).name for scan in result["scans"]] == ["b.nii.gz", "c.nrrd"]
+    assert "letters in it with which such files cannot be read" in result["failed"][0]["message"]
+    result = api.segment(model, folder, latin, threads=1)  # results are written as the scans came
+    assert [Path(scan["file"]).name for scan in result["scans"]] == ["b.nii.gz"]
+    assert len(result["failed"]) == 2 and not list(latin.glob("*.nrrd"))
 
 
 def test_a_result_that_cannot_be_written_stops_no_other(model, data, tmp_path):

@@ -26,7 +26,7 @@ from .model_files import (
     model_files,
     read_card,
 )
-from .reports import replacing
+from .reports import plain, replacing
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -184,6 +184,10 @@ def _fill(network: nn.Module, path: Path, prefix: str = "") -> None:
     """Load all weights of a file, whose names have ``prefix`` before the network's own."""
     from safetensors import SafetensorError, safe_open
 
+    if plain(str(path)) != str(path):  # which the library does not open
+        raise InputError(
+            f"{path}: its name or its folder's is not UTF-8.", "Rename it, or copy the model elsewhere."
+        )
     try:
         with safe_open(path, "pt") as file:
             told = file.metadata()

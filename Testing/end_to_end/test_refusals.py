@@ -89,6 +89,13 @@ def test_a_name_that_is_not_utf8_stops_nothing(model, data, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs names that are any bytes")
+def test_a_model_whose_name_is_not_utf8_is_not_told_to_be_damaged(model, data, tmp_path):
+    named = shutil.copy(model, tmp_path / os.fsdecode(b"\xe4.safetensors"))
+    with pytest.raises(InputError, match="is not UTF-8"):
+        api.segment(named, data / "images" / "case0.nii.gz", tmp_path / "out", threads=1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs names that are any bytes")
 def test_a_name_that_is_not_utf8_and_that_itk_cannot_take_stops_no_other(model, data, tmp_path):
     folder, latin = tmp_path / "in", tmp_path / os.fsdecode(b"\xe4")
     folder.mkdir()

@@ -46,6 +46,7 @@ def _given(value: object) -> object:
 GivenPath = Annotated[Path, BeforeValidator(_given)]
 """A path in a file or a call: an empty text would become the current folder."""
 Threads = Annotated[int, Field(ge=1, le=1024)]
+Byte = Annotated[int, Field(ge=0, le=255)]
 Preset = Literal["tiny", "small", "paper"]
 """Name of an architecture."""
 Contrast = Literal["t1", "t2", "random", "mixed"]
@@ -143,8 +144,8 @@ class Label(Options):
     """One structure of a model: its value in label maps and how viewers show and code it."""
 
     value: int = Field(ge=1, le=65535)
-    name: str
-    color: tuple[int, int, int] = (128, 128, 128)
+    name: str = Field(min_length=1)
+    color: tuple[Byte, Byte, Byte] = (128, 128, 128)
     mirror: int | None = Field(
         default=None, description="value of the same structure on the other side of the body"
     )

@@ -7,7 +7,6 @@ one format alone can have, and here what is so in any.
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -287,12 +286,12 @@ def _read(path: Path) -> Volume:
 
 
 def _holds_dicom(folder: Path) -> bool:
-    """Whether one of the first files of a folder is DICOM (by its preamble: many exports have no suffix)."""
+    """Whether a file of a folder is DICOM (by its preamble: many exports have no suffix)."""
     try:
         entries = sorted(folder.iterdir())
     except OSError:  # no folder, or one of somebody else's: lost+found on many disks
         return False
-    return any(map(is_dicom, itertools.islice(filter(may_be_slice, entries), 5)))
+    return any(map(is_dicom, filter(may_be_slice, entries)))
 
 
 def _check_geometry(name: str, volume: Volume) -> None:

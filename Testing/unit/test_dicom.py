@@ -118,6 +118,15 @@ def test_a_series_among_other_scans_is_refused(tmp_path):
         find_scans(tmp_path / "mixed")
 
 
+def test_pictures_before_the_slices_do_not_hide_the_series(tmp_path):
+    array = noise(8, 9, 6, dtype=np.int16)
+    write_series(tmp_path / "a", array, np.eye(4))
+    for number in range(9):
+        (tmp_path / "a" / f"0-{number}.jpg").write_bytes(b"\xff\xd8\xff")
+    assert find_scans(tmp_path / "a") == [tmp_path / "a"]
+    np.testing.assert_array_equal(read_image(tmp_path / "a").array, array)
+
+
 def test_results_beside_the_slices_do_not_hide_the_series(tmp_path):
     """Not even where their names come first."""
     write_series(tmp_path / "a", noise(8, 9, 4, dtype=np.int16), make_affine(spacing=(1, 1, 3)))

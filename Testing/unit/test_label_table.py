@@ -30,6 +30,8 @@ def test_label_tables(tmp_path):
         [{"value": 0, "name": "x"}],
         [{"value": 1}],
         {"one": "x"},
+        [{"value": 1, "name": ""}],
+        [{"value": 1, "name": "x", "color": [1, 2, 300]}],
         [{"value": 1, "name": "x"}] * 2,
     ):
         path.write_text(json.dumps(wrong))

@@ -151,7 +151,7 @@ class ModelSection:
         self._worker.start(job, self._folder.name)
         self.busy = True
         self.ui.importModelButton.enabled = False
-        self.ui.modelCardLabel.text = _("Importing {name}…").format(name=path.name)
+        self.ui.modelCardLabel.text = texts.rich(_("Importing {name}…").format(name=path.name))
         self._timer.start()
 
     def _follow_import(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html import escape
 from typing import Any
 
@@ -9,11 +10,18 @@ from slicer.i18n import tr as _
 
 GOOD, WARNING, BAD, BUSY, QUIET = "#2a964a", "#c07200", "#e0504a", "#308cc6", "#808080"
 """Colours that can be read on light and on dark."""
+_LONG = re.compile(r"[^\s/]{30}(?=[^\s/])")
+"""The beginning of a word that a line may not hold: names of scans often have no spaces."""
+
+
+def rich(text: str) -> str:
+    """Plain text as rich text, in which long words may break: a label is never narrower than its longest one."""
+    return escape(_LONG.sub("\\g<0>\u200b", text))
 
 
 def marked(color: str, mark: str, text: str) -> str:
     """A sentence behind a coloured sign, as rich text; the sign says it without the colour, too."""
-    return f'<span style="color:{color}">{mark}</span>&nbsp; {escape(text)}'
+    return f'<span style="color:{color}">{mark}</span>&nbsp; {rich(text)}'
 
 
 def duration(seconds: float) -> str:
@@ -72,9 +80,9 @@ def model_line(card: dict[str, Any]) -> str:
 
 def model_card(card: dict[str, Any]) -> str:
     """What a model is for and where it comes from, in two or three lines of rich text."""
-    described = escape(card.get("description", "")).rstrip(".")
+    described = rich(card.get("description", "")).rstrip(".")
     origin = _("Trained on: {data}").format(data=_origin(card))
-    return (f"{described}.<br>" if described else "") + escape(origin)
+    return (f"{described}.<br>" if described else "") + rich(origin)
 
 
 def model_details(card: dict[str, Any]) -> str:

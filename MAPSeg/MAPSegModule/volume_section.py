@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from html import escape
-
 import qt
 import slicer
 import vtk
@@ -287,11 +285,11 @@ class VolumeSection(slicer.util.VTKObservationMixin):
         elif flight is None:
             text = ""
         elif told and told[2]:
-            text = f"{escape(node.GetName())}: {escape(told[2])}"
+            text = texts.rich(f"{node.GetName()}: {told[2]}")
         elif flight.problem:
             text = texts.marked(texts.BAD, "✗", f"{node.GetName()}: {flight.problem}")
         else:
-            text = f"{escape(node.GetName())}: {escape(flight.summary)}"
+            text = texts.rich(f"{node.GetName()}: {flight.summary}")
             if flight.advice and not told:  # of one that was run, what to do before is no news
                 text += "<br>" + texts.marked(texts.WARNING, "!", flight.advice)
         self.ui.volumeHintLabel.text = text

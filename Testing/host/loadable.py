@@ -13,6 +13,7 @@ from pathlib import Path
 
 import slicer
 import slicer.util
+from PySide6.QtCore import Qt
 from PySide6.QtWidgets import QScrollArea
 
 from . import pythonqt
@@ -102,6 +103,7 @@ class PanelParent:
         self.area = QScrollArea()
         self.area.setWidgetResizable(True)
         self.area.setFrameShape(QScrollArea.NoFrame)
+        self.area.setHorizontalScrollBarPolicy(Qt.ScrollBarAlwaysOff)  # what is too wide is cut off
         self.area.setWidget(self.widget._real)
         self._name, self._path = name, path
 

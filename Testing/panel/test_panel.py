@@ -256,3 +256,13 @@ def test_nothing_is_wider_than_the_panel(finished):
         finished.pause(0.1)
         assert finished.area.widget().width() <= finished.area.viewport().width()
         assert finished.area.widget().minimumSizeHint().width() <= 405
+
+
+def test_a_name_without_spaces_does_not_widen_the_panel(screen):
+    """Slicer does not scroll sideways: what is said below a long name would be cut off."""
+    name = "1.3.6.1.4.1.14519.5.2.1.6279.6001.298806137288633453246975630178_t1_mprage_sag"  # as of files by their UIDs
+    add_ball(name)
+    screen.wait(lambda: name[:20] in screen.ui.volumeHintLabel.text, 5)
+    screen.panel._say("#000000", "✗", f"{name}: The volume left the scene.")
+    screen.pause(0.1)
+    assert screen.area.widget().minimumSizeHint().width() <= 405

@@ -141,10 +141,16 @@ class ResultSection:
         return (last.items[0], last) if lost else None
 
     def show_previews(self, run: runs.Run, item: runs.Item) -> None:
-        """Show one volume of a run in the slices, and only its labels, unless the user has left them for a result."""
-        self._previews = [each for each in run.items if each.segmentation_id]
+        """Show one volume of a run in the slices, and only its labels, unless the user has left them for a result.
+
+        Once: when the preview is renewed, what is shown and what is hidden by then is the user's choice.
+        """
+        before, self._previews = self._previews, [each for each in run.items if each.segmentation_id]
         if self._passed_over and self.item is not None:
             self._to_hide.update(self._previews)
+            self._arrange()
+        elif item is self._preview:
+            self._to_hide.update(each for each in self._previews if each not in before)
             self._arrange()
         else:
             self._preview = item

@@ -273,6 +273,19 @@ def test_previews_are_seen_alone(result, tmp_path):
     assert seen() == ["preview"]
 
 
+def test_a_preview_that_the_user_hides_stays_hidden_when_it_is_renewed(result):
+    """As to look at the scan below it."""
+    run, mine = preview(result.item)
+    result.panel.results.show_previews(run, mine)
+    assert seen() == ["preview"]
+    slicer.mrmlScene.GetNodeByID(mine.segmentation_id).GetDisplayNode().SetVisibility(False)
+    result.panel.results.show_previews(run, mine)
+    assert seen() == []
+    run.items += preview(result.item)[0].items  # the first one of another volume
+    result.panel.results.show_previews(run, mine)
+    assert seen() == []
+
+
 def test_when_the_volume_in_view_goes_previews_of_another_one_are_seen(result, tmp_path):
     from MAPSegModule import run
 

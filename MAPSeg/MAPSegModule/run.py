@@ -297,6 +297,11 @@ class Run:
             told = _("{name} was resampled during the run.")
             self._set(item, FAILED, told.format(name=item.name))
             return
+        except Exception as error:  # a slot would swallow it, and the volume would fail without a word
+            if what == "result":
+                told = _("The result cannot be shown: {reason}")
+                self._set(item, FAILED, told.format(reason=str(error) or type(error).__name__))
+            return
         if what == "preview":
             item.shown = "preview"
             item.describe()

@@ -55,7 +55,11 @@ def load_labels(
     node.CreateDefaultDisplayNodes()
     place_beside(node, volumeNode)
     node.GetSegmentation().SetSourceRepresentationName(_labelmap())
-    replace_labels(node, labels, volumeNode, card, grid=grid)
+    try:
+        replace_labels(node, labels, volumeNode, card, grid=grid)
+    except BaseException:  # nobody would know of the node
+        remove(node)
+        raise
     return node
 
 

@@ -271,6 +271,23 @@ def test_a_volume_whose_image_is_taken_away_meanwhile_fails_alone(start):
     assert run.items[0].message == "The voxels of emptied were taken away during the run."
 
 
+def test_a_result_that_cannot_be_shown_fails_alone_and_says_why(start, monkeypatch):
+    """As where the application's memory runs out over it: a slot of Qt would swallow the error."""
+    made = mrml._oriented_image
+
+    def exhausted(labels, volume):
+        if volume.GetName() == "large":
+            raise MemoryError
+        return made(labels, volume)
+
+    monkeypatch.setattr(mrml, "_oriented_image", exhausted)
+    run = start([add_ball("large"), add_ball("small")])
+    run.wait()
+    assert [item.state for item in run.items] == ["failed", "done"]
+    assert run.items[0].message == "The result cannot be shown: MemoryError"
+    assert slicer.util.getNodesByClass("vtkMRMLSegmentationNode") == run.segmentations
+
+
 def test_waiting_ends_with_the_application(start, monkeypatch):
     """Its last window is closed while the console waits: the application could not quit before the run's end."""
     run = start([add_ball()], adapt=True, minutes=5, options={"steps": 10_000})

@@ -26,6 +26,8 @@ class ResultSection:
         self._runs: list[runs.Run] = []
         self._in_slices: runs.Item | None = None
         """The volume that was brought into the slices last; users may have put others there since."""
+        self._labels_shown: runs.Item | None = None
+        """The volume whose labels were shown last; users may have hidden them since."""
         self._overlaid: runs.Item | None = None
         """The volume whose uncertainty map was put over it."""
         self._entered = False
@@ -63,6 +65,8 @@ class ResultSection:
         """Take in the result of a volume; the first one of a run is shown at once."""
         first = not any(other is run for _each, other in self._results.values())
         self._results[item.segmentation_id] = (item, run)
+        if first:  # also where the user has hidden its preview
+            self._labels_shown = None
         self._let_go()
         self._fill(item.segmentation_id if first or self.item is None else self.item.segmentation_id)
 
@@ -181,6 +185,7 @@ class ResultSection:
     def _pick(self, _index: int = 0) -> None:
         """The user wants to see a result: previews that go on leave it in view."""
         self._passed_over = bool(self._previews)
+        self._labels_shown = None
         self._choose()
 
     def _choose(self) -> None:
@@ -198,7 +203,7 @@ class ResultSection:
         ui.overlayCheckBox.enabled = self._map is not None
         ui.saveModelButton.enabled = self._savable is not None
         if pair is None:
-            self._in_slices = None
+            self._in_slices = self._labels_shown = None
             self._arrange()
             result_table.clear(self.ui.resultTable)
             self.judge()
@@ -226,7 +231,8 @@ class ResultSection:
 
     def _show_nodes(self, item: runs.Item) -> None:
         """Show the labels of a volume; previews of the others, and the other results, would lie over it."""
-        self._to_show = item
+        if item is not self._labels_shown:
+            self._to_show = self._labels_shown = item
         self._to_hide.update(self._previews, (result for result, _run in self._results.values()))
         self._to_hide.discard(item)
         self._arrange()

@@ -286,6 +286,17 @@ def test_a_preview_that_the_user_hides_stays_hidden_when_it_is_renewed(result):
     assert seen() == []
 
 
+def test_a_result_that_the_user_hides_stays_hidden_when_further_ones_come(result, tmp_path):
+    hidden = slicer.mrmlScene.GetNodeByID(result.item.segmentation_id).GetDisplayNode()
+    assert seen() == ["ball MAPSeg"]
+    hidden.SetVisibility(False)
+    result.panel.results.add(make_result(tmp_path, "second")[0], result.run)  # of the same run
+    result.panel.results.refresh()
+    assert seen() == []
+    result.ui.resultComboBox._real.activated.emit(0)  # the user asks for it
+    assert seen() == ["ball MAPSeg"]
+
+
 def test_when_the_volume_in_view_goes_previews_of_another_one_are_seen(result, tmp_path):
     from MAPSegModule import run
 

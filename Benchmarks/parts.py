@@ -139,7 +139,7 @@ def _result(bench: Bench, name: str) -> Scores:
     row = ROWS[name]
     if bench.size.models:
         raise InputError(
-            "Models that are there already cannot be trained in parts.", "Choose another preset."
+            "Models that are there already cannot be trained in parts.", "Choose --preset scratch."
         )
     if name in SHARED:
         method, result = SHARED[name]

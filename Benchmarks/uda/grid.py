@@ -138,7 +138,8 @@ class Grid:
         parser.add_argument(
             "--add", action="store_true", help="leave the cells that the results have already in the tables"
         )
-        parser.add_argument("--preset", choices=("cpu", "gpu", "smoke"), default="cpu")
+        presets = dict.fromkeys(preset for task in TASKS.values() for preset in task.sizes)
+        parser.add_argument("--preset", choices=list(presets), default="cpu")
         try:
             return told(lambda: self._run(parser.parse_args(words)))
         except KeyboardInterrupt:
@@ -149,6 +150,10 @@ class Grid:
         """Run the cells that are missing, then write the sections from all that are asked for."""
         name, preset = arguments.task, arguments.preset
         task = TASKS[name]
+        if preset not in task.sizes:
+            raise InputError(
+                f"The task {name} has no preset {preset}.", f"Its presets: {', '.join(task.sizes)}."
+            )
         size = self.size(name, preset)
         folder = arguments.work.absolute() / name / preset
         # A trial's figures mean nothing: they stay out of the published ones.

@@ -157,6 +157,8 @@ TASKS: dict[str, Task] = {
                 checks=2,
                 models=("brain-t1", "brain-mr"),
             ),
+            # From random weights, which the paper's ablation needs. It learns most structures, not the smallest.
+            "scratch": Size(architecture=LEAN, train_steps=660, adapt_steps=100, patches=2),
             "gpu": GPU,
             "smoke": SMOKE,
         },

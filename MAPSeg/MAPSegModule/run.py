@@ -6,6 +6,7 @@ is left for the event loop is a few milliseconds per call of :meth:`Run.poll`.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 import time
@@ -298,6 +299,7 @@ class Run:
             self._set(item, FAILED, told.format(name=item.name))
             return
         except Exception as error:  # a slot would swallow it, and the volume would fail without a word
+            logging.getLogger(__name__).warning("%s", item.name, exc_info=True)
             if what == "result":
                 told = _("The result cannot be shown: {reason}")
                 self._set(item, FAILED, told.format(reason=str(error) or type(error).__name__))

@@ -24,7 +24,7 @@ import numpy as np
 from MAPSegLib.config import AdaptationOptions, InferenceOptions
 from MAPSegLib.inference import segment_volume
 from MAPSegLib.models import load_card, members, resolve
-from MAPSegLib.tasks.candidates import Candidate, choose_for_all, load_candidates
+from MAPSegLib.tasks.candidates import Candidate, choose_for_all, load_candidates, prepared
 from MAPSegLib.training.adaptation import adapt
 
 from . import claims, oasis
@@ -50,10 +50,12 @@ def run_case(
         checks.append(oasis.mean_dice(labels, reference))
 
     started = time.monotonic()
-    best, _ = choose_for_all(candidates, [volume], InferenceOptions())
+    scans = prepared(candidates, volume)
+    best, _ = choose_for_all(candidates, [scans], InferenceOptions())
     model, card, _ = candidates[best]
+    ready = [scans[card.preprocessing]]
     with tempfile.TemporaryDirectory() as folder:
-        adapted = adapt(model, card, [volume], options, Path(folder), lambda event, **fields: None, preview)
+        adapted = adapt(model, card, ready, options, Path(folder), lambda event, **fields: None, preview)
     seconds = time.monotonic() - started
     result = adapted.results[0]
     history = [entry | {"dice": dice} for entry, dice in zip(adapted.history, checks, strict=True)]

@@ -21,6 +21,7 @@ from MAPSegLib.config import AdaptationOptions
 from MAPSegLib.manifests import list_pairs
 from MAPSegLib.metrics import dice_scores
 from MAPSegLib.models import load_model
+from MAPSegLib.preprocessing import prepare
 from MAPSegLib.training.adaptation import adapt
 from MAPSegLib.volumes import read_image, read_labels
 
@@ -57,7 +58,8 @@ def run_method(bench: Bench, method: str) -> dict[str, Any]:
     model, card = load_model(start)
     target = bench.material / "target"
     pairs = list_pairs(target / "images", target / "labels")
-    volumes, references = zip(*((read_image(i), read_labels(r).array) for i, r in pairs), strict=True)
+    scans = [prepare(read_image(image), card.preprocessing) for image, _ in pairs]
+    references = [read_labels(labels).array for _, labels in pairs]
     values = [value for group in bench.task.structures.values() for value in group]
     found: list[list[dict[int, float]]] = []
 
@@ -69,12 +71,12 @@ def run_method(bench: Bench, method: str) -> dict[str, Any]:
     known = options_of(bench.size, method, bench.seed)["adaptation"]
     options = AdaptationOptions(**known | {"preview_seconds": 1e-6})  # one at every check
     with tempfile.TemporaryDirectory() as folder:
-        adapted = adapt(model, card, volumes, options, Path(folder), lambda *_, **__: None, preview)
+        adapted = adapt(model, card, scans, options, Path(folder), lambda *_, **__: None, preview)
     results, checks = {}, []
-    for index, (entry, scans) in enumerate(zip(adapted.history, found, strict=True)):
+    for index, (entry, scores) in enumerate(zip(adapted.history, found, strict=True)):
         results[str(index)] = [
             {"scan": image.name, "dice": _by_structure(bench.task, dice)}
-            for (image, _), dice in zip(pairs, scans, strict=True)
+            for (image, _), dice in zip(pairs, scores, strict=True)
         ]
         eta = {label.value: entry["eta_per_class"].get(rank) for rank, label in enumerate(card.labels, 1)}
         measured = {name: entry.get(name) for name in ("step", "kept", *MEASURES)}

@@ -18,7 +18,7 @@ from MAPSegLib.config import InferenceOptions
 from MAPSegLib.inference import segment_scan
 from MAPSegLib.models import ModelCard, resolve, save_model
 from MAPSegLib.quality import assess
-from MAPSegLib.tasks.candidates import Candidate, load_candidates, view
+from MAPSegLib.tasks.candidates import Candidate, load_candidates, prepared, view
 
 from . import oasis
 from .brain import EMBEDDED, TRAINED_ON
@@ -38,7 +38,7 @@ def line(name: str, models: list[Candidate], data: Path, scans: list[str]) -> li
     for place, scan in enumerate(scans):
         volume, reference = oasis.load_pair(data, scan)
         volume = volume if name == NATIVE else change(volume, name)
-        views = view(models, volume, options)
+        views = view(models, prepared(models, volume), options)
         for index, ((model, card, _), seen) in enumerate(zip(models, views, strict=True)):
             result = segment_scan(model, card.labels, seen.scan, options)
             verdict = assess(card, seen.looks, seen.scan.grid.working_spacing, result.classes)

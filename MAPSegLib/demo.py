@@ -224,10 +224,12 @@ def _explore(
 
 
 def _adapt(network: Segmenter, card: ModelCard, foreign: Volume, minutes: float, report: Report) -> Adapted:
+    from .preprocessing import prepare
     from .training.adaptation import adapt
 
+    scan = prepare(foreign, card.preprocessing)
     with tempfile.TemporaryDirectory(prefix="mapseg-", ignore_cleanup_errors=True) as name:
-        return adapt(network, card, [foreign], AdaptationOptions(minutes=minutes), Path(name), report)
+        return adapt(network, card, [scan], AdaptationOptions(minutes=minutes), Path(name), report)
 
 
 def _quiet(event: str, **fields: Any) -> None:

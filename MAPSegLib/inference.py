@@ -107,7 +107,7 @@ def segment_scan(
 
         result = _label(watched(), labels, scan.grid, uncertainty, probabilities)
         result.classes = torch.cat(working)
-        result.notes += scan.volume.notes
+        result.notes += scan.notes
         return result
 
     result, notes = run_with_notes(run, options)

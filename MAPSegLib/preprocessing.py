@@ -75,7 +75,8 @@ class Scan:
 
     image: torch.Tensor
     grid: Grid
-    volume: Volume
+    notes: tuple[str, ...]
+    """Of the volume."""
 
 
 def canonical(volume: Volume) -> tuple[np.ndarray, Triple]:
@@ -131,7 +132,7 @@ def prepare(volume: Volume, options: Preprocessing, ceiling: float = 1.0) -> Sca
     np.clip(values, 0, ceiling, out=values)
     if empty is not None:
         values[empty] = 0
-    return Scan(resample(torch.from_numpy(values), working_shape), grid, volume)
+    return Scan(resample(torch.from_numpy(values), working_shape), grid, volume.notes)
 
 
 def resample(image: torch.Tensor, shape: Shape) -> torch.Tensor:

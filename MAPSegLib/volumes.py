@@ -55,6 +55,10 @@ class Volume:
         """Voxel size in mm along the array's axes."""
         return tuple(float(s) for s in np.linalg.norm(self.affine[:3, :3], axis=0))
 
+    def emptied(self) -> Volume:
+        """The same with zeros that take no memory in place of its voxels: where results only need its grid."""
+        return replace(self, array=np.broadcast_to(self.array.dtype.type(0), self.shape))
+
 
 def scan_stem(path: str | Path) -> str:
     """The file name without ``.nii.gz`` or any other known suffix; a DICOM folder's own name."""

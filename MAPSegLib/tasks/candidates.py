@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..config import InferenceOptions
+from ..config import InferenceOptions, Preprocessing
 from ..models import ModelCard, load_model, members
 
 if TYPE_CHECKING:
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from ..preprocessing import Scan
     from ..quality import Looks
     from ..volumes import Volume
+
+    Prepared = Mapping[Preprocessing, Scan]
 
 
 class Candidate(NamedTuple):
@@ -38,29 +40,34 @@ def load_candidates(path: Path, device: str) -> list[Candidate]:
     return [Candidate(*load_model(file, device), file) for file in members(path)]
 
 
+def prepared(candidates: Sequence[Candidate], volume: Volume) -> Prepared:
+    """A scan as the candidates take it, mostly all alike.
+
+    Raises:
+        InputError: one of them cannot take it (as :func:`~MAPSegLib.preprocessing.prepare`).
+    """
+    from ..preprocessing import prepare
+
+    return {known: prepare(volume, known) for known in {card.preprocessing for _, card, _ in candidates}}
+
+
 def view(
     candidates: Sequence[Candidate],
-    volume: Volume,
+    scans: Prepared,
     options: InferenceOptions,
     progress: Progress | None = None,
 ) -> list[View]:
     """How each candidate sees a scan.
 
     Args:
+        scans: of :func:`prepared`.
         progress: told looks at windows done and all of them, those of each model taken for as many.
-
-    Raises:
-        InputError: the scan cannot be segmented by any model (empty, or two-dimensional).
     """
-    from ..preprocessing import prepare
     from ..quality import assess, look_twice
 
-    prepared: dict = {}
     views = []
     for number, (model, card, _) in enumerate(candidates):
-        if card.preprocessing not in prepared:
-            prepared[card.preprocessing] = prepare(volume, card.preprocessing)
-        scan = prepared[card.preprocessing]
+        scan = scans[card.preprocessing]
 
         def part(done: int, total: int, number: int = number) -> None:
             progress(number * total + done, len(candidates) * total)
@@ -81,10 +88,10 @@ def choose(candidates: Sequence[Candidate], scores: Sequence[float]) -> tuple[in
 
 
 def choose_for_all(
-    candidates: Sequence[Candidate], volumes: Sequence[Volume], options: InferenceOptions
+    candidates: Sequence[Candidate], several: Sequence[Prepared], options: InferenceOptions
 ) -> tuple[int, str]:
-    """:func:`choose` by the mean over several scans. Raises InputError as :func:`view` does."""
+    """:func:`choose` by the mean over several scans, each of :func:`prepared`."""
     if len(candidates) == 1:
         return choose(candidates, [0.0])
-    scores = [[one.score for one in view(candidates, volume, options)] for volume in volumes]
-    return choose(candidates, [sum(each) / len(volumes) for each in zip(*scores, strict=True)])
+    scores = [[one.score for one in view(candidates, scans, options)] for scans in several]
+    return choose(candidates, [sum(each) / len(several) for each in zip(*scores, strict=True)])

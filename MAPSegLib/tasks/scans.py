@@ -18,7 +18,7 @@ from ..models import ModelCard, load_card, members, resolve, save_model
 from ..reports import TEMPORARY, remove_leftovers
 from ..volumes import Volume, find_scans, read_image, write_volume
 from . import resume
-from .candidates import Candidate, choose, choose_for_all, load_candidates, view
+from .candidates import Candidate, choose, choose_for_all, load_candidates, prepared, view
 from .earlier import ADAPTED_MODEL, begin, remaining, written_maps
 from .findings import Findings
 from .outputs import ScanOutputs, collect_scans, output_folder
@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 
     from ..datasets import Source
     from ..inference import Progress, Segmentation
-    from ..networks.segmenter import Segmenter
+    from ..preprocessing import Scan
     from ..quality import Assessment
     from ..training.adaptation import Adapted, ScanResult
+    from .candidates import Prepared
 
 LONGEST = 240
 """Bytes of a result's name: file systems take 255, and while it is written it has a longer one."""
@@ -100,12 +101,12 @@ def _segment_one(
     def segmented(done: int, total: int) -> None:
         progress(round(looking + (100 - looking) * done / total), 100)
 
-    views = view(candidates, volume, job.options, looked)
+    views = view(candidates, prepared(candidates, volume), job.options, looked)
     best, why = choose(candidates, [one.score for one in views])
-    (model, card, _), (prepared, looks, _) = candidates[best], views[best]
+    (model, card, _), (ready, looks, _) = candidates[best], views[best]
     maps = {kind: getattr(job, kind) for kind in MAPS}
-    segmentation = segment_scan(model, card.labels, prepared, job.options, **maps, progress=segmented)
-    verdict = assess(card, looks, prepared.grid.working_spacing, segmentation.classes)
+    segmentation = segment_scan(model, card.labels, ready, job.options, **maps, progress=segmented)
+    verdict = assess(card, looks, ready.grid.working_spacing, segmentation.classes)
     segmentation.seconds = time.monotonic() - started
     segmentation.notes += [why] if why else []
     return volume, segmentation, verdict
@@ -126,8 +127,6 @@ def _write_segmented(
 
 def adapt(job: AdaptJob, report: Report) -> dict[str, Any]:
     """Adapt to all scans jointly, and keep per scan what the gate supports. See :class:`~MAPSegLib.jobs.AdaptJob`."""
-    from ..preprocessing import prepare
-
     scans = collect_scans(job.scans)
     outputs = ScanOutputs.plan(job.output, scans)
     kinds = ["seg_source", "seg_adapted", *(["uncertainty"] if job.uncertainty else [])]
@@ -143,33 +142,34 @@ def adapt(job: AdaptJob, report: Report) -> dict[str, Any]:
         candidates = load_candidates(path, job.options.device)
         findings = Findings(job, candidates[0].card, outputs, report, begun)
         volumes: dict[Path, Volume] = {}
+        ready: list[Prepared] = []
         for scan in track(scans, report):
-            with findings.isolated(scan):
+            with findings.isolated(scan):  # what is refused stops no other scan
                 volume = read_image(scan)
-                for preprocessing in {candidate.card.preprocessing for candidate in candidates}:
-                    prepare(volume, preprocessing)  # what it refuses stops no other scan
-                volumes[scan] = volume
+                ready.append(prepared(candidates, volume))
+                volumes[scan] = volume.emptied()
         if not volumes:
             return distributed.on_first(findings.finish)
-        (model, card, path), why = _chosen(candidates, volumes, job, report)
-        findings.card = card
-        source = _source(job, card, known, report)
-        with resume.claim(folder, job, [path, *volumes, *files], begun.results) as resumed:
+        chosen, why = _chosen(candidates, ready, job, report)
+        findings.card = chosen.card
+        source = _source(job, chosen.card, known, report)
+        with resume.claim(folder, job, [chosen.path, *volumes, *files], begun.results) as resumed:
             if resumed:
                 report("log", message="Continuing an adaptation that was interrupted.")
-            adapted = _adapt(model, card, volumes, source, job, folder, report)
+            own = [each[chosen.card.preprocessing] for each in ready]
+            adapted = _adapt(chosen, own, volumes, source, job, folder, report)
             for result in adapted.results:
                 result.segmentation.notes += [why] if why else []
             return distributed.on_first(lambda: _write_all(findings, volumes, adapted))
 
 
 def _chosen(
-    candidates: Sequence[Candidate], volumes: dict[Path, Volume], job: AdaptJob, report: Report
+    candidates: Sequence[Candidate], ready: Sequence[Prepared], job: AdaptJob, report: Report
 ) -> tuple[Candidate, str]:
     """The model to adapt, the same in every process, and why, if there was a choice."""
     options = job.options.for_inference()
 
-    index, why = distributed.on_first(lambda: choose_for_all(candidates, list(volumes.values()), options))
+    index, why = distributed.on_first(lambda: choose_for_all(candidates, ready, options))
     if why:
         report("log", message=why.replace("Segmented with", "Adapting"))
     return candidates[index], why
@@ -230,8 +230,8 @@ def _source(
 
 
 def _adapt(
-    model: Segmenter,
-    card: ModelCard,
+    chosen: Candidate,
+    scans: Sequence[Scan],
     volumes: dict[Path, Volume],
     source: Source | None,
     job: AdaptJob,
@@ -254,9 +254,9 @@ def _adapt(
         report("preview", file=str(file), scan=str(paths[index]), step=step)
 
     try:
-        scans = list(volumes.values())
+        known = chosen.model, chosen.card, scans, job.options, folder, report
         shows = preview if distributed.rank() == 0 else None
-        return run(model, card, scans, job.options, folder, report, shows, job.uncertainty, source=source)
+        return run(*known, shows, job.uncertainty, source=source)
     finally:
         name = f"preview_{'_'.join(['[0-9]*'] * 3)}.nii.gz"
         names = (name, f"{TEMPORARY}{name}")

@@ -25,10 +25,9 @@ from ..datasets import Source
 from ..errors import Stopped
 from ..inference import Segmentation, segment_scan
 from ..networks.segmenter import Segmenter
-from ..preprocessing import Scan, prepare, restore
+from ..preprocessing import Scan, restore
 from ..quality import Assessment, assess_scan, better, needed_gain
 from ..reports import CHECKPOINT, RECORD
-from ..volumes import Volume
 from .contrast import search_curve
 from .loop import Clock, Loop, Record, Report
 from .terms import Centralised, SourceFree, Terms, ema_decay
@@ -80,7 +79,7 @@ class Adapted:
 def adapt(
     model: Segmenter,
     card: ModelCard,
-    volumes: Sequence[Volume],
+    scans: Sequence[Scan],
     options: AdaptationBase,
     folder: Path,
     report: Report,
@@ -95,7 +94,7 @@ def adapt(
     Args:
         model: the source model; not changed.
         card: the source model's.
-        volumes: one or several scans of one target domain.
+        scans: one or several of one target domain, prepared as the card says.
         options: :class:`~MAPSegLib.config.CentralisedOptions` with a ``source``, else
             :class:`~MAPSegLib.config.AdaptationOptions`.
         report: told ``progress`` at every step; raising :class:`~MAPSegLib.errors.Stopped` keeps the best so far.
@@ -105,7 +104,6 @@ def adapt(
     Raises:
         MemoryExhausted: segmenting did not fit anywhere.
     """
-    scans = [prepare(volume, card.preprocessing) for volume in volumes]
     terms: Terms = (
         SourceFree(options) if source is None else Centralised(options, source, card.preprocessing.spacing)
     )

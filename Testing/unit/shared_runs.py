@@ -16,6 +16,7 @@ from MAPSegLib import distributed, worker
 from MAPSegLib.config import CentralisedOptions, PretrainingOptions, TrainingOptions
 from MAPSegLib.domains import Domains
 from MAPSegLib.networks.autoencoder import Autoencoder
+from MAPSegLib.preprocessing import prepare
 from MAPSegLib.training.adaptation import adapt
 from MAPSegLib.training.loop import Loop
 from MAPSegLib.training.pretraining import pretrain
@@ -56,9 +57,10 @@ def run_adapt(folder: Path, accumulate: int, preset: str = "paper") -> list[dict
     told, own = Told(), own | {"minutes": 1000.0}
     options = CentralisedOptions(**COMMON, **own, preview_seconds=0.0, accumulate=accumulate)
     arrays = [np.random.default_rng(seed).random((20, 18, 20 + seed), np.float32) for seed in range(2)]
-    volumes = [Volume(array * 100, np.eye(4)) for array in arrays]
     model = tiny_model(dropout=0.2)
-    adapt(model, card_of(model), volumes, options, folder, told, source=Blobs())
+    card = card_of(model)
+    scans = [prepare(Volume(array * 100, np.eye(4)), card.preprocessing) for array in arrays]
+    adapt(model, card, scans, options, folder, told, source=Blobs())
     return told
 
 

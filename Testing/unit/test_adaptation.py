@@ -13,6 +13,7 @@ from MAPSegLib import quality
 from MAPSegLib.config import AdaptationOptions
 from MAPSegLib.datasets import cut_patches
 from MAPSegLib.errors import Cancelled, Stopped
+from MAPSegLib.preprocessing import prepare
 from MAPSegLib.quality import Assessment, Transformation, better, needed_gain
 from MAPSegLib.training import adaptation, contrast, terms
 from MAPSegLib.training.adaptation import adapt
@@ -37,8 +38,10 @@ def options(**changes):
 
 def run(folder, *, model=None, volumes=None, report=ignore, preview=None, **changes):
     model = model or tiny_model(dropout=0.3)
+    card = card_of(model)
+    scans = [prepare(each, card.preprocessing) for each in volumes or [volume()]]
     folder.mkdir(exist_ok=True)
-    return adapt(model, card_of(model), volumes or [volume()], options(**changes), folder, report, preview)
+    return adapt(model, card, scans, options(**changes), folder, report, preview)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from volume_cases import noise_scan
 from MAPSegLib import quality
 from MAPSegLib.config import InferenceOptions
 from MAPSegLib.quality import Assessment, Looks
-from MAPSegLib.tasks.candidates import Candidate, choose, choose_for_all, view
+from MAPSegLib.tasks.candidates import Candidate, choose, choose_for_all, prepared, view
 
 SCANS = {16: noise_scan((16, 16, 16)), 20: noise_scan((20, 16, 16))}
 SCORES = {"one": {16: 0.9, 20: 0.2}, "other": {16: 0.8, 20: 0.7}}
@@ -49,19 +49,20 @@ def candidates() -> list[Candidate]:
     ids=["first", "second", "both"],
 )
 def test_the_best_mean_score_decides(looked, scans, chosen, told):
-    volumes = [SCANS[length] for length in scans]
-    assert choose_for_all(candidates(), volumes, InferenceOptions()) == (chosen, told)
+    several = [prepared(candidates(), SCANS[length]) for length in scans]
+    assert choose_for_all(candidates(), several, InferenceOptions()) == (chosen, told)
     assert looked == [length for length in scans for _ in SCORES]
 
 
 def test_every_model_sees_a_scan_and_progress_counts_all_of_them(looked):
-    seen = []
-    views = view(candidates(), SCANS[20], InferenceOptions(), lambda done, total: seen.append((done, total)))
+    seen, scans = [], prepared(candidates(), SCANS[20])
+    views = view(candidates(), scans, InferenceOptions(), lambda done, total: seen.append((done, total)))
     assert [one.score for one in views] == [0.2, 0.7]
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert views[0].scan is views[1].scan  # of one preprocessing, prepared once
 
 
 def test_a_single_model_is_not_judged(looked):
-    assert choose_for_all(candidates()[:1], [SCANS[16]], InferenceOptions()) == (0, "") and not looked
+    one = candidates()[:1]
+    assert choose_for_all(one, [prepared(one, SCANS[16])], InferenceOptions()) == (0, "") and not looked
     assert choose(candidates()[:1], [0.5]) == (0, "")

@@ -15,6 +15,7 @@ from MAPSegLib.datasets import Matched, cut_patches
 from MAPSegLib.errors import Cancelled
 from MAPSegLib.masking import cube_mask
 from MAPSegLib.networks.segmenter import sample_global
+from MAPSegLib.preprocessing import prepare
 from MAPSegLib.training import terms
 from MAPSegLib.training.adaptation import adapt
 from MAPSegLib.training.loop import Loop
@@ -32,8 +33,9 @@ def options(**changes):
 def run(folder, *, model=None, source=None, report=ignore, **changes):
     model = model or tiny_model(dropout=0.3)
     folder.mkdir(exist_ok=True)
-    volumes = [volume(), volume((18, 24, 17), seed=1)]
-    return adapt(model, card_of(model), volumes, options(**changes), folder, report, source=source or Blobs())
+    card = card_of(model)
+    scans = [prepare(each, card.preprocessing) for each in (volume(), volume((18, 24, 17), seed=1))]
+    return adapt(model, card, scans, options(**changes), folder, report, source=source or Blobs())
 
 
 # --- the equations --------------------------------------------------------------------------------------------------

@@ -100,7 +100,8 @@ def run_source_free(folder, accumulate):
     own = {"check_every": 5, "curve_knots": 4, "minutes": 1000.0, "preview_seconds": 0.0}
     options = AdaptationOptions(**shared_runs.COMMON, **own, accumulate=accumulate)
     model = tiny_model(dropout=0.2)
-    adapt(model, card_of(model), [volume(0), volume(1)], options, folder, told)
+    scans = [scan_for(model, seed=seed) for seed in range(2)]
+    adapt(model, card_of(model), scans, options, folder, told)
     return told
 
 

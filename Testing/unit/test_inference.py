@@ -228,7 +228,7 @@ def test_labels_lie_on_the_voxels_they_were_made_from(affine, seed):
     working = tuple(float(s) for s in spacing[np.argsort(permutation)])
     scan = prepare(noise(affine, seed), Preprocessing(spacing=working))
     labels = segment_scan(model, SINGLE, scan, FP32).labels
-    assert labels.shape == scan.volume.shape
+    assert labels.shape == scan.grid.native_shape
     expected = to_native(VALUES[model.classify(scan.image).numpy()], scan.grid)
     distance = (scan.image[None] - model.levels.view(-1, 1, 1, 1)).abs().topk(2, 0, largest=False).values
     far = to_native((distance[1] - distance[0] > 1e-3).numpy(), scan.grid)
@@ -310,7 +310,7 @@ def test_uncertainty_is_zero_outside_the_box_and_small_values_need_one_byte():
     scan = scan_of()
     result = segment_scan(Thresholds(), labels, scan, FP32, uncertainty=True)
     assert result.labels.dtype == np.uint8 and result.uncertainty.dtype == np.float32
-    outside = np.ones(scan.volume.shape, bool)
+    outside = np.ones(scan.grid.native_shape, bool)
     scan.grid.boxed(outside)[...] = False
     assert outside.any() and not result.uncertainty[outside].any() and not result.labels[outside].any()
 
@@ -319,13 +319,13 @@ def test_probabilities_are_those_of_every_structure_in_every_voxel():
     model, scan = Thresholds(pull=0.2, sharpness=20.0), scan_of(spacing=(1.0, 2.0, 1.5))
     result = segment_scan(model, SINGLE, scan, FP32, uncertainty=True, probabilities=True)
     found = result.probabilities
-    assert found.dtype == np.uint8 and found.shape == (*scan.volume.shape, len(SINGLE))
+    assert found.dtype == np.uint8 and found.shape == (*scan.grid.native_shape, len(SINGLE))
     for place, label in enumerate(SINGLE):
         mask = result.labels == label.value
         assert mask.any() and (found[mask].max(-1) == found[mask, place]).all()
         assert np.abs(found[mask, place] - 255 * (1 - result.uncertainty[mask])).max() <= 0.51
     assert found.sum(-1).max() <= 255 + len(SINGLE)
-    outside = np.ones(scan.volume.shape, bool)
+    outside = np.ones(scan.grid.native_shape, bool)
     scan.grid.boxed(outside)[...] = False
     assert outside.any() and not found[outside].any()
     assert segment_scan(model, SINGLE, scan, FP32).probabilities is None

@@ -116,8 +116,8 @@ def prepare_process(threads: int | None = None) -> None:
 def settings_kept() -> Iterator[None]:
     """Work with PyTorch as it starts, whatever the caller has set, and leave the caller's as it was.
 
-    Inside, gradients are recorded, and new tensors are fp32 on the CPU. Random numbers, the number of CPU threads, and
-    whether cuDNN may use TF32 are the caller's again afterwards.
+    Inside, gradients are recorded, new tensors are fp32 on the CPU, and autocast is off. Random numbers, the number of
+    CPU threads, and whether cuDNN may use TF32 are the caller's again afterwards.
     """
     threads, tf32 = torch.get_num_threads(), [part.fp32_precision for part in _CUDNN]
     dtype = torch.get_default_dtype()
@@ -128,6 +128,7 @@ def settings_kept() -> Iterator[None]:
         torch.set_default_dtype(torch.float32)
         with (
             torch.device("cpu") if elsewhere else nullcontext(),
+            _no_autocast(),
             torch.inference_mode(False),
             torch.enable_grad(),
             torch.random.fork_rng(gpus),
@@ -140,6 +141,27 @@ def settings_kept() -> Iterator[None]:
             part.fp32_precision = "none"  # what holds for all of PyTorch, as it may have been
             if part.fp32_precision != was:
                 part.fp32_precision = was
+
+
+@contextmanager
+def _no_autocast() -> Iterator[None]:
+    """Out of the caller's autocast. In one, even in one that is off, ours would go on with the weights' first casts."""
+    depth = torch.autocast_increment_nesting() - 1  # nothing else tells
+    on = [kind for kind in ("cpu", "cuda", "mps") if torch.is_autocast_enabled(kind)]
+    keeps = torch.is_autocast_cache_enabled()
+    for _ in range(depth + 1):
+        torch.autocast_decrement_nesting()
+    for kind in on:
+        torch.set_autocast_enabled(kind, False)
+    torch.set_autocast_cache_enabled(True)
+    try:
+        yield
+    finally:
+        for _ in range(depth):
+            torch.autocast_increment_nesting()
+        for kind in on:
+            torch.set_autocast_enabled(kind, True)
+        torch.set_autocast_cache_enabled(keeps)
 
 
 @cache

@@ -320,6 +320,19 @@ def test_a_callers_setting_for_all_of_pytorch_holds_again_afterwards():
             part.fp32_precision = setting
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+def test_within_a_callers_autocast_weights_are_rounded_where_asked_and_as_they_are_now(enabled):
+    weight, ones = torch.nn.Parameter(torch.ones(4, 4)), torch.ones(4, 4)
+    with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+        with settings_kept():
+            assert (weight @ ones).dtype == torch.float32
+            for value in (1, 2):
+                weight.data.fill_(value)
+                with precision_context(torch.device("cpu"), "bf16"):
+                    assert ((weight @ ones) == 4 * value).all()
+        assert torch.is_autocast_enabled("cpu") == enabled and torch.is_autocast_cache_enabled()
+
+
 def test_a_folder_called_allocation_is_no_lack_of_memory():
     assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
     assert is_out_of_memory(OSError(errno.ENOMEM, "Cannot allocate memory"))

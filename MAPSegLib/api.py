@@ -296,21 +296,23 @@ def _run(report: Emit | None, **content: Any) -> dict[str, Any]:
             f"report: {report!r} is not a function.", "Give one that takes an event, such as print."
         )
     broken: list[Exception] = []
+    stopped: list[Stopped] = []
 
     def emit(event: dict[str, Any]) -> None:
         try:
             if report:
                 report(event)
-        except Stopped:
-            raise
-        except Exception as failure:  # no scan's: it ends the job, and is raised as it is
-            broken.append(failure)
+        except Exception as failure:
+            if isinstance(failure, Stopped) and content["task"] == "adapt":
+                stopped.append(failure)  # heeded between steps: what comes before and after them goes on
+                return
+            broken.append(failure)  # no scan's: it ends the job, and is raised as it is
             raise Cancelled("Cancelled.") from failure
 
     try:
         job = build_job(content)
         with _settings_kept() if job.task != "evaluate" else nullcontext():
-            return run_job(job, emit)
+            return run_job(job, emit, lambda: bool(stopped))
     except MAPSegError:
         if broken:
             raise broken[0] from None

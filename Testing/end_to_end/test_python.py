@@ -8,7 +8,7 @@ import pytest
 
 import MAPSegLib
 from MAPSegLib import api
-from MAPSegLib.errors import InputError, MAPSegError
+from MAPSegLib.errors import InputError, MAPSegError, Stopped
 
 
 def test_in_python_the_functions_are_found_by_their_names():
@@ -60,6 +60,29 @@ def test_in_python_what_a_report_raises_is_raised_as_it_is(model, data, tmp_path
 
     with pytest.raises(KeyError, match="no such field"):
         api.segment(model, data / "images", tmp_path / "out", report=slip, device="cpu", threads=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_in_python_an_adaptation_can_be_stopped_by_every_event(model, data, tmp_path):
+    """As by a report that looks at the clock, or at a button that stays pressed."""
+    stages = []
+
+    def stop(event):
+        stages.append(event.get("stage"))
+        raise Stopped
+
+    scan = data / "images" / "case0.nii.gz"
+    result = api.adapt(model, scan, tmp_path / "out", report=stop, steps=100, device="cpu", threads=1)
+    assert len(result["scans"]) == 1 and (tmp_path / "out" / "case0_seg.nii.gz").is_file()
+    assert {"read", "search", "segment"} <= set(stages) and "adapt" not in stages
+
+
+def test_in_python_what_has_no_best_so_far_ends_where_it_is_stopped(model, data, tmp_path):
+    def stop(event):
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        api.segment(model, data / "images", tmp_path / "out", report=stop, device="cpu", threads=1)
     assert not (tmp_path / "out").exists()
 
 

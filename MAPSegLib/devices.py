@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
 
 import torch
@@ -116,16 +116,21 @@ def prepare_process(threads: int | None = None) -> None:
 def settings_kept() -> Iterator[None]:
     """Work with PyTorch as it starts, whatever the caller has set, and leave the caller's as it was.
 
-    Inside, gradients are recorded, new tensors are fp32 on the CPU, and autocast is off. Random numbers, the number of
-    CPU threads, and whether cuDNN may use TF32 are the caller's again afterwards.
+    Inside, gradients are recorded, new tensors are fp32 on the CPU, autocast is off, and matrices are multiplied in
+    fp32. Random numbers, the number of CPU threads, and whether cuDNN may use TF32 are the caller's again afterwards.
     """
     threads, tf32 = torch.get_num_threads(), [part.fp32_precision for part in _CUDNN]
+    products = "highest"
+    with suppress(RuntimeError):  # the caller has used the newer switches, after which it cannot be read
+        products = torch.get_float32_matmul_precision()
     dtype = torch.get_default_dtype()
     # asking a GPU that the caller has not used would take its memory
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     elsewhere = torch.get_default_device().type != "cpu"  # such a context costs every operation a little
     try:
         torch.set_default_dtype(torch.float32)
+        if products != "highest":
+            torch.set_float32_matmul_precision("highest")
         with (
             torch.device("cpu") if elsewhere else nullcontext(),
             _no_autocast(),
@@ -137,6 +142,8 @@ def settings_kept() -> Iterator[None]:
     finally:
         torch.set_default_dtype(dtype)
         torch.set_num_threads(threads)
+        if products != "highest":
+            torch.set_float32_matmul_precision(products)
         for part, was in zip(_CUDNN, tf32, strict=True):
             part.fp32_precision = "none"  # what holds for all of PyTorch, as it may have been
             if part.fp32_precision != was:

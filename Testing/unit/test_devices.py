@@ -333,6 +333,17 @@ def test_within_a_callers_autocast_weights_are_rounded_where_asked_and_as_they_a
         assert torch.is_autocast_enabled("cpu") == enabled and torch.is_autocast_cache_enabled()
 
 
+def test_a_callers_rougher_products_of_matrices_are_not_ours():
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        with settings_kept():
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_a_folder_called_allocation_is_no_lack_of_memory():
     assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
     assert is_out_of_memory(OSError(errno.ENOMEM, "Cannot allocate memory"))

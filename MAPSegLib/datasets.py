@@ -16,7 +16,7 @@ from . import augmentation as aug
 from .augmentation import uniform
 from .config import Contrast, Label, Preprocessing
 from .errors import InputError
-from .preprocessing import canonical, labels_to_working, prepare
+from .preprocessing import canonical, labels_to_working, prepare_to_learn
 from .reports import first_few
 from .synthesis import OUTSIDE_BRAIN, Anatomy, brain_priors, known_codes, synthesise
 from .volumes import check_same_grid, map_values, read_image, read_in_full, read_labels
@@ -245,7 +245,7 @@ class ScanSource:
         for index, (image_path, label_path) in enumerate(pairs):
             image, label = read_in_full(read_image, image_path), read_in_full(read_labels, label_path)
             check_same_grid(image, label)
-            scan = prepare(image, preprocessing)
+            scan = prepare_to_learn(image, preprocessing)
             classes = map_values(label.array, lookup)
             if not classes.any():
                 raise InputError(f"{label_path}: holds none of the model's label values {sorted(lookup)}.")

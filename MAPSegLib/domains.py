@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from . import augmentation as aug
 from .augmentation import uniform
 from .config import Preprocessing
-from .preprocessing import prepare
+from .preprocessing import prepare_to_learn
 from .volumes import read_image, read_in_full
 
 PREPARED = 128
@@ -43,7 +43,7 @@ class UnlabelledScans:
     def _prepare(self, file: Path) -> Tensor:
         """Read a scan; of MR, nothing is clipped at the bright end. Raises InputError."""
         ceiling = 1.0 if self.preprocessing.modality == "ct" else float("inf")
-        return prepare(read_in_full(read_image, file), self.preprocessing, ceiling).image
+        return prepare_to_learn(read_in_full(read_image, file), self.preprocessing, ceiling).image
 
 
 class Domains:

@@ -135,6 +135,19 @@ def prepare(volume: Volume, options: Preprocessing, ceiling: float = 1.0) -> Sca
     return Scan(resample(torch.from_numpy(values), working_shape), grid, volume.notes)
 
 
+def prepare_to_learn(volume: Volume, options: Preprocessing, ceiling: float = 1.0) -> Scan:
+    """:func:`prepare`. Raises InputError for a scan that shows nothing, of which no intensities can be measured."""
+    scan = prepare(volume, options, ceiling)
+    if not scan.image.any():
+        if options.modality == "mr":
+            raise InputError(f"{volume.path}: all of it is background.", "Leave this scan out.")
+        raise InputError(
+            f"{volume.path}: no voxel lies above {options.window[0]:g}, where the CT window begins.",
+            "Check the window, and that the scan holds Hounsfield units.",
+        )
+    return scan
+
+
 def resample(image: torch.Tensor, shape: Shape) -> torch.Tensor:
     """Resample a float image (X, Y, Z) so that the same box is filled by ``shape`` voxels.
 

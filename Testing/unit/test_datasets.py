@@ -247,6 +247,12 @@ def test_labels_that_the_model_does_not_know_are_refused(pair, tmp_path):
         ScanSource([(pair[0], foreign)], LABELS, FOUR)
 
 
+def test_a_scan_below_the_ct_window_is_refused(pair):
+    """After the last step its intensities could not be measured."""
+    with pytest.raises(InputError, match="a_img.* no voxel lies above 3000, where the CT window begins"):
+        ScanSource([pair], LABELS, Preprocessing(modality="ct", window=(3000, 4000)))
+
+
 def test_labels_of_another_grid_are_refused(pair, tmp_path):
     shifted = save(tmp_path / "other.nii.gz", head((36, 40, 41)).numpy(), "LPI", np.int32)
     with pytest.raises(InputError, match="a_img"):

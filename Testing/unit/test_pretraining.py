@@ -10,7 +10,7 @@ from model_cases import generator, ignore, same, tiny_architecture
 
 from MAPSegLib.config import ARCHITECTURES, Preprocessing, PretrainingOptions
 from MAPSegLib.domains import Domains, UnlabelledScans, vary
-from MAPSegLib.errors import Cancelled
+from MAPSegLib.errors import Cancelled, InputError
 from MAPSegLib.losses import masked_error
 from MAPSegLib.networks.autoencoder import Autoencoder
 from MAPSegLib.preprocessing import prepare
@@ -158,6 +158,13 @@ def test_hounsfield_units_keep_their_window(tmp_path):
     g = generator()
     one, other = source.draw(g), source.draw(g)
     assert torch.equal(one, other) and one.max() == 1
+
+
+def test_a_scan_below_the_ct_window_is_refused(tmp_path):
+    file = write(tmp_path / "a.nii.gz", 0)
+    source = UnlabelledScans([file], Preprocessing(modality="ct", window=(3000, 4000)))
+    with pytest.raises(InputError, match="a.nii.gz: no voxel lies above 3000"):
+        source.prepared(file)
 
 
 def test_scans_beyond_those_kept_in_memory_are_prepared_again(tmp_path, monkeypatch):

@@ -180,7 +180,13 @@ def _labels(cases: Sequence[Case], job: TrainJob, report: Report) -> tuple[Label
     found: set[int] = set()
     maps = [path for _, path in cases]
     for path in track(maps, report):
-        found |= set(np.unique(read_in_full(read_labels, path).array).tolist())
+        values = np.unique(read_in_full(read_labels, path).array).tolist()
+        if wrong := [value for value in (values[0], values[-1]) if not 0 <= value <= 65535]:
+            raise InputError(
+                f"{path} holds the value {wrong[0]}; those of structures go from 1 to 65535.",
+                "Give a label table to choose some.",
+            )
+        found.update(values)
     return infer_labels(found, names_in(check_path(job.images)))
 
 

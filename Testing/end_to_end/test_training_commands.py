@@ -93,6 +93,15 @@ def test_structures_that_no_label_map_holds_are_told(data, tmp_path):
     assert len({label.color for label in labels}) == 3
 
 
+def test_a_value_that_no_structure_can_have_is_told_with_its_file(data, tmp_path):
+    shutil.copytree(data / "labels", tmp_path / "labels")
+    file = tmp_path / "labels" / "case1.nii.gz"
+    nib.save(nib.Nifti1Image(labels_of(file).astype(np.int16) - 1, nib.load(file).affine), file)
+    arguments = ["--images", data / "images", "--labels", tmp_path / "labels", "--name", "x"]
+    told = refused("train", *arguments, "-o", tmp_path / "out", *CPU)
+    assert f"{file} holds the value -1; those of structures go from 1 to 65535. Give a label table" in told
+
+
 def test_a_grid_that_no_structure_survives_is_refused(data, tmp_path):
     labels = tmp_path / "labels"
     labels.mkdir()

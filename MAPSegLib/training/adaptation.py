@@ -170,7 +170,8 @@ class _Run:
 
             def told(values: dict = values, eta: dict = eta) -> bool:
                 left = min(clock.left(loop.step, options.steps), max(0.0, budget - clock.total()))
-                fields = {"seconds_left": left, "losses": values, "eta": eta.get("total")}
+                # a copy, as the next check records them: whoever is told may change what it was given
+                fields = {"seconds_left": left, "losses": dict(values), "eta": eta.get("total")}
                 try:
                     report("progress", stage="adapt", step=loop.step, steps=options.steps, **fields)
                 except Stopped:

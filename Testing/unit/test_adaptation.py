@@ -356,6 +356,14 @@ def test_stopping_keeps_the_best_so_far(tmp_path, scripted):
     assert same(adapted.model, judged[1])
 
 
+def test_what_a_report_does_to_the_losses_it_is_told_is_not_recorded(tmp_path):
+    def take(event, **fields):
+        fields.get("losses", {}).clear()
+
+    adapted = run(tmp_path, steps=1, report=take)
+    assert "loss" in adapted.history[-1]["losses"]
+
+
 def test_the_time_budget_ends_it_too(tmp_path):
     adapted = run(tmp_path, steps=10_000, minutes=1e-9)
     assert adapted.steps < 10 and len(adapted.results) == 1

@@ -4,6 +4,15 @@ Importing the package costs nothing heavy: the public functions load their modul
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # who checks types follows no __getattr__
+    from .api import adapt as adapt
+    from .api import evaluate as evaluate
+    from .api import list_models as list_models
+    from .api import pretrain as pretrain
+    from .api import segment as segment
+    from .api import train as train
 
 __version__ = "0.1.0"
 
@@ -23,7 +32,9 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-def __getattr__(name: str):
-    if name in _PUBLIC:
-        return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name in _PUBLIC:
+            return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

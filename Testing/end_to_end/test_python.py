@@ -1,7 +1,9 @@
 """What only callers in Python meet: what they may pass, what is raised, and what a call leaves as it was."""
 
+import ast
 import os
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,12 @@ from MAPSegLib.errors import InputError, MAPSegError, Stopped
 
 def test_in_python_the_functions_are_found_by_their_names():
     assert {"segment", "adapt", "train", "pretrain", "evaluate", "list_models"} <= set(dir(MAPSegLib))
+
+
+def test_in_python_who_checks_types_finds_the_functions_too():
+    tree = ast.parse(Path(MAPSegLib.__file__).read_text(encoding="utf-8"))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == "api"]
+    assert {alias.asname for node in imports for alias in node.names} == set(MAPSegLib._PUBLIC)
 
 
 @pytest.mark.parametrize("call", [api.evaluate, api.segment])

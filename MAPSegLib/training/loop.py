@@ -19,7 +19,7 @@ from torch import Generator, Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from .. import distributed, windows
-from ..devices import is_out_of_memory, pick_device, precision_context, prepare_process
+from ..devices import is_out_of_memory, pick_device, precision_context, prepare_process, trim_memory
 from ..errors import Cancelled, InputError, MAPSegError, MemoryExhausted
 from ..reports import PART, plain, reason, unwritable, write_text
 from .optimizer import Optimizer
@@ -160,10 +160,11 @@ class Loop:
         average(list(self.ema.parameters()), list(self.model.parameters()), None)
 
     def done(self, path: Path, every: int) -> None:
-        """Say that all that belongs to the step is done, and write a checkpoint every so many steps."""
+        """Say that all that belongs to the step is done. Every so many: write a checkpoint, and trim the memory."""
         self.whole = True
         if self.step % every == 0:
             self.save(path)
+            trim_memory()
 
     @contextmanager
     def cancellable(self, path: Path) -> Iterator[None]:

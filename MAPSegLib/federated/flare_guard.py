@@ -2,6 +2,8 @@
 
 A message that leaves the command's name out is obeyed unasked, and any site may send one to another through the server.
 So a site that runs here knows none of FLARE's commands but those that a job takes, and hears nobody but the server.
+FLARE's network diagnostics are no commands: they have rules of no kind, and tell a site's settings and processes, or
+stop it. A site answers none of them.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import logging
 from nvflare.fuel.f3.cellnet.core_cell import CoreCell, Message
 from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey, ReturnCode
 from nvflare.fuel.f3.cellnet.fqcn import FQCN
+from nvflare.fuel.f3.cellnet.net_agent import _CHANNEL as DIAGNOSTICS
 from nvflare.fuel.f3.cellnet.utils import make_reply
 from nvflare.private.fed.client.client_req_processors import ClientRequestProcessors
 from nvflare.private.fed.client.scheduler_cmds import (
@@ -42,12 +45,17 @@ def forget_commands() -> None:
 
 
 def hear_only_the_server(cell: CoreCell) -> None:
-    """Refuse what comes from other sites and from the administrator, who speak to the server."""
+    """Refuse what comes from other sites and from the administrator, who speak to the server, and its diagnostics."""
 
     def refuse(message: Message) -> Message | None:
         origin = FQCN.get_root(message.get_header(MessageHeaderKey.ORIGIN) or "")
-        if origin in (FQCN.ROOT_SERVER, FQCN.get_root(cell.get_fqcn())):
+        if origin == FQCN.get_root(cell.get_fqcn()):
             return None
+        if origin == FQCN.ROOT_SERVER:
+            if message.get_header(MessageHeaderKey.CHANNEL) != DIAGNOSTICS:
+                return None
+            _log.warning("Refused to tell the server of this site's settings and processes.")
+            return make_reply(ReturnCode.UNAUTHENTICATED, error="no diagnostics")
         _log.warning("Refused a message from %s: this site hears its server only.", origin or "nobody")
         return make_reply(ReturnCode.UNAUTHENTICATED, error="not the server")
 

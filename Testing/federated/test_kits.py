@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -20,8 +21,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from nvflare.apis.fl_exception import UnsafeComponentError
 from nvflare.apis.workspace import Workspace
 from nvflare.app_common.widgets.component_path_authorizer import ComponentPathAuthorizer
+from nvflare.fuel.f3.cellnet.core_cell import Message
+from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey
 from nvflare.fuel.f3.mpm import MainProcessMonitor
-from nvflare.private.defs import TrainingTopic
+from nvflare.private.defs import CellChannel, TrainingTopic
 from nvflare.private.fed.client.client_req_processors import ClientRequestProcessors
 from nvflare.security.logging import secure_format_exception
 from typer.testing import CliRunner
@@ -29,7 +32,7 @@ from typer.testing import CliRunner
 from MAPSegLib.cli import app
 from MAPSegLib.errors import InputError
 from MAPSegLib.federated import flare_project
-from MAPSegLib.federated.flare_guard import forget_commands
+from MAPSegLib.federated.flare_guard import DIAGNOSTICS, forget_commands, hear_only_the_server
 from MAPSegLib.federated.flare_project import write_project
 from MAPSegLib.federated.flare_run import run_kit
 from MAPSegLib.federated.kits import choose_data, kit_plan, local_data, read_kit
@@ -122,6 +125,24 @@ def test_a_site_knows_no_commands_but_those_of_a_job(monkeypatch):
         TrainingTopic.NOTIFY_JOB_STATUS,
         TrainingTopic.START_JOB,
     }
+
+
+def test_a_site_tells_nobody_its_settings():
+    """FLARE's diagnostics (``show_config_vars SITE`` and the like) ask for no right."""
+    refuse = []
+    cell = SimpleNamespace(
+        get_fqcn=lambda: "hospital-b", add_incoming_filter=lambda channel, topic, cb: refuse.append(cb)
+    )
+    hear_only_the_server(cell)
+    for origin, channel, heard in (
+        ("server", DIAGNOSTICS, False),
+        ("server.job", DIAGNOSTICS, False),
+        ("hospital-b.job", DIAGNOSTICS, True),  # so are a job's processes ended
+        ("server", CellChannel.CLIENT_MAIN, True),
+        ("hospital-c", CellChannel.CLIENT_MAIN, False),
+    ):
+        headers = {MessageHeaderKey.ORIGIN: origin, MessageHeaderKey.CHANNEL: channel}
+        assert (refuse[0](Message(headers)) is None) is heard, (origin, channel)
 
 
 def test_filters_stand_in_the_sites_kits(untouched):

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from nvflare.lighter.constants import CtxKey
 from nvflare.lighter.entity import Project
 from nvflare.lighter.impl.cert import CertBuilder
 from nvflare.lighter.impl.signature import SignatureBuilder
@@ -43,6 +44,8 @@ EXECUTOR = "MAPSegLib.federated.flare_site.RoundExecutor"
 CONTROLLER = "MAPSegLib.federated.flare_server.RoundController"
 SIGN_OF_LIFE = 5.0
 """Seconds between two signs of life of a site that waits; after six without one the server forgets it."""
+_LONGEST_NAME = 64
+"""Letters of a name in a certificate (RFC 5280)."""
 _LAUNCHER = "MAPSegLib.federated.flare_site.Launcher"
 _ANNOUNCER = "MAPSegLib.federated.flare_site.Announcer"
 
@@ -103,6 +106,12 @@ def _all_or_nothing(folder: Path) -> Iterator[None]:
 
 def _project(plan: Plan) -> Project:
     """Who takes part, as FLARE has it."""
+    for what, name in (("name", plan.name), ("server's host", plan.server.host)):
+        if len(name) > _LONGEST_NAME or not name.isascii():
+            raise InputError(
+                f"The certificates cannot hold the {what} {name}.",
+                f"Give one of at most {_LONGEST_NAME} letters, none with an accent.",
+            )
     project = Project(plan.name, "MAPSeg", props={"api_version": 3})
     ports = {"fed_learn_port": plan.server.port, "admin_port": plan.server.port}
     try:
@@ -126,9 +135,9 @@ def _provision(plan: Plan, project: Project, scratch: Path) -> Path:
         CertBuilder(root_valid_days=plan.server.valid_days),
         SignatureBuilder(),
     ]
-    with contextlib.redirect_stdout(io.StringIO()) as said:
+    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.redirect_stderr(said):
         context = Provisioner(str(scratch), builders).provision(project)
-    if context.get("build_error"):
+    if context.get(CtxKey.BUILD_ERROR):
         raise InputError(f"FLARE could not make the start kits: {said.getvalue().strip()[-300:]}")
     return scratch / plan.name / "prod_00"
 

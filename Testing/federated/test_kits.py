@@ -172,11 +172,25 @@ def test_the_job_carries_no_code(untouched):
         ),
         ({"server": {"host": "my_server"}}, "host cannot be 'my_server'"),
         ({"server": {"host": "::1"}}, "host cannot be '::1'"),
+        ({"server": {"host": "server." * 9 + "org"}}, r"cannot hold the server's host server\..*at most 64"),
+        ({"name": "Zürich"}, "cannot hold the name Zürich"),
+        ({"name": "n" * 65}, "cannot hold the name n*. Give"),
     ],
 )
 def test_plans_that_make_no_kits(tmp_path, changes, sentence):
     with pytest.raises(InputError, match=sentence):
         write_project(make_plan(tmp_path, **changes), tmp_path / "kits")
+    assert not (tmp_path / "kits").exists()
+
+
+def test_what_flare_could_not_make_is_told(tmp_path, monkeypatch, capfd):
+    def fail(*_):
+        raise ValueError("no entropy")
+
+    monkeypatch.setattr(flare_project.CertBuilder, "build", fail)
+    with pytest.raises(InputError, match=r"FLARE could not make the start kits: (.|\n)*no entropy"):
+        write_project(make_plan(tmp_path), tmp_path / "kits")
+    assert capfd.readouterr() == ("", "")
     assert not (tmp_path / "kits").exists()
 
 

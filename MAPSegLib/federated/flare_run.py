@@ -142,9 +142,11 @@ def _greet(folder: Path, kit: Kit) -> bytes | None:
         plain = socket.create_connection((kit.host, kit.port), _PATIENCE)
     except OSError:
         return None
+    met = False
     with plain:
         try:
             with context.wrap_socket(plain, server_hostname=kit.host) as secure:
+                met = True
                 # The verdict on our certificate comes after the handshake. FLARE's server speaks HTTP: "not found".
                 secure.sendall(f"GET / HTTP/1.1\r\nHost: {kit.host}\r\n\r\n".encode())
                 return secure.recv(1)
@@ -153,8 +155,9 @@ def _greet(folder: Path, kit: Kit) -> bytes | None:
                 f"The server {kit.host}:{kit.port} is not the one of this kit: {error.verify_message}.",
                 "Ask the administrator for this project's start kit.",
             ) from error
-        except (ssl.SSLError, ConnectionError):
-            return b""
+        except (ssl.SSLError, ConnectionError) as error:
+            # Without a handshake it is another program, or a firewall that hangs up; TLS 1.2 refuses within it.
+            return b"" if met or "ALERT" in (getattr(error, "reason", None) or "") else None
         except OSError:
             return None
 

@@ -1,5 +1,6 @@
 """Start kits: what is in them, what they allow, and the sentences for what cannot run."""
 
+import contextlib
 import datetime
 import errno
 import json
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,7 +36,7 @@ from MAPSegLib.errors import InputError
 from MAPSegLib.federated import flare_project
 from MAPSegLib.federated.flare_guard import DIAGNOSTICS, forget_commands, hear_only_the_server
 from MAPSegLib.federated.flare_project import write_project
-from MAPSegLib.federated.flare_run import run_kit
+from MAPSegLib.federated.flare_run import check_server, run_kit
 from MAPSegLib.federated.kits import choose_data, kit_plan, local_data, read_kit
 from MAPSegLib.federated.plan import read_plan
 from MAPSegLib.federated.processes import holding, owner
@@ -308,6 +310,24 @@ def test_a_port_in_use_is_told(kits):
     assert result.exit_code == 2
     assert f"Port {port} is in use" in result.stderr
     assert owner(kits / "server" / "run.pid") is None
+
+
+@pytest.mark.parametrize("greeting", [b"SSH-2.0-OpenSSH_9.0\r\n", b""])
+def test_another_program_on_the_servers_port_refuses_no_certificate(kits, greeting):
+    """Neither does a firewall that hangs up."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def answer():
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = other.accept()
+                    with connection:
+                        connection.sendall(greeting)
+
+        threading.Thread(target=answer, daemon=True).start()
+        site = kits / "hospital-b"
+        kit = read_kit(site).model_copy(update={"host": "127.0.0.1", "port": other.getsockname()[1]})
+        assert check_server(site, kit) is False
 
 
 def test_a_path_with_a_space_is_told(kits, tmp_path):

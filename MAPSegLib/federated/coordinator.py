@@ -139,7 +139,9 @@ class Coordinator:
         }
         if plan.task == "adapt":
             provenance["started_from"] = {"name": federation.card.name, **federation.card.provenance}
-        changes = {"name": plan.name, "provenance": provenance, "scores": {}}
+        # the sites' scans do not look like those that the start model was trained on
+        priors = {name: known for name, known in federation.card.priors.items() if name != "intensity"}
+        changes = {"name": plan.name, "provenance": provenance, "scores": {}, "priors": priors}
         changes |= {"license": plan.license} if plan.license else {}
         weights = self.weights
         if plan.task == "pretrain":

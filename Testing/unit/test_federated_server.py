@@ -15,6 +15,7 @@ from MAPSegLib.federated import coordinator as server
 from MAPSegLib.federated.coordinator import CLIP, ROUNDS, STATE, Coordinator
 from MAPSegLib.federated.exchange import Update
 from MAPSegLib.federated.plan import agree, read_plan
+from MAPSegLib.models import load_model, save_model
 
 
 def change_of(coordinator: Coordinator, value: float) -> dict[str, np.ndarray]:
@@ -53,6 +54,15 @@ def test_a_model_file_may_be_relative_to_the_plan(place):
     content = {"name": "fed", "model": "start.safetensors", "sites": SITES}
     (place / "plan.json").write_text(json.dumps(content))
     assert agree(read_plan(place / "plan.json")).card.name == "tiny"
+
+
+def test_the_model_that_comes_out_calls_no_site_foreign(place, tmp_path):
+    """Whose scans look unlike those of the start model's training, as a front end tells by ``intensity``."""
+    network, card = load_model(place / "start.safetensors")
+    known = card.model_copy(update={"priors": {"intensity": {"mean": [0.5]}, "trust": {"agreement": 0.7}}})
+    save_model(place / "known.safetensors", network.state_dict(), known)
+    coordinator = Coordinator(plan_of(place, model=str(place / "known.safetensors")), tmp_path)
+    assert load_model(coordinator.finish())[1].priors == {"trust": {"agreement": 0.7}}
 
 
 def test_a_federation_tells_sites_nothing_of_the_coordinators_files(place):

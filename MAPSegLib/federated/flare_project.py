@@ -237,6 +237,7 @@ def _logging(defaults: Path) -> dict[str, Any]:
     config["filters"]["ours"] = {
         "()": "nvflare.fuel.utils.log_utils.LoggerNameFilter",
         "logger_names": ["MAPSegLib"],
+        "exclude_logger_names": ["MAPSegLib.federated."],  # what FLARE's classes say in ours
         "allow_all_error_logs": False,
     }
     config["handlers"]["consoleHandler"] |= {"formatter": "plain", "filters": ["ours"]}

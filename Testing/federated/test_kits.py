@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import errno
 import json
+import logging
 import os
 import shutil
 import signal
@@ -26,6 +27,7 @@ from nvflare.app_common.widgets.component_path_authorizer import ComponentPathAu
 from nvflare.fuel.f3.cellnet.core_cell import Message
 from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey
 from nvflare.fuel.f3.mpm import MainProcessMonitor
+from nvflare.fuel.utils.log_utils import LoggerNameFilter, get_obj_logger
 from nvflare.private.defs import CellChannel, TrainingTopic
 from nvflare.private.fed.client.client_req_processors import ClientRequestProcessors
 from nvflare.security.logging import secure_format_exception
@@ -35,6 +37,7 @@ from MAPSegLib.cli import app
 from MAPSegLib.errors import InputError
 from MAPSegLib.federated import flare_project
 from MAPSegLib.federated.flare_guard import DIAGNOSTICS, forget_commands, hear_only_the_server
+from MAPSegLib.federated.flare_privacy import NoisyDifferences
 from MAPSegLib.federated.flare_project import write_project
 from MAPSegLib.federated.flare_run import check_server, run_kit
 from MAPSegLib.federated.kits import choose_data, kit_plan, local_data, read_kit
@@ -157,6 +160,16 @@ def test_filters_stand_in_the_sites_kits(untouched):
         ]
         assert scope["task_result_filters"][0]["args"] == {"percentile": 50, "gamma": 0.01}
         assert privacy["default_scope"] == scope["name"]
+
+
+def test_the_terminal_shows_our_own_lines_only(untouched):
+    config = json.loads((untouched / "hospital-b" / "flare" / "local" / "log_config.json").read_text())
+    (ours,) = config["handlers"]["consoleHandler"]["filters"]
+    settings = {name: value for name, value in config["filters"][ours].items() if name != "()"}
+    shown = LoggerNameFilter(**settings).filter
+    flares = get_obj_logger(NoisyDifferences())  # which tells of its noise
+    for name, ours in (("MAPSegLib.federated", True), (flares.name, False), ("nvflare.private", False)):
+        assert shown(logging.makeLogRecord({"name": name, "levelno": logging.ERROR})) is ours, name
 
 
 def test_the_job_carries_no_code(untouched):

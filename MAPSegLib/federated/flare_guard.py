@@ -9,12 +9,16 @@ stop it. A site answers none of them.
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from nvflare.fuel.f3.cellnet.core_cell import CoreCell, Message
 from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey, ReturnCode
 from nvflare.fuel.f3.cellnet.fqcn import FQCN
 from nvflare.fuel.f3.cellnet.net_agent import _CHANNEL as DIAGNOSTICS
 from nvflare.fuel.f3.cellnet.utils import make_reply
+from nvflare.private.admin_defs import Message as Request
+from nvflare.private.admin_defs import MsgHeader, error_reply
+from nvflare.private.admin_defs import ReturnCode as Verdict
 from nvflare.private.fed.client.client_req_processors import ClientRequestProcessors
 from nvflare.private.fed.client.scheduler_cmds import (
     CancelResourceProcessor,
@@ -38,10 +42,26 @@ _OF_A_JOB = (
 _log = logging.getLogger("MAPSegLib.federated")
 
 
+class _Deploy(DeployProcessor):
+    """Takes in a job; why it could not is told here, and not to the server: FLARE's reasons name folders."""
+
+    def process(self, req: Request, app_ctx: Any) -> Request:
+        try:
+            reply = super().process(req, app_ctx)
+            if reply.get_header(MsgHeader.RETURN_CODE) != Verdict.ERROR:
+                return reply
+            why = reply.body
+        except Exception as error:
+            why = error.__context__ or error  # FLARE's own text has only the kind of what it met
+        _log.error("This site could not take in the job: %s", why)
+        return error_reply("the job could not be taken in")
+
+
 def forget_commands() -> None:
     """Leave the site that starts in this process no command but those of a job: none that reads files or settings."""
     known = ClientRequestProcessors.request_processors
-    known[:] = [processor for processor in known if isinstance(processor, _OF_A_JOB)]
+    of_a_job = [processor for processor in known if isinstance(processor, _OF_A_JOB)]
+    known[:] = [_Deploy() if isinstance(each, DeployProcessor) else each for each in of_a_job]
 
 
 def hear_only_the_server(cell: CoreCell) -> None:

@@ -28,8 +28,10 @@ from nvflare.fuel.f3.cellnet.core_cell import Message
 from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey
 from nvflare.fuel.f3.mpm import MainProcessMonitor
 from nvflare.fuel.utils.log_utils import LoggerNameFilter, get_obj_logger
+from nvflare.private.admin_defs import error_reply
 from nvflare.private.defs import CellChannel, TrainingTopic
 from nvflare.private.fed.client.client_req_processors import ClientRequestProcessors
+from nvflare.private.fed.client.training_cmds import DeployProcessor
 from nvflare.security.logging import secure_format_exception
 from typer.testing import CliRunner
 
@@ -130,6 +132,30 @@ def test_a_site_knows_no_commands_but_those_of_a_job(monkeypatch):
         TrainingTopic.NOTIFY_JOB_STATUS,
         TrainingTopic.START_JOB,
     }
+
+
+def test_why_a_job_was_not_taken_in_is_told_at_the_site_alone(monkeypatch, caplog):
+    def full(*_):
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device", "/data/mueller")
+        except OSError as error:
+            raise Exception("exception <class 'OSError'> when deploying app") from error
+
+    known = ClientRequestProcessors.request_processors
+    for processed in (lambda *_: error_reply("Missing config folder inside /data/mueller"), full):
+        with monkeypatch.context() as flare:
+            flare.setattr(DeployProcessor, "process", processed)
+            flare.setattr(ClientRequestProcessors, "request_processors", list(known))
+            forget_commands()
+            (deploy,) = (
+                each
+                for each in ClientRequestProcessors.request_processors
+                if TrainingTopic.DEPLOY in each.get_topics()
+            )
+            reply = deploy.process(None, None)
+        assert vars(error_reply(reply.body))["headers"] == reply.headers and "/" not in reply.body
+        assert "could not take in the job" in caplog.text and "/data/mueller" in caplog.text
+        caplog.clear()
 
 
 def test_a_site_tells_nobody_its_settings():

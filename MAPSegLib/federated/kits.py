@@ -70,7 +70,7 @@ def choose_data(
         how many scans there are, and what the site should know.
 
     Raises:
-        InputError: none were named, or they do not fit the role.
+        InputError: none were named, or they do not fit the role, or the kit lacks its start model.
     """
     if images:
         known = {"options": local_data(folder).options} if (folder / DATA).is_file() else {}
@@ -81,7 +81,8 @@ def choose_data(
         data = data.model_copy(update={"labels": check_path(labels)})
     plan = kit_plan(folder)
     labelled = plan.task == "adapt" and read_kit(folder).role == "source"
-    found = find(data, agree(plan).card.labels if labelled else None)
+    card = agree(plan).card  # a kit that was copied in part is told now, and not in some round
+    found = find(data, card.labels if labelled else None)
     data = data if labelled else data.model_copy(update={"labels": None})
     write_json(folder / DATA, data.model_dump(mode="json", exclude_unset=True), overwrite=True)
     return len(found.cases), found.notes

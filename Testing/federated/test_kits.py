@@ -271,6 +271,13 @@ class TestData:
             choose_data(kits / "hospital-b")
 
     @pytest.mark.parametrize("name", ["hospital-a", "hospital-b"])
+    def test_in_a_kit_without_its_start_model(self, kits, tmp_path, name):
+        (kits / name / "start.safetensors").unlink()
+        scans = make_scans(tmp_path / "scans")
+        with pytest.raises(InputError, match=r"start\.safetensors"):
+            choose_data(kits / name, scans, scans)
+
+    @pytest.mark.parametrize("name", ["hospital-a", "hospital-b"])
     def test_of_an_empty_folder(self, kits, tmp_path, name):
         (tmp_path / "empty").mkdir()
         with pytest.raises(InputError):

@@ -53,7 +53,7 @@ def read_text_header(path: Path) -> TextHeader:
     with path.open("rb") as file:
         for line in iter(file.readline, b""):
             # not at ":=", behind which NRRD has what is nobody's but the writer's
-            name, *value = re.split(":(?!=)|=", line.decode("latin-1").strip(), maxsplit=1)
+            name, *value = re.split(":(?!=)|=", _decoded(line).strip(), maxsplit=1)
             name = name.lower().replace(" ", "")
             fields[name] = "".join(value).strip()
             if name in (blank, "elementdatafile") or (name == "datafile" and fields[name].startswith("LIST")):
@@ -61,16 +61,19 @@ def read_text_header(path: Path) -> TextHeader:
         told = fields.get("elementdatafile") or fields.get("datafile", "LOCAL")
         if told.upper() == "LOCAL":
             return TextHeader(fields, (path,), file.tell())
-        names = file.read().decode("latin-1").split("\n") if told.startswith("LIST") else _names(told, fields)
+        names = _decoded(file.read()).split("\n") if told.startswith("LIST") else _names(told, fields)
     names = filter(None, map(str.strip, names))
-    return TextHeader(fields, tuple(path.parent / _decoded(name) for name in names), 0)
+    return TextHeader(fields, tuple(path.parent / name for name in names), 0)
 
 
-def _decoded(name: str) -> str:
-    """A file's name, whose bytes were read as Latin-1, as this system reads them: nearly always as UTF-8."""
+def _decoded(text: bytes) -> str:
+    """Text of a header, as this system reads the names of files in it: nearly always as UTF-8.
+
+    As Latin-1, a name would be split behind an "à" or "Å", of which the last byte stands for a space there.
+    """
     with suppress(UnicodeDecodeError):  # on Windows, where older programs do write Latin-1
-        return os.fsdecode(name.encode("latin-1"))
-    return name
+        return os.fsdecode(text)
+    return text.decode("latin-1")
 
 
 def _names(told: str, fields: dict[str, str]) -> list[str]:

@@ -113,6 +113,16 @@ def test_voxels_in_a_file_whose_name_is_not_ascii(tmp_path, suffix, packed):
     np.testing.assert_array_equal(read_image(tmp_path / f"Schädel 1{suffix}").array, array)
 
 
+@pytest.mark.parametrize(("name", "header"), [("scan.mhd", META), ("scan.nhdr", NRRD)])
+def test_a_letter_that_ends_like_a_space_does_not_end_a_pattern(tmp_path, name, header):
+    """UTF-8 writes "à" as two bytes, and the second one is Latin-1's unbroken space."""
+    array = noise(8, 7, 6)
+    for number in range(6):
+        (tmp_path / f"voilà{number}").write_bytes(gzip.compress(array[..., number].T.tobytes()))
+    (tmp_path / name).write_text(f"{header}voilà%d 0 5 1\n", encoding="utf-8")
+    np.testing.assert_array_equal(read_image(tmp_path / name).array, array)
+
+
 @pytest.mark.parametrize("name", ["100%.nhdr", "50% dose.nhdr"])
 def test_a_percent_sign_in_a_name_is_no_pattern(tmp_path, name):
     array = noise(8, 7, 6)

@@ -19,6 +19,8 @@ from .errors import InputError
 _log = logging.getLogger(__name__)
 _CUDNN = torch.backends.cudnn.conv, torch.backends.cudnn.rnn
 """What TF32 is switched for; apart from each other, PyTorch's older switch could no longer be read."""
+_OTHERS = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv
+"""What else a caller may have made rougher than fp32."""
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -119,7 +121,7 @@ def settings_kept() -> Iterator[None]:
     Inside, gradients are recorded, new tensors are fp32 on the CPU, autocast is off, and matrices are multiplied in
     fp32. Random numbers, the number of CPU threads, and whether cuDNN may use TF32 are the caller's again afterwards.
     """
-    threads, tf32 = torch.get_num_threads(), [part.fp32_precision for part in _CUDNN]
+    threads, switched = torch.get_num_threads(), [(part, part.fp32_precision) for part in _CUDNN]
     products = "highest"
     with suppress(RuntimeError):  # the caller has used the newer switches, after which it cannot be read
         products = torch.get_float32_matmul_precision()
@@ -131,6 +133,10 @@ def settings_kept() -> Iterator[None]:
         torch.set_default_dtype(torch.float32)
         if products != "highest":
             torch.set_float32_matmul_precision("highest")
+        for part in _OTHERS:
+            if (was := part.fp32_precision) not in ("none", "ieee"):
+                switched.append((part, was))
+                part.fp32_precision = "ieee"
         with (
             torch.device("cpu") if elsewhere else nullcontext(),
             _no_autocast(),
@@ -144,7 +150,7 @@ def settings_kept() -> Iterator[None]:
         torch.set_num_threads(threads)
         if products != "highest":
             torch.set_float32_matmul_precision(products)
-        for part, was in zip(_CUDNN, tf32, strict=True):
+        for part, was in switched:
             part.fp32_precision = "none"  # what holds for all of PyTorch, as it may have been
             if part.fp32_precision != was:
                 part.fp32_precision = was

@@ -344,6 +344,20 @@ def test_a_callers_rougher_products_of_matrices_are_not_ours():
         torch.set_float32_matmul_precision(before)
 
 
+def test_nor_are_those_of_pytorchs_newer_switches():
+    """With such a one, the older one cannot be read any more."""
+    before = [part.fp32_precision for part in devices._OTHERS]
+    try:
+        for part in devices._OTHERS:
+            part.fp32_precision = "tf32"
+        with settings_kept():
+            assert all(part.fp32_precision == "ieee" for part in devices._OTHERS)
+        assert all(part.fp32_precision == "tf32" for part in devices._OTHERS)
+    finally:
+        for part, setting in zip(devices._OTHERS, before, strict=True):
+            part.fp32_precision = setting
+
+
 def test_a_folder_called_allocation_is_no_lack_of_memory():
     assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
     assert is_out_of_memory(OSError(errno.ENOMEM, "Cannot allocate memory"))

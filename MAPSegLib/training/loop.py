@@ -160,11 +160,10 @@ class Loop:
         average(list(self.ema.parameters()), list(self.model.parameters()), None)
 
     def done(self, path: Path, every: int) -> None:
-        """Say that all that belongs to the step is done. Every so many: write a checkpoint, and trim the memory."""
+        """Say that all that belongs to the step is done, and write a checkpoint every so many steps."""
         self.whole = True
         if self.step % every == 0:
             self.save(path)
-            trim_memory()
 
     @contextmanager
     def cancellable(self, path: Path) -> Iterator[None]:
@@ -178,7 +177,11 @@ class Loop:
             raise
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint beside ``path`` and rename it, so that a killed process leaves the last whole one."""
+        """Write a checkpoint beside ``path`` and rename it, so that a killed process leaves the last whole one.
+
+        The memory is trimmed as well: what trains for long saves every so often.
+        """
+        trim_memory()
         if distributed.rank():
             return
         state = {

@@ -97,7 +97,11 @@ class _Display:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.progress.stop()
+        self._stop()
+
+    def _stop(self) -> None:
+        with suppress(OSError):  # a bar whose terminal was closed; what is behind a pipe can still be told
+            self.progress.stop()
 
     def emit(self, event: dict[str, Any]) -> None:
         with suppress(OSError):  # a log on a full disk, or a terminal that was closed, ends no job
@@ -112,7 +116,7 @@ class _Display:
         elif kind == "error":
             self._tell(event)
         elif kind == "result":
-            self.progress.stop()
+            self._stop()
             with suppress(SystemExit):  # rich's answer to a reader that went away (`| head`): the job is done
                 show_result(event)
 

@@ -408,6 +408,26 @@ def test_a_log_that_cannot_be_written_ends_no_job(model, data, tmp_path, monkeyp
     assert files(tmp_path / "out") == ["case0_seg.nii.gz", "report.json", "volumes.csv"]
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_terminal_that_is_closed_meanwhile_hides_no_result_and_no_failure(fails, monkeypatch):
+    class Terminal(io.StringIO):
+        closed_meanwhile = False
+
+        def write(self, text):
+            if self.closed_meanwhile:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return super().write(text)
+
+    terminal, told = Terminal(), []
+    monkeypatch.setattr(console, "_err", Console(file=terminal, force_terminal=True))
+    monkeypatch.setattr(console, "show_result", told.append)
+    with console._Display() as display:
+        terminal.closed_meanwhile = True
+        event = {"event": "error", "kind": "input", "message": "No.", "advice": ""}
+        display.emit(event if fails else {"event": "result"})
+    assert len(told) == (not fails)
+
+
 @pytest.mark.parametrize("limit", [300, 20_000])
 def test_files_that_the_system_cuts_short(limit, model, data, tmp_path):
     pairs = {"images": data / "images", "labels": data / "labels", "preset": "tiny"}

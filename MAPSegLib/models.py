@@ -71,6 +71,11 @@ class ModelCard(Options):
             raise ValueError("a choice has members, and no other model has")
         return self
 
+    @property
+    def priors_elsewhere(self) -> dict[str, Any]:
+        """The priors, for a model adapted to scans that do not look like those this one was trained on."""
+        return {name: known for name, known in self.priors.items() if name != "intensity"}
+
 
 def save_model(path: Path, state: Mapping[str, Tensor], card: ModelCard, overwrite: bool = False) -> Path:
     """Write a model file; it appears under its name only when complete.

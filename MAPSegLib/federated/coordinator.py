@@ -139,8 +139,7 @@ class Coordinator:
         }
         if plan.task == "adapt":
             provenance["started_from"] = {"name": federation.card.name, **federation.card.provenance}
-        # the sites' scans do not look like those that the start model was trained on
-        priors = {name: known for name, known in federation.card.priors.items() if name != "intensity"}
+        priors = federation.card.priors_elsewhere
         changes = {"name": plan.name, "provenance": provenance, "scores": {}, "priors": priors}
         changes |= {"license": plan.license} if plan.license else {}
         weights = self.weights

@@ -69,14 +69,12 @@ def hear_only_the_server(cell: CoreCell) -> None:
 
     def refuse(message: Message) -> Message | None:
         origin = FQCN.get_root(message.get_header(MessageHeaderKey.ORIGIN) or "")
-        if origin == FQCN.get_root(cell.get_fqcn()):
-            return None
-        if origin == FQCN.ROOT_SERVER:
-            if message.get_header(MessageHeaderKey.CHANNEL) != DIAGNOSTICS:
-                return None
+        if origin not in (FQCN.ROOT_SERVER, FQCN.get_root(cell.get_fqcn())):
+            _log.warning("Refused a message from %s: this site hears its server only.", origin or "nobody")
+            return make_reply(ReturnCode.UNAUTHENTICATED, error="not the server")
+        if origin == FQCN.ROOT_SERVER and message.get_header(MessageHeaderKey.CHANNEL) == DIAGNOSTICS:
             _log.warning("Refused to tell the server of this site's settings and processes.")
             return make_reply(ReturnCode.UNAUTHENTICATED, error="no diagnostics")
-        _log.warning("Refused a message from %s: this site hears its server only.", origin or "nobody")
-        return make_reply(ReturnCode.UNAUTHENTICATED, error="not the server")
+        return None
 
     cell.add_incoming_filter(channel="*", topic="*", cb=refuse)

@@ -293,7 +293,7 @@ def _save_adapted(adapted: Adapted, card: ModelCard, job: AdaptJob, outputs: Sca
             "architecture": adapted.model.architecture,
             "provenance": provenance,
             "scores": {},
-            "priors": {name: known for name, known in card.priors.items() if name != "intensity"},
+            "priors": card.priors_elsewhere,
         }
     )
     return save_model(outputs.beside(ADAPTED_MODEL), adapted.model.state_dict(), new, job.overwrite)

@@ -263,61 +263,6 @@ def test_slices_stay_as_users_arrange_them(screen, tmp_path, monkeypatch):
     assert [view.GetBackgroundVolumeID() for view in (red, yellow)] == [second.volume_id] * 2
 
 
-def test_previews_are_seen_alone(result, tmp_path):
-    second, run = make_result(tmp_path, "second")
-    result.panel.results.add(second, run)
-    for item in (result.item, second):
-        slicer.mrmlScene.GetNodeByID(item.segmentation_id).GetDisplayNode().SetVisibility(True)
-    again, mine = preview(result.item)
-    result.panel.results.show_previews(again, mine)
-    assert seen() == ["preview"]
-
-
-def test_a_preview_that_the_user_hides_stays_hidden_when_it_is_renewed(result):
-    """As to look at the scan below it."""
-    run, mine = preview(result.item)
-    result.panel.results.show_previews(run, mine)
-    assert seen() == ["preview"]
-    slicer.mrmlScene.GetNodeByID(mine.segmentation_id).GetDisplayNode().SetVisibility(False)
-    result.panel.results.show_previews(run, mine)
-    assert seen() == []
-    run.items += preview(result.item)[0].items  # the first one of another volume
-    result.panel.results.show_previews(run, mine)
-    assert seen() == []
-
-
-def test_a_result_that_the_user_hides_stays_hidden_when_further_ones_come(result, tmp_path):
-    hidden = slicer.mrmlScene.GetNodeByID(result.item.segmentation_id).GetDisplayNode()
-    assert seen() == ["ball MAPSeg"]
-    hidden.SetVisibility(False)
-    result.panel.results.add(make_result(tmp_path, "second")[0], result.run)  # of the same run
-    result.panel.results.refresh()
-    assert seen() == []
-    result.ui.resultComboBox._real.activated.emit(0)  # the user asks for it
-    assert seen() == ["ball MAPSeg"]
-
-
-def test_when_the_volume_in_view_goes_previews_of_another_one_are_seen(result, tmp_path):
-    from MAPSegModule import run
-
-    second, other_run = make_result(tmp_path, "second")
-    result.panel.results.add(second, other_run)
-    items = [preview(item)[1] for item in (result.item, second)]
-    slicer.mrmlScene.GetNodeByID(items[1].segmentation_id).SetName("other preview")
-
-    def renewed():
-        result.panel.run = SimpleNamespace(items=items)
-        for item in items:
-            result.panel._show_item(item)
-        result.panel.run = None
-        return seen()
-
-    assert renewed() == ["preview"]
-    slicer.mrmlScene.RemoveNode(slicer.mrmlScene.GetNodeByID(items[0].volume_id))
-    items[0].state = run.FAILED
-    assert renewed() == ["other preview"]
-
-
 def test_views_are_left_alone_while_another_module_is_shown(result):
     [view] = add_slices("Red")
     first, results = result.item, result.panel.results

@@ -141,7 +141,7 @@ class Preprocessing(Options):
 
 
 class Label(Options):
-    """One structure of a model: its value in label maps and how viewers show and code it."""
+    """One structure of a model: its value in label maps, what is known of it, and how viewers show and code it."""
 
     value: int = Field(ge=1, le=65535)
     name: str = Field(min_length=1)
@@ -150,6 +150,10 @@ class Label(Options):
         default=None, description="value of the same structure on the other side of the body"
     )
     terminology: str | None = Field(default=None, description="SNOMED CT code, scheme^code^meaning")
+    one_piece: bool | None = Field(
+        default=None,
+        description="whether the largest piece alone is kept of it; absent where that is not known",
+    )
 
     @property
     def sideless(self) -> str:
@@ -181,6 +185,9 @@ class InferenceOptions(Compute):
         default=True, description="average with the mirrored scan's result, where anatomy has two sides"
     )
     batch: int = Field(default=4, ge=1, le=64, description="windows at once")
+    islands: bool = Field(
+        default=False, description="keep what lies apart from the largest piece, also of what is one piece"
+    )
 
 
 Accumulate = Annotated[

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from .datasets import crop, resize_whole
 from .devices import is_out_of_memory, pick_device, precision_context, prepare_process
 from .errors import MemoryExhausted
 from .networks.segmenter import Segmenter, mirrored_classes, sample_global
+from .pieces import islands_told, remove_islands
 from .preprocessing import Grid, Scan, interpolate_along, interpolation_weights, prepare, to_native
 from .volumes import Volume
 
@@ -43,13 +45,14 @@ class Segmentation:
     Attributes:
         labels: label values, unsigned integers, native shape.
         volumes_ml: per label value; 0 where the structure was not found.
-        confidence: mean probability of the voxels of each structure found.
-        uncertainty: one minus the probability of the label given, float32, native shape; None unless asked for.
+        confidence: mean probability of the voxels of each structure found, those of islands among them.
+        uncertainty: one minus the probability of the label given, float32, native shape; None unless asked for. Where
+            an island was removed, it is that at least.
         probabilities: of the structures in the labels' order, uint8 (255 is 1), native shape and one axis more; None
-            unless asked for.
+            unless asked for. They show islands, too.
         notes: what the user should know (a fallback taken), a sentence each.
         seconds: that the result took, with judging it.
-        classes: class indices on the working grid, int16.
+        classes: class indices on the working grid, int16, with all islands: they count when a result is judged.
     """
 
     labels: np.ndarray
@@ -105,7 +108,7 @@ def segment_scan(
                 working.append(piece.max(0).indices.to("cpu", torch.int16))
                 yield start, piece
 
-        result = _label(watched(), labels, scan.grid, uncertainty, probabilities)
+        result = _label(watched(), labels, scan.grid, uncertainty, probabilities, options.islands)
         result.classes = torch.cat(working)
         result.notes += scan.notes
         return result
@@ -287,8 +290,13 @@ def _label(
     grid: Grid,
     uncertainty: bool,
     probabilities: bool,
+    islands: bool,
 ) -> Segmentation:
-    """Interpolate slabs of probabilities to the scan's own voxels and take the likeliest class of each."""
+    """Interpolate slabs of probabilities to the scan's own voxels and take the likeliest class of each.
+
+    Args:
+        islands: whether to keep those of structures that are one piece (:mod:`.pieces`).
+    """
     values = np.array([0, *(label.value for label in labels)])
     values = values.astype(np.min_scalar_type(int(values.max())))
     boxed = np.zeros(grid.box_shape, values.dtype)
@@ -305,11 +313,17 @@ def _label(
         flat = index.ravel()
         count += np.bincount(flat, minlength=len(values))
         mass += np.bincount(flat, best.ravel(), minlength=len(values))
+    voxels = Counter(dict(zip(values.tolist(), count.astype(int).tolist(), strict=True)))
+    moved = Counter() if islands else remove_islands(boxed, labels, doubt)
+    for (value, other), number in moved.items():
+        voxels[value] -= number
+        voxels[other] += number
     found = [i for i in range(1, len(values)) if count[i]]
     return Segmentation(
         labels=to_native(boxed, grid),
-        volumes_ml={int(values[i]): float(count[i] * grid.native_voxel_ml) for i in range(1, len(values))},
+        volumes_ml={label.value: voxels[label.value] * grid.native_voxel_ml for label in labels},
         confidence={int(values[i]): float(mass[i] / count[i]) for i in found},
+        notes=islands_told(moved, voxels, labels, grid.native_voxel_ml),
         uncertainty=to_native(doubt, grid) if doubt is not None else None,
         probabilities=None if shares is None else np.stack([to_native(share, grid) for share in shares], -1),
     )

@@ -40,6 +40,7 @@ def train(job: TrainJob, report: Report) -> dict[str, Any]:
     import torch
 
     from ..datasets import Recoloured
+    from ..pieces import with_pieces
     from ..training.source import train as run
 
     folder = check_path(job.output)
@@ -83,6 +84,7 @@ def train(job: TrainJob, report: Report) -> dict[str, Any]:
                     changes["scores"] = {"kept back": {"mean_dice": round(dice, 3), "scans": len(kept)}}
                     names = ", ".join(cases[i][1].name for i in sorted(kept))
                     report("log", message=f"Dice {dice:.3f} on what was kept back, at step {steps}: {names}.")
+                changes["labels"] = with_pieces(card.labels, source.label_maps())
                 known = with_trust(model, card.model_copy(update=changes), source, job.options)
                 save_model(final, model.state_dict(), known, job.overwrite)
 

@@ -1,0 +1,125 @@
+"""Structures that are one piece, and the islands that a network finds apart from them.
+
+On scans unlike the source's, networks find parts of a structure where there is none of it. Where the source's label
+maps show a structure in one piece, the largest piece alone is kept, as nnU-Net and SynthSeg do.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from .config import Label
+
+FEWEST_MAPS = 10
+"""Label maps that it takes to know that a structure is one piece: a few tumours may all be single ones."""
+ONE_PIECE = 0.99
+"""Share of a structure that its largest piece has at least, in every label map: annotators leave stray voxels."""
+TOUCHING = np.ones((3, 3, 3), bool)
+"""Voxels that share a corner are of one piece."""
+
+
+def with_pieces(labels: Sequence[Label], maps: Iterable[tuple[Tensor, Any]]) -> tuple[Label, ...]:
+    """The labels, which say then what the source's label maps show in one piece.
+
+    A label that says so already is contradicted by any map with several pieces; one that denies it keeps to that.
+
+    Args:
+        maps: class indices (X, Y, Z), and what else is known of each.
+    """
+    shares: dict[int, list[float]] = {label.value: [] for label in labels}
+    for classes, _ in maps:
+        for index, _, _, sizes in _pieces(classes.numpy(), range(1, len(labels) + 1)):
+            shares[labels[index - 1].value].append(sizes.max() / sizes.sum())
+
+    def known(label: Label) -> Label:
+        found = shares[label.value]
+        if (
+            min(found + shares.get(label.mirror, []), default=1) < ONE_PIECE
+        ):  # what holds on one side does on both
+            return label.model_copy(update={"one_piece": False})
+        if label.one_piece is None and len(found) >= FEWEST_MAPS:
+            return label.model_copy(update={"one_piece": True})
+        return label
+
+    return tuple(map(known, labels))
+
+
+def remove_islands(
+    array: np.ndarray, labels: Sequence[Label], doubt: np.ndarray | None = None
+) -> Counter[tuple[int, int]]:
+    """Keep the largest piece of what is one piece; each of the others becomes what most of its neighbours are.
+
+    Args:
+        array: label values (X, Y, Z), unsigned integers; changed in place.
+        doubt: one minus the probability of each label, of the same shape; there the doubt of the new label is set,
+            as far as it is known: it cannot be less than the probability of the old one.
+
+    Returns:
+        the number of voxels that changed, by their old and new value.
+    """
+    from scipy.ndimage import binary_dilation, find_objects
+
+    islands = []
+    for value, place, numbered, sizes in _pieces(array, {label.value for label in labels if label.one_piece}):
+        largest = sizes.argmax() + 1
+        for number, box in enumerate(find_objects(numbered), 1):
+            if number != largest:
+                inside = _grown(box)
+                islands.append((value, place, inside, numbered[inside] == number))
+    for _, place, inside, island in islands:
+        array[place][inside][island] = 0  # all before any is filled: none is to become a part of another
+    moved: Counter[tuple[int, int]] = Counter()
+    for value, place, inside, island in islands:
+        seen = array[place][inside]
+        shell = binary_dilation(island, TOUCHING) & ~island
+        other = int(np.bincount(seen[shell]).argmax())
+        seen[island] = other
+        moved[value, other] += int(island.sum())
+        if doubt is not None:
+            unsure = doubt[place][inside]
+            unsure[island] = np.maximum(unsure, 1 - unsure)[island]
+    return moved
+
+
+def islands_told(
+    moved: Counter[tuple[int, int]], left: Mapping[int, int], labels: Sequence[Label], voxel_ml: float
+) -> list[str]:
+    """A sentence on islands that were removed, where they were more than a few voxels.
+
+    Args:
+        moved: of :func:`remove_islands`.
+        left: voxels of each value, without them.
+        voxel_ml: the volume of one.
+    """
+    lost: Counter[int] = Counter()
+    for (value, _), voxels in moved.items():
+        lost[value] += voxels
+    told = [
+        f"{label.name} {lost[label.value] * voxel_ml:.2g} ml"
+        for label in labels
+        if lost[label.value] > (1 - ONE_PIECE) * left[label.value]
+    ]
+    return [f"Removed what lay apart from the largest piece: {', '.join(told)}."] if told else []
+
+
+def _pieces(
+    array: np.ndarray, values: Collection[int]
+) -> Iterator[tuple[int, tuple[slice, ...], np.ndarray, np.ndarray]]:
+    """Of those values that the array holds: a box around it, its pieces there, numbered from 1, and their voxels."""
+    from scipy.ndimage import find_objects, label
+
+    for value, box in enumerate(find_objects(array), 1):
+        if box is not None and value in values:
+            place = _grown(box)
+            numbered, _ = label(array[place] == value, TOUCHING)
+            yield value, place, numbered, np.bincount(numbered.ravel())[1:]
+
+
+def _grown(box: Sequence[slice]) -> tuple[slice, ...]:
+    """A voxel more on every side, as far as there are any."""
+    return tuple(slice(max(0, edge.start - 1), edge.stop + 1) for edge in box)

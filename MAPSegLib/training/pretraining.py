@@ -54,8 +54,9 @@ def pretrain(
     with loop.cancellable(checkpoint):
         while loop.step < options.steps:
             losses = loop.update(lambda: reconstruction_losses(loop, *view_scans(loop, scans(loop)), options))
+            seconds = round(clock.total(), 1)  # at every step, as any may be the last that a checkpoint keeps
             if loop.step % 10 == 0 or loop.step == options.steps:
-                record.add(loop.step, seconds=round(clock.total(), 1), **losses)
+                record.add(loop.step, seconds=seconds, **losses)
             if wanted and (loop.step % options.picture_every == 0 or loop.step == options.steps):
                 picture(loop.step, [row for sample in samples for row in _rebuild(loop, *sample, options)])
             loop.done(checkpoint, options.checkpoint_every)

@@ -94,8 +94,9 @@ def train(
     with loop.cancellable(checkpoint):
         while loop.step < options.steps and not _out_of_patience(loop, options):
             losses = loop.update(terms)
+            seconds = round(clock.total(), 1)  # at every step, as any may be the last that a checkpoint keeps
             if loop.step % 10 == 0 or loop.step == options.steps:
-                record.add(loop.step, seconds=round(clock.total(), 1), **losses)
+                record.add(loop.step, seconds=seconds, **losses)
             if validation and (loop.step % options.validate_every == 0 or loop.step == options.steps):
                 _validate(loop, validation, record)
             loop.done(checkpoint, options.checkpoint_every)

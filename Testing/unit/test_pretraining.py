@@ -215,7 +215,8 @@ def test_interrupted_pretraining_ends_as_if_it_had_not_been(tmp_path, ended, reu
     with pytest.raises(type(how)):
         pretrain(autoencoder(), domains(), own, tmp_path / "b", stop)
     kept = ended if isinstance(how, Cancelled) else ended - 1
-    assert torch.load(tmp_path / "b" / CHECKPOINT, weights_only=True)["step"] == kept
+    state = torch.load(tmp_path / "b" / CHECKPOINT, weights_only=True)
+    assert state["step"] == kept and state["extra"]["seconds"] > 0
     torch.rand(7)
     resumed = pretrain(autoencoder(seed=5), domains(), own, tmp_path / "b", ignore)
     assert same(straight, resumed)

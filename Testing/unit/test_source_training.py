@@ -52,9 +52,8 @@ def test_interrupted_training_ends_as_if_it_had_not_been(tmp_path, ended, how):
 
     with pytest.raises(type(how)):
         train(tiny_model(**model), Boxes(), options(), tmp_path / "b", stop, validation)
-    assert torch.load(tmp_path / "b" / CHECKPOINT, weights_only=True)["step"] == (
-        ended if isinstance(how, Cancelled) else 4
-    )
+    state = torch.load(tmp_path / "b" / CHECKPOINT, weights_only=True)
+    assert state["step"] == (ended if isinstance(how, Cancelled) else 4) and state["extra"]["seconds"] > 0
     resumed, *_ = train(tiny_model(seed=5, **model), Boxes(), options(), tmp_path / "b", ignore, validation)
     assert same(straight, resumed)
     one, other = ([{**line, "seconds": 0} for line in records(tmp_path / f / "metrics.jsonl")] for f in "ab")

@@ -186,36 +186,30 @@ def better(before: Assessment, after: Assessment, needed: float) -> bool:
 
 def judge(measures: dict[str, float], priors: dict) -> Assessment:
     """The verdict on measures, against what the model reached on its own domain (``priors["trust"]``)."""
-    floor = priors.get("trust", {}).get("agreement", 0.6)
-    ceiling = priors.get("trust", {}).get("shape_deviation", 2.5)
-    reached, deviation = measures["agreement"], measures.get("shape_deviation")
+    limits = priors.get("trust", {})
+    if objection := _objection(measures, limits):
+        return Assessment(False, f"Not to be trusted: {objection}.", measures)
+    reached, own = measures["agreement"], "" if limits else " The model states no limits of its own."
+    return Assessment(True, f"Consistent: agreement {reached:.2f} with the transformed scan.{own}", measures)
+
+
+def _objection(measures: dict[str, float], limits: dict[str, float]) -> str:
+    """What speaks against a result first; empty where nothing does."""
+    floor, ceiling = limits.get("agreement", 0.6), limits.get("shape_deviation", 2.5)
     if floor <= LOWEST or ceiling >= HIGHEST:
         what = "does not agree with itself" if floor <= LOWEST else "finds implausible shapes"
-        return Assessment(False, f"Not to be trusted: on scans of its own domain the model {what}.", measures)
-    if reached < floor:
-        return Assessment(
-            False,
-            "Not to be trusted: the transformed scan is segmented differently "
-            f"(agreement {_apart(reached, floor, 'expected at least', 2)}).",
-            measures,
-        )
-    if deviation is not None and deviation > ceiling:
-        return Assessment(
-            False,
-            "Not to be trusted: structures have implausible shapes (deviations from the source's: "
-            f"{_apart(deviation, ceiling, 'expected at most', 1)}).",
-            measures,
-        )
-    floor, contrast = priors.get("trust", {}).get("border_contrast"), measures.get("border_contrast")
+        return f"on scans of its own domain the model {what}"
+    if (reached := measures["agreement"]) < floor:
+        told = _apart(reached, floor, "expected at least", 2)
+        return f"the transformed scan is segmented differently (agreement {told})"
+    if (deviation := measures.get("shape_deviation", 0.0)) > ceiling:
+        told = _apart(deviation, ceiling, "expected at most", 1)
+        return f"structures have implausible shapes (deviations from the source's: {told})"
+    floor, contrast = limits.get("border_contrast"), measures.get("border_contrast")
     if floor is not None and contrast is not None and contrast < floor:
-        return Assessment(
-            False,
-            "Not to be trusted: the borders of structures lie where the scan hardly changes "
-            f"(contrast {_apart(contrast, floor, 'expected at least', 2)}).",
-            measures,
-        )
-    own = "" if priors.get("trust") else " The model states no limits of its own."
-    return Assessment(True, f"Consistent: agreement {reached:.2f} with the transformed scan.{own}", measures)
+        told = _apart(contrast, floor, "expected at least", 2)
+        return f"the borders of structures lie where the scan hardly changes (contrast {told})"
+    return ""
 
 
 def _apart(found: float, limit: float, words: str, digits: int) -> str:

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ from .volumes import Volume
 
 if TYPE_CHECKING:
     from .models import ModelCard
+
+T = TypeVar("T")
 
 PLANES = 2
 """Planes of a scan that become classes at once: as much as a CPU's caches hold."""
@@ -96,6 +98,9 @@ def segment_scan(
         uncertainty: whether to map it.
         probabilities: whether to keep those of every structure, a byte each in every voxel.
         progress: told windows done and all of them.
+
+    Raises:
+        MemoryExhausted: as there.
     """
 
     def run(device: torch.device, batch: int) -> Segmentation:
@@ -121,7 +126,7 @@ def segment_scan(
 def predict_classes(
     model: Segmenter, image: Tensor, options: InferenceOptions, progress: Progress | None = None
 ) -> Tensor:
-    """Class indices, int16 (X, Y, Z) on the working grid of ``image``."""
+    """Class indices, int16 (X, Y, Z) on the working grid of ``image``. Raises MemoryExhausted."""
 
     def run(device: torch.device, batch: int) -> Tensor:
         pieces = class_logits(model.to(device), image, device, batch, options, progress)
@@ -132,18 +137,21 @@ def predict_classes(
     return run_with_notes(run, options)[0]
 
 
-def run_with_notes(run: Callable, options: InferenceOptions):
+def run_with_notes(run: Callable[[torch.device, int], T], options: InferenceOptions) -> tuple[T, list[str]]:
     """Try the options' batch, then halves of it, then one window at a time on the CPU.
 
     Returns:
         what ``run(device, batch)`` returned, and a sentence for every fallback.
+
+    Raises:
+        MemoryExhausted: none of these was enough.
     """
     prepare_process(options.threads)
     device, batch, notes = pick_device(options.device), options.batch, []
     while True:
         try:
             return run(device, batch), notes
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
         if device.type == "cuda":

@@ -183,7 +183,7 @@ def synthesise(
     matrix = aug.random_affine((0.85, 1.18), 15.0, 0.05, generator) if deform else torch.eye(3)
     out = torch.tensor(spacing)
     extent = torch.tensor(codes.shape) * anatomy.spacing
-    reach = torch.linalg.inv(matrix).abs() @ extent if deform else extent
+    reach = torch.linalg.inv(matrix).abs() @ extent
     shape = tuple(max(8, int(n)) for n in (reach / out).round())
     grid = aug.warp_grid(shape, matrix, anatomy.spacing, out, tuple(codes.shape))
     if deform:

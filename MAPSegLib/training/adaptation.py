@@ -153,7 +153,7 @@ class _Run:
             return clock.total() < budget
 
         if loop.step == 0:
-            without = self._check({}, None, preview)
+            without = self._check({}, {}, preview)
             if not self._find_contrast(without, report, preview, in_time):
                 return
 
@@ -212,7 +212,7 @@ class _Run:
         before = [network.curve.values.detach().clone() for network in (loop.model, loop.ema)]
         known, guess = loop.extra["best_score"], loop.extra["guess"]
         self._set_curves([curve, curve])
-        self._check({}, None, preview, without)
+        self._check({}, {}, preview, without)
         loop.extra["waited"] = 0  # for a gain of steps, of which none has been taken
         if loop.extra["best_score"] <= known:
             self._set_curves(before)
@@ -230,11 +230,12 @@ class _Run:
         return self.scans[index].image, self.loop.extra["guess"][index]
 
     def _check(
-        self, losses: dict, eta: dict | None, preview: Preview | None, without: list[float] | None = None
+        self, losses: dict, eta: dict, preview: Preview | None, without: list[float] | None = None
     ) -> list[float]:
         """Judge on every scan, without labels, what would be kept; remember it when it beats the best.
 
         Args:
+            eta: of the teacher's labels; empty where none were made.
             without: of a curve that was found, the scans' scores before, by which it has to pass the gate.
 
         Returns: the scans' scores.
@@ -247,11 +248,7 @@ class _Run:
         loop.ema.to(loop.device)  # where memory ran out, segmenting has moved it
         names = judged[0][0].measures
         entry = {name: sum(a.measures[name] for a, _ in judged) / len(judged) for name in names}
-        entry |= {
-            "losses": losses,
-            "eta": eta["total"] if eta else None,
-            "eta_per_class": eta["per_class"] if eta else {},
-        }
+        entry |= {"losses": losses, "eta": eta.get("total"), "eta_per_class": eta.get("per_class", {})}
         scores, needed = [a.measures["score"] for a, _ in judged], 0.0
         if without is not None:
             entry["curve"] = "found"
@@ -266,13 +263,16 @@ class _Run:
         else:
             loop.extra["waited"] = loop.extra.get("waited", 0) + 1
         loop.extra["guess"] = [classes.to(torch.int16) for _, classes in judged]
-        due = time.monotonic() - self.shown >= self.options.preview_seconds
-        if preview and self.options.preview_seconds and due:
-            values = np.array([0, *(label.value for label in self.card.labels)])
-            for index, (scan, classes) in enumerate(zip(self.scans, loop.extra["guess"], strict=True)):
-                preview(index, restore(values[classes.numpy()], scan.grid), loop.step)
-            self.shown = time.monotonic()
+        every = self.options.preview_seconds
+        if preview and every and time.monotonic() - self.shown >= every:
+            self._show(preview)
         return scores
+
+    def _show(self, preview: Preview) -> None:
+        values = np.array([0, *(label.value for label in self.card.labels)])
+        for index, (scan, classes) in enumerate(zip(self.scans, self.loop.extra["guess"], strict=True)):
+            preview(index, restore(values[classes.numpy()], scan.grid), self.loop.step)
+        self.shown = time.monotonic()
 
     def _hopeful(self) -> bool:
         return self.loop.extra.get("waited", 0) < self.options.patience

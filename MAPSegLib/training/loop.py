@@ -19,6 +19,7 @@ from torch import Generator, Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from .. import distributed, windows
+from ..config import PretrainingStep, StepOptions, TrainingOptions
 from ..devices import is_out_of_memory, pick_device, precision_context, prepare_process, trim_memory
 from ..errors import Cancelled, InputError, MAPSegError, MemoryExhausted
 from ..reports import PART, plain, reason, unwritable, write_text
@@ -62,7 +63,7 @@ class Loop:
     def __init__(
         self,
         model: nn.Module,
-        options,
+        options: PretrainingStep | StepOptions | TrainingOptions,
         ema_decay: float | Callable[[int], float] | None,
         rate: Callable[[int], float] | None = None,
         betas: tuple[float, float] = (0.9, 0.999),

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from ..config import PretrainingStep, StepOptions, TrainingOptions
+
 MUON_INPUTS = 64
 """Convolutions with more inputs per output than this go to Muon: the stem, the logits and all vectors do not."""
 
@@ -28,7 +30,7 @@ class Optimizer:
     def __init__(
         self,
         model: nn.Module,
-        options,
+        options: PretrainingStep | StepOptions | TrainingOptions,
         betas: tuple[float, float],
         rates: Mapping[str, float],
         muon_rate: float = 0.0,

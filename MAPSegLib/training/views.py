@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..config import LossOptions
 from ..datasets import PatchBatch
 from ..masking import cube_mask
 from ..networks.segmenter import sample_global
@@ -29,7 +30,12 @@ class Shown:
 
 
 def show(
-    loop: Loop, batch: PatchBatch, plain: int, masked: int, options, masked_whole_only: bool = False
+    loop: Loop,
+    batch: PatchBatch,
+    plain: int,
+    masked: int,
+    options: LossOptions,
+    masked_whole_only: bool = False,
 ) -> Shown:
     """Forward the first ``plain`` patches as they are, and the last ``masked`` ones with most of their cubes hidden.
 

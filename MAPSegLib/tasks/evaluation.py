@@ -92,7 +92,7 @@ def pair_cases(prediction: Path, reference: Path) -> Paired:
     Raises:
         InputError: no label map has a reference.
     """
-    if prediction.is_file() and reference.is_file():
+    if prediction.is_file() and reference.is_file() and reference.suffix != ".json":
         return Paired([(prediction, reference)], [], [])
     references = _references(reference)
     own = {scan_stem(path) for path in references.values()}
@@ -147,9 +147,12 @@ def _references(place: Path) -> dict[str, Path]:
 
 def _without_images(files: Iterable[Path], labels: Iterable[Path]) -> list[Path]:
     """The files, less the images beside ``labels``: what has the name of a case of theirs, and not of a label map."""
+    labels = set(labels)  # which need not be named like ones: a user may have chosen a result's name
     labelled = set(map(case_name, labels))
     return [
-        path for path in files if case_name(path) not in labelled or scan_stem(path).endswith(LABEL_ENDINGS)
+        path
+        for path in files
+        if path in labels or case_name(path) not in labelled or scan_stem(path).endswith(LABEL_ENDINGS)
     ]
 
 

@@ -210,6 +210,25 @@ def test_references_may_lie_beside_their_images(tmp_path):
     assert pair_cases(tmp_path / "p", tmp_path / "r") == ([pair], [], [])
 
 
+def test_one_label_map_may_have_its_reference_in_a_manifest(tmp_path):
+    for name in ("a_seg.nii.gz", "a_img.nii.gz", "a_label.nii.gz"):
+        (tmp_path / name).touch()
+    case = {"image": "a_img.nii.gz", "label": "a_label.nii.gz"}
+    write_json(tmp_path / "set.json", {"cases": [case]})
+    pair = (tmp_path / "a_seg.nii.gz", tmp_path / "a_label.nii.gz")
+    assert pair_cases(tmp_path / "a_seg.nii.gz", tmp_path / "set.json") == ([pair], [], [])
+
+
+def test_a_result_whose_name_the_user_chose_is_no_image_of_its_own(tmp_path):
+    for name in ("p/a.nii.gz", "p/a_uncertainty.nii.gz", "p/a_img.nii.gz", "r/a_label.nii.gz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    entry = {"output": "a.nii.gz", "uncertainty": "a_uncertainty.nii.gz"}
+    write_json(tmp_path / "p" / "a_report.json", {"task": "segment", "scans": [entry]})
+    pair = (tmp_path / "p/a.nii.gz", tmp_path / "r/a_label.nii.gz")
+    assert pair_cases(tmp_path / "p", tmp_path / "r") == ([pair], [], [])
+
+
 def test_label_maps_with_references_of_their_own_are_no_side_results(tmp_path):
     names = ["a.nii.gz", "a_adapted.nii.gz", "a_source.nii.gz"]
     for folder in ("p", "r"):

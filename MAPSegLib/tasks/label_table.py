@@ -95,7 +95,7 @@ def stated_names(data: Path) -> dict[int, str]:
     names: dict[int, str] = {}
     for key, value in stated.items() if isinstance(stated, dict) else ():
         number, name = (value, key) if isinstance(value, int) else (key, value)
-        if isinstance(name, str):  # of regions, which have several values, no label map knows
+        if isinstance(name, str) and name:  # of regions, which have several values, no label map knows
             with suppress(ValueError, TypeError):
                 names[int(number)] = name
     return names

@@ -76,6 +76,7 @@ def test_labels_are_made_up_for_the_values_found():
         ({"background": 0, "whole": [1, 2, 3], "core": 2}, ["structure 1", "core", "structure 3"]),
         ({"1": [1, 2], "2": "core"}, ["structure 1", "core", "structure 3"]),
         (["shell"], ["structure 1", "structure 2", "structure 3"]),
+        ({"1": "", "2": "core"}, ["structure 1", "core", "structure 3"]),
     ],
 )
 def test_a_data_set_names_the_structures_that_its_label_maps_hold(tmp_path, stated, expected):

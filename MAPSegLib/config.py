@@ -45,6 +45,8 @@ def _given(value: object) -> object:
 
 GivenPath = Annotated[Path, BeforeValidator(_given)]
 """A path in a file or a call: an empty text would become the current folder."""
+GivenName = Annotated[str, BeforeValidator(_given)]
+"""A name or a path that may be left out: an empty text would count as left out."""
 Threads = Annotated[int, Field(ge=1, le=1024)]
 Byte = Annotated[int, Field(ge=0, le=255)]
 Preset = Literal["tiny", "small", "paper"]

@@ -36,6 +36,7 @@ from .config import (
     AdaptationOptions,
     CentralisedOptions,
     Contrast,
+    GivenName,
     GivenPath,
     InferenceOptions,
     Name,
@@ -154,11 +155,11 @@ class TrainJob(Options):
         default=None, description="folder of label maps to synthesise images from"
     )
     contrast: Contrast = Field(default="t1", description="of the synthesised images")
-    label_table: str | None = Field(
+    label_table: GivenName | None = Field(
         default=None, description="JSON file of structures, or brain for the built-in one"
     )
     preset: Preset | None = Field(default=None, description="architecture; small by default")
-    init: str | None = Field(
+    init: GivenName | None = Field(
         default=None,
         description="model to start from, whose labels and sizes are kept; or a pretrained encoder",
     )
@@ -221,7 +222,7 @@ class EvaluateJob(Options):
     prediction: GivenPath = Field(description="label map, or a folder of them")
     reference: GivenPath = Field(description="label map, folder of them, named alike, data set or manifest")
     output: GivenPath = Field(description="folder for metrics.json and metrics.csv")
-    model: str | None = Field(
+    model: GivenName | None = Field(
         default=None, description="whose structures to score; all in the references by default"
     )
     mapping: dict[LabelValue, LabelValue] | None = Field(
@@ -272,7 +273,7 @@ class ImportJob(Options):
     checkpoint: GivenPath
     name: Name
     output: GivenPath | None = Field(default=None, description="folder; the user's models by default")
-    label_table: str | None = None
+    label_table: GivenName | None = None
     preprocessing: Preprocessing = Preprocessing()
     patch: int = Field(default=96, ge=16, le=256, multiple_of=8, description="edge of a local patch, voxels")
     license: str = ""

@@ -248,6 +248,21 @@ def test_an_empty_path_is_not_the_current_folder():
             build_job({**SEGMENT, name: value})
 
 
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [("train", "init"), ("train", "label_table"), ("import", "label_table"), ("evaluate", "model")],
+)
+def test_an_empty_name_is_not_one_left_out(task, name):
+    """As from a variable that is not set: a training would start from nothing and say nothing."""
+    places = {"train": ("images",), "import": ("checkpoint",), "evaluate": ("prediction", "reference")}[task]
+    job = {"task": task, "output": "out", **dict.fromkeys(places, "a")}
+    if task != "evaluate":
+        job["name"] = "mine"
+    build_job(job)
+    with pytest.raises(InputError, match=f"{name}: a path is empty"):
+        build_job({**job, name: ""})
+
+
 def test_without_a_current_folder_whole_paths_and_names_of_models_still_work(tmp_path, monkeypatch):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")

@@ -148,7 +148,7 @@ class SyntheticSource:
 
 
 def _anatomy(path: Path, class_of: dict[int, int]) -> Anatomy:
-    array, spacing = canonical(read_labels(path))
+    array, spacing = canonical(read_in_full(read_labels, path))
     array = known_codes(array)
     found = set(np.unique(array).tolist())
     known = {code for prior in brain_priors() for code in prior["labels"]}

@@ -295,6 +295,13 @@ def test_label_maps_without_a_brain_are_refused(tmp_path, code):
     assert refusal.value.advice
 
 
+def test_a_label_map_that_cannot_be_read_is_told_with_its_folder(tmp_path):
+    path = save(tmp_path / "scan.nii.gz", head().numpy() + 0.5, "RAS", np.float32)
+    with pytest.raises(InputError) as refusal:
+        SyntheticSource([path], brain_labels(), FOUR)
+    assert refusal.value.message.startswith(f"{path} is not a label map")
+
+
 def test_a_patch_knows_which_of_its_voxels_lie_within_the_scan():
     scan = torch.ones(20, 9, 16)
     batch = cut_patches(scan, 3, 16, 16, generator())

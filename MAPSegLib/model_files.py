@@ -56,8 +56,8 @@ def read_card(path: Path) -> dict[str, Any]:
         InputError: missing, damaged, pickled, not a MAPSeg model, or from a newer version of the format.
     """
     path = Path(path)
-    metadata = _header(path).get("__metadata__") or {}
-    if CARD_KEY not in metadata:
+    metadata = _header(path).get("__metadata__")
+    if not isinstance(metadata, dict) or CARD_KEY not in metadata:
         raise InputError(
             f"{path.name} holds weights but no MAPSeg model card.", "Choose a file from `mapseg models`."
         )

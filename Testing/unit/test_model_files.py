@@ -107,6 +107,9 @@ def test_foreign_files_are_refused(tmp_path):
     save_file({"a": torch.zeros(1)}, path)
     with pytest.raises(InputError, match="no MAPSeg model card"):
         load_card(path)
+    path.write_bytes(struct.pack("<Q", 18) + b'{"__metadata__":5}')
+    with pytest.raises(InputError, match="no MAPSeg model card"):
+        load_card(path)
     for content in (
         b"hello, world",
         b"\xff" * 64,

@@ -105,22 +105,19 @@ def _about(data: Path) -> Path:
     return data if data.suffix == ".json" else data / "dataset.json"
 
 
-def infer_labels(values: Iterable[int], names: Mapping[int, str] | None = None) -> tuple[Label, ...]:
+def infer_labels(values: Iterable[int], names: Mapping[int, str]) -> tuple[Label, ...]:
     """Structures, in colours far apart, for the values found in label maps; 0 is the background.
 
     Args:
+        values: from 0 to 65535.
         names: of values, as far as known; the others are numbered.
 
     Raises:
         InputError: no value that can be a structure.
     """
     found = sorted(v for v in values if v != 0)
-    if not found or found[0] < 0 or found[-1] > 65535:
-        raise InputError(
-            "The label maps hold no structures, or values outside 1 to 65535.",
-            "Give a label table to choose some.",
-        )
-    names = names or {}
+    if not found:
+        raise InputError("The label maps hold no structures.", "Give label maps in which some are drawn.")
     return tuple(
         Label(value=v, name=names.get(v, f"structure {v}"), color=_color(i)) for i, v in enumerate(found)
     )

@@ -40,6 +40,10 @@ Name = Annotated[str, Field(max_length=100), AfterValidator(_name)]
 def _given(value: object) -> object:
     if isinstance(value, str) and not value.strip():
         raise ValueError("a path is empty")
+    if isinstance(value, (str, Path)) and "\0" in str(
+        value
+    ):  # on which the system's calls end in a traceback
+        raise ValueError("a path holds a null character")
     return value
 
 

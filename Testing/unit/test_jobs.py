@@ -240,11 +240,14 @@ def test_label_maps_with_references_of_their_own_are_no_side_results(tmp_path):
     assert left == [[], []]
 
 
-def test_an_empty_path_is_not_the_current_folder():
+def test_an_empty_path_is_not_the_current_folder_and_one_with_a_null_is_none():
     with pytest.raises(InputError, match="A path is empty"):
         check_path("")
     for name, value in {"output": "", "scans": ["a", " "]}.items():
         with pytest.raises(InputError, match=rf"{name}.*: a path is empty"):
+            build_job({**SEGMENT, name: value})
+    for name, value in {"output": "a\0b", "scans": [Path("a\0b")]}.items():
+        with pytest.raises(InputError, match=rf"{name}.*: a path holds a null character"):
             build_job({**SEGMENT, name: value})
 
 

@@ -40,9 +40,7 @@ Name = Annotated[str, Field(max_length=100), AfterValidator(_name)]
 def _given(value: object) -> object:
     if isinstance(value, str) and not value.strip():
         raise ValueError("a path is empty")
-    if isinstance(value, (str, Path)) and "\0" in str(
-        value
-    ):  # on which the system's calls end in a traceback
+    if isinstance(value, (str, Path)) and "\0" in str(value):  # the system's calls would raise
         raise ValueError("a path holds a null character")
     return value
 

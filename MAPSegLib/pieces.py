@@ -19,6 +19,8 @@ FEWEST_MAPS = 10
 """Label maps that it takes to know that a structure is one piece: a few tumours may all be single ones."""
 ONE_PIECE = 0.99
 """Share of a structure that its largest piece has at least, in every label map: annotators leave stray voxels."""
+NAMED = 3
+"""Structures that a sentence on islands names: of a broken result they may be all."""
 TOUCHING = np.ones((3, 3, 3), bool)
 """Voxels that share a corner are of one piece."""
 
@@ -99,11 +101,11 @@ def islands_told(
     lost: Counter[int] = Counter()
     for (value, _), voxels in moved.items():
         lost[value] += voxels
-    told = [
-        f"{label.name} {lost[label.value] * voxel_ml:.2g} ml"
-        for label in labels
-        if lost[label.value] > (1 - ONE_PIECE) * left[label.value]
-    ]
+    names = {label.value: label.name for label in labels}
+    many = [(value, voxels) for value, voxels in lost.most_common() if voxels > (1 - ONE_PIECE) * left[value]]
+    told = [f"{names[value]} {voxels * voxel_ml:.2g} ml" for value, voxels in many[:NAMED]]
+    if len(many) > NAMED:
+        told.append(f"and of {len(many) - NAMED} more structures")
     return [f"Removed what lay apart from the largest piece: {', '.join(told)}."] if told else []
 
 

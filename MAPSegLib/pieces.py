@@ -105,7 +105,7 @@ def islands_told(
     many = [(value, voxels) for value, voxels in lost.most_common() if voxels > (1 - ONE_PIECE) * left[value]]
     told = [f"{names[value]} {voxels * voxel_ml:.2g} ml" for value, voxels in many[:NAMED]]
     if len(many) > NAMED:
-        told.append(f"and of {len(many) - NAMED} more structures")
+        told.append(f"and of {len(many) - NAMED} more")
     return [f"Removed what lay apart from the largest piece: {', '.join(told)}."] if told else []
 
 

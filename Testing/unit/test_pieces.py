@@ -135,7 +135,7 @@ def test_islands_are_told_where_they_are_more_than_stray_voxels():
 def test_of_many_structures_with_islands_the_largest_are_named():
     moved = {(2 * i, 0): 100 * i for i in range(1, 6)}
     [told] = islands_told(moved, dict.fromkeys(range(2, 11, 2), 400), labels(*[True] * 5), 0.01)
-    assert told.endswith(": part 5 5 ml, part 4 4 ml, part 3 3 ml, and of 2 more structures.")
+    assert told.endswith(": part 5 5 ml, part 4 4 ml, part 3 3 ml, and of 2 more.")
 
 
 # --- in a segmentation --------------------------------------------------------------------------------------------

@@ -241,11 +241,15 @@ class ScanSource:
         self.scans: list[tuple[Tensor, Tensor]] = []
         # Scans have whole numbers of voxels, and so not quite the spacing that is asked for.
         self.spacings: list[tuple[float, float, float]] = []
+        self.notes: dict[str, list[Path]] = {}
+        """What is to know of scans, and of which."""
         groups: dict[str | None, list[int]] = {}
         for index, (image_path, label_path) in enumerate(pairs):
             image, label = read_in_full(read_image, image_path), read_in_full(read_labels, label_path)
             check_same_grid(image, label)
             scan = prepare_to_learn(image, preprocessing)
+            for note in scan.notes:
+                self.notes.setdefault(note, []).append(image_path)
             classes = map_values(label.array, lookup)
             if not classes.any():
                 raise InputError(f"{label_path}: holds none of the model's label values {sorted(lookup)}.")

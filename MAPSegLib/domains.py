@@ -31,6 +31,8 @@ class UnlabelledScans:
         self.files = tuple(files)
         self.preprocessing = preprocessing
         self.prepared = lru_cache(PREPARED)(self._prepare)
+        self.notes: dict[str, set[Path]] = {}
+        """What is to know of the scans that were prepared, and of which."""
 
     def draw(self, generator: Generator) -> Tensor:
         image = self.prepared(self.files[int(torch.randint(len(self.files), (), generator=generator))])
@@ -43,7 +45,10 @@ class UnlabelledScans:
     def _prepare(self, file: Path) -> Tensor:
         """Read a scan; of MR, nothing is clipped at the bright end. Raises InputError."""
         ceiling = 1.0 if self.preprocessing.modality == "ct" else float("inf")
-        return prepare_to_learn(read_in_full(read_image, file), self.preprocessing, ceiling).image
+        scan = prepare_to_learn(read_in_full(read_image, file), self.preprocessing, ceiling)
+        for note in scan.notes:
+            self.notes.setdefault(note, set()).add(file)
+        return scan.image
 
 
 class Domains:

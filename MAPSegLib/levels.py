@@ -14,6 +14,9 @@ Shape = tuple[int, int, int]
 _SAMPLE = 500_000  # voxels that intensity statistics are taken from
 AIR_MARGIN = 5.0  # mm kept around a head whose air is noisy
 
+LIKE_CT = "Its values go far below 0, as those of CT do, but it is taken for MR."
+UNLIKE_CT = "Its values do not go far below 0, as Hounsfield units of air and fat do, but it is taken for CT."
+
 
 @dataclass(frozen=True)
 class Levels:
@@ -87,3 +90,10 @@ def foreground_bounds(foreground: np.ndarray, share: float, margin: Shape) -> tu
         lows.append(max(0, int(filled[0]) - margin[axis]))
         highs.append(min(size, int(filled[-1]) + 1 + margin[axis]))
     return tuple(lows), tuple(highs)
+
+
+def modality_notes(image: np.ndarray, modality: str) -> tuple[str, ...]:
+    """Whether a scan's values are those of the other modality: of CT, air and fat are negative."""
+    if modality == "ct":
+        return (UNLIKE_CT,) if np.count_nonzero(image < -50) < 0.001 * image.size else ()
+    return (LIKE_CT,) if np.count_nonzero(image < -500) > 0.01 * image.size else ()

@@ -16,7 +16,7 @@ import torch
 
 from .config import Preprocessing
 from .errors import InputError
-from .levels import AIR_MARGIN, Levels, Shape, foreground_bounds, mr_levels
+from .levels import AIR_MARGIN, Levels, Shape, foreground_bounds, modality_notes, mr_levels
 from .volumes import Volume
 
 Triple = tuple[float, float, float]
@@ -76,7 +76,7 @@ class Scan:
     image: torch.Tensor
     grid: Grid
     notes: tuple[str, ...]
-    """Of the volume."""
+    """Of the volume, and whether its values are unlike those of the modality."""
 
 
 def canonical(volume: Volume) -> tuple[np.ndarray, Triple]:
@@ -132,7 +132,8 @@ def prepare(volume: Volume, options: Preprocessing, ceiling: float = 1.0) -> Sca
     np.clip(values, 0, ceiling, out=values)
     if empty is not None:
         values[empty] = 0
-    return Scan(resample(torch.from_numpy(values), working_shape), grid, volume.notes)
+    notes = volume.notes + modality_notes(array, options.modality)
+    return Scan(resample(torch.from_numpy(values), working_shape), grid, notes)
 
 
 def prepare_to_learn(volume: Volume, options: Preprocessing, ceiling: float = 1.0) -> Scan:

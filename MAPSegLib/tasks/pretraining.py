@@ -17,7 +17,7 @@ from ..reports import CHECKPOINT, RECORD, replacing
 from ..volumes import find_scans
 from . import resume
 from .outputs import output_folder, refuse_embedded, refuse_existing
-from .reading import track
+from .reading import tell_notes, track
 from .training import versions
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ def _domains(job: PretrainJob, scans: dict[str, list[Path]], maps: list[Path], r
         source = UnlabelledScans(files, job.preprocessing)
         for file in track(files, report):
             source.prepared(file)
+        tell_notes(source.notes, report)
         domains.append((name, source.draw))
     if maps:
         synthetic = SyntheticSource(track(maps, report), (), job.preprocessing, job.contrast)

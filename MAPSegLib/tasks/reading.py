@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from ..jobs import Report
+from ..reports import first_few
 
 Item = TypeVar("Item")
 
@@ -23,3 +24,16 @@ def track(
     for index, (item, path) in enumerate(zip(items, paths or items, strict=True)):
         report("progress", stage=stage, scan=str(path), step=index, steps=len(items), seconds_left=None)
         yield item
+
+
+def tell_notes(notes: Mapping[str, Collection[Path]], report: Report, settled: bool = False) -> None:
+    """Tell what is to know of scans to learn from, a line each, with the files.
+
+    Args:
+        settled: the modality is that of a model to start from.
+    """
+    from ..levels import LIKE_CT, UNLIKE_CT
+
+    for note, files in notes.items():
+        advice = "" if settled or note not in (LIKE_CT, UNLIKE_CT) else " --modality says which it is."
+        report("log", message=f"{first_few(sorted(path.name for path in files))}: {note}{advice}")

@@ -22,7 +22,7 @@ from .candidates import Candidate, choose, choose_for_all, load_candidates, prep
 from .earlier import ADAPTED_MODEL, begin, remaining, written_maps
 from .findings import Findings
 from .outputs import ScanOutputs, collect_scans, output_folder
-from .reading import track
+from .reading import tell_notes, track
 
 if TYPE_CHECKING:
     import numpy as np
@@ -224,9 +224,11 @@ def _source(
     if not files:
         return None
     pairs = track(files, report, [image for image, _ in files])
-    return ScanSource(
+    source = ScanSource(
         pairs, card.labels, card.preprocessing, published_source, domains(check_path(job.source))
     )
+    tell_notes(source.notes, report, settled=True)
+    return source
 
 
 def _adapt(

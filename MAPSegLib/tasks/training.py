@@ -21,7 +21,7 @@ from ..volumes import find_scans, read_in_full, read_labels
 from . import resume
 from .label_table import infer_labels, names_in, read_label_table
 from .outputs import output_folder, refuse_embedded, refuse_existing
-from .reading import track
+from .reading import tell_notes, track
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -157,6 +157,8 @@ def _material(
         source, others = (
             ScanSource(pairs, card.labels, card.preprocessing, domains=stated) for pairs in tracked
         )
+        for each in (source, others):
+            tell_notes(each.notes, report, settled=bool(job.init))
         return source, others.scans
     parts = ([label for _, label in part] for part in (training, kept))
     source, others = (

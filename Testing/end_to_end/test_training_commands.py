@@ -93,6 +93,35 @@ def test_structures_that_no_label_map_holds_are_told(data, tmp_path):
     assert len({label.color for label in labels}) == 3
 
 
+def test_values_of_the_other_modality_are_told(model, data, tmp_path):
+    """CT that is taken for MR keeps no Hounsfield units, and no step would tell."""
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for path in (data / "images").iterdir():
+        mr = nib.load(path)
+        nib.save(nib.Nifti1Image(10 * mr.get_fdata(dtype=np.float32) - 1000, mr.affine), scans / path.name)
+    name = ["--name", "x", "--steps", 1]
+    sizes = ["--preset", "tiny", "--spacing", 2]
+    labelled = ["--images", scans, "--labels", data / "labels", *name]
+    like_ct = "Its values go far below 0, as those of CT do, but it is taken for MR."
+    told = f"case0.nii.gz, case1.nii.gz, case2.nii.gz: {like_ct} --modality says which it is."
+    for command, what in (("train", labelled), ("pretrain", [scans, *name])):
+        assert told in mapseg(command, *what, *sizes, "-o", tmp_path / command, *CPU)[1]
+        arguments = [*what, *sizes, "--modality", "ct", "-o", tmp_path / f"{command}-ct", *CPU]
+        assert "taken for" not in mapseg(command, *arguments)[1]
+    _, told = mapseg("train", *labelled, "--init", model, "-o", tmp_path / "init", *CPU)
+    assert like_ct in told and "--modality" not in told
+    assert like_ct in mapseg("segment", model, scans / "case0.nii.gz", "-o", tmp_path / "mr", *CPU)[0]
+    ct, scan = tmp_path / "train-ct" / "x.safetensors", data / "images" / "case0.nii.gz"
+    unlike_ct = (
+        "Its values do not go far below 0, as Hounsfield units of air and fat do, but it is taken for CT."
+    )
+    assert unlike_ct in mapseg("segment", ct, scan, "-o", tmp_path / "ct", *CPU)[0]
+    arguments = [model, scan, "--source", scans, "--source-labels", data / "labels", "--steps", 1]
+    _, told = mapseg("adapt", *arguments, "--warmup", 0, "-o", tmp_path / "adapted", *CPU)
+    assert f"case2.nii.gz: {like_ct}" in told
+
+
 def test_a_value_that_no_structure_can_have_is_told_with_its_file(data, tmp_path):
     shutil.copytree(data / "labels", tmp_path / "labels")
     file = tmp_path / "labels" / "case1.nii.gz"

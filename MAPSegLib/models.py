@@ -56,7 +56,8 @@ class ModelCard(Options):
     scores: dict[str, Any] = Field(default={}, description="measured Dice, by test set")
     priors: dict[str, Any] = Field(
         default={},
-        description='of the source: "extents" holds, per label value, [mean, deviation] of log mm along three axes',
+        description='of the source: "extents" holds, per label value, [mean, deviation] of log mm along three axes; '
+        '"often_absent" lists the values that scans may well lack',
     )
     license: str = ""
 

@@ -53,7 +53,8 @@ class Assessment:
     ``measures``: ``agreement`` (mean Dice with the result on the transformed scan, 0 to 1), ``shape_deviation``
     (:func:`~MAPSegLib.shapes.shape_deviation` from the source's; absent when the model states no shapes),
     ``border_contrast`` (:func:`~MAPSegLib.borders.border_contrast`; absent where the transformed scan is the mirrored
-    one) and ``score``, which combines them.
+    one) and ``score``, which combines them. In the score, structures that are missing count although the source's
+    scans often lack them: it compares results of one scan.
     """
 
     trusted: bool
@@ -73,14 +74,18 @@ def agreement(labels: Sequence[Label], one: Tensor, other: Tensor, priors: dict)
     """Mean Dice of two maps of class indices over the structures.
 
     A structure that the source has (``priors["extents"]``; all where a card states none) counts as 0 where neither
-    map holds it: a result with next to nothing in it must not pass for a consistent one. Any other is left out there.
+    map holds it: a result with next to nothing in it must not pass for a consistent one. Any other is left out there,
+    and so are those that the source's scans often lack (``priors["often_absent"]``).
     Voxels of ``other`` below 0 (:data:`UNSEEN`) are not compared, nor structures that lie among them alone.
     """
     seen = other != UNSEEN
     dice = class_dice(one[seen], other[seen], len(labels) + 1)[1:]
     known = priors.get("extents")
     missing = torch.bincount(one.flatten().long(), minlength=len(labels) + 1)[1:] == 0
-    expected = torch.tensor([not known or str(label.value) in known for label in labels])
+    absent = priors.get("often_absent", ())
+    expected = torch.tensor(
+        [(not known or str(label.value) in known) and label.value not in absent for label in labels]
+    )
     return float(dice.masked_fill(dice.isnan() & expected & missing, 0.0).nanmean().nan_to_num(0.0))
 
 
@@ -148,12 +153,20 @@ def measure(
 
     Args: looks at a scan, the result whose shapes and borders count, its spacing in mm, and the priors of a card.
     """
-    measures = {"agreement": agreement(labels, looks.plain, looks.transformed, priors)}
-    score = measures["agreement"]
-    deviation = shape_deviation(labels, classes, spacing, priors)
+
+    def of(priors: dict) -> tuple[float, float | None]:
+        return (
+            agreement(labels, looks.plain, looks.transformed, priors),
+            shape_deviation(labels, classes, spacing, priors),
+        )
+
+    reached, deviation = of(priors)
+    measures = {"agreement": reached}
     if deviation is not None:
         measures["shape_deviation"] = deviation
-        score -= PLAUSIBILITY_WEIGHT * deviation
+    if priors.get("often_absent"):  # to the score, a structure that is lost is no gain
+        reached, deviation = of(priors | {"often_absent": ()})
+    score = reached - PLAUSIBILITY_WEIGHT * (deviation or 0.0)
     if mirrored_classes(labels) is None:
         measures["border_contrast"] = border_contrast(looks.image, classes, len(labels))
         score += BORDER_WEIGHT * measures["border_contrast"]

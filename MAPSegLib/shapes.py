@@ -18,6 +18,8 @@ NARROWEST = 0.1
 """Deviation of log extents, at least: a few label maps may happen to be alike."""
 FURTHEST = 10.0
 """Deviations that a structure counts at most, and one that is missing altogether."""
+OFTEN = 0.1
+"""Share of the source's label maps without a structure from which a scan may well lack it."""
 
 
 def log_extents(classes: Tensor, structures: int, spacing: Sequence[float]) -> Tensor:
@@ -65,6 +67,15 @@ def extent_priors(labels: Sequence[Label], maps: Iterable[tuple[Tensor, Sequence
     return priors
 
 
+def absences(labels: Sequence[Label], maps: Iterable[tuple[Tensor, Sequence[float]]]) -> dict[int, float]:
+    """Share of the maps (as of :func:`extent_priors`) that lack a structure, by its value; only where some do."""
+    held = torch.stack(
+        [torch.bincount(classes.flatten().long(), minlength=len(labels) + 1)[1:] > 0 for classes, _ in maps]
+    )
+    lacking = 1 - held.double().mean(0)
+    return {label.value: share for label, share in zip(labels, lacking.tolist(), strict=True) if share}
+
+
 def shape_deviation(
     labels: Sequence[Label], classes: Tensor, spacing: Sequence[float], priors: dict
 ) -> float | None:
@@ -72,14 +83,19 @@ def shape_deviation(
 
     Args:
         classes: indices (X, Y, Z).
-        priors: of the model card; ``extents`` is what :func:`extent_priors` returns.
+        priors: of the model card; ``extents`` is what :func:`extent_priors` returns. A structure that is missing counts
+            most, unless ``often_absent`` names its value.
     """
-    stated = priors.get("extents", {})
+    stated, absent = priors.get("extents", {}), priors.get("often_absent", ())
     known = [index for index, label in enumerate(labels) if str(label.value) in stated]
     if not known:
         return None
     source = torch.tensor([stated[str(labels[index].value)] for index in known], dtype=torch.float64)
     mean, deviation = source.unbind(2)
     extents = log_extents(classes, len(labels), spacing)[known]
+    excused = torch.tensor([labels[index].value in absent for index in known]) & extents.isnan().any(1)
+    if excused.all():
+        return FURTHEST  # of nothing, nothing can be said
+    extents, mean, deviation = (each[~excused] for each in (extents, mean, deviation))
     distance = (extents - mean).abs() / deviation.clamp(min=NARROWEST)
     return float(distance.nan_to_num(FURTHEST).clamp(max=FURTHEST).mean())

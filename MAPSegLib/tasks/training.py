@@ -124,18 +124,25 @@ def _card(job: TrainJob, training: Sequence[Case], report: Report) -> ModelCard:
 def with_trust(
     model: Segmenter, card: ModelCard, source: ScanSource | SyntheticSource, options: TrainingOptions
 ) -> ModelCard:
-    """The card with the source's shapes, and limits of trust and a profile of intensities of scans drawn from it."""
+    """The card with the source's shapes, and limits of trust and a profile of intensities of scans drawn from it.
+
+    The limits let every structure be missing that any label map lacks: counted as lost, it would lower them so far
+    that no result is trusted.
+    """
     import torch
 
     from ..quality import assess_image, intensity_profile, trust_limits
-    from ..shapes import extent_priors
+    from ..shapes import OFTEN, absences, extent_priors
 
     inference = options.for_inference()
     generator = torch.Generator().manual_seed(options.seed + 2)
     draws = [source.draw_undeformed(generator) for _ in range(TRUST_DRAWS)]
     priors: dict[str, Any] = {"extents": extent_priors(card.labels, source.label_maps())}
-    card = card.model_copy(update={"priors": priors})
-    measures = [assess_image(model, card, *drawn, inference)[0].measures for drawn in draws]
+    lacking = absences(card.labels, source.label_maps())
+    lenient = card.model_copy(update={"priors": priors | {"often_absent": list(lacking)}})
+    measures = [assess_image(model, lenient, *drawn, inference)[0].measures for drawn in draws]
+    if often := [value for value, share in lacking.items() if share >= OFTEN]:
+        priors["often_absent"] = often
     more = (source.draw_undeformed(generator)[0] for _ in range(PROFILE_DRAWS - TRUST_DRAWS))
     profile = intensity_profile(itertools.chain((image for image, _ in draws), more))
     known = {"trust": trust_limits(measures), "intensity": profile}

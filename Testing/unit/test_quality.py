@@ -1,17 +1,19 @@
 """Label-free quality: scores known by hand, agreement of cases that are symmetric and of such that are not."""
 
+import itertools
 import math
 from types import SimpleNamespace
 
 import pytest
 import torch
-from model_cases import PAIRED, SIDES, SINGLE, Thresholds, sided
+from model_cases import PAIRED, SIDES, SINGLE, Thresholds, card_of, sided, tiny_model
 
-from MAPSegLib.config import InferenceOptions, Label, Preprocessing
+from MAPSegLib.config import InferenceOptions, Label, Preprocessing, TrainingOptions
 from MAPSegLib.inference import predict_classes
 from MAPSegLib.networks.segmenter import mirrored_classes
 from MAPSegLib.quality import (
     UNSEEN,
+    Looks,
     agreement,
     assess_image,
     class_dice,
@@ -23,7 +25,8 @@ from MAPSegLib.quality import (
     trust_limits,
     validation_dice,
 )
-from MAPSegLib.shapes import extent_priors
+from MAPSegLib.shapes import FURTHEST, extent_priors
+from MAPSegLib.tasks.training import with_trust
 
 MM = (1.0, 1.0, 1.0)
 FP32 = InferenceOptions(device="cpu", precision="fp32", overlap=0.0)
@@ -116,6 +119,49 @@ def test_a_structure_the_source_has_must_be_found_to_agree():
     assert agreement(SIDES, one, one, known) == pytest.approx(2 / 3)
     assert agreement(SIDES, one, one * 0, known) == 0.0
     assert agreement(SIDES, one, one, {}) == 0.5  # where a card states none, a lost structure is no gain
+
+
+def test_what_the_source_often_lacks_may_be_missing_but_to_lose_it_is_no_gain():
+    """A single scan without a structure had lowered the limits so far that no result of the model was trusted."""
+    priors = {"extents": dict.fromkeys(("3", "7"), [[0.0, 1.0]] * 3), "often_absent": [7]}
+    classes = torch.zeros(12, 12, 12, dtype=torch.int64)
+    classes[2:6, 2:6, 2:6] = 1
+    looks = Looks(torch.rand(12, 12, 12), classes, classes)
+    told = measure(SINGLE[:2], looks, classes, MM, priors)
+    strict = measure(SINGLE[:2], looks, classes, MM, priors | {"often_absent": []})
+    assert told["agreement"] == 1.0 and strict["agreement"] == 0.5
+    assert told["shape_deviation"] == pytest.approx(2 * strict["shape_deviation"] - FURTHEST)
+    assert told["score"] == strict["score"]
+    nothing, priors = classes * 0, priors | {"often_absent": [3, 7]}
+    told = measure(SINGLE[:2], Looks(looks.image, nothing, nothing), nothing, MM, priors)
+    assert told["agreement"] == 0.0 and told["shape_deviation"] == FURTHEST
+
+
+def test_limits_are_not_lowered_by_scans_that_lack_a_structure():
+    whole = torch.zeros(24, 24, 24, dtype=torch.int64)
+    for index, at in enumerate((2, 9, 16), 1):
+        whole[3:20, 3:20, at : at + 5] = index
+    dim = torch.where(whole == 3, 0, whole)
+    levels = torch.tensor((0.0, 0.4, 0.7, 1.0))
+
+    def card_after(maps):
+        images = itertools.cycle(levels[classes] for classes in maps)
+        source = SimpleNamespace(
+            label_maps=lambda: ((classes, MM) for classes in maps),
+            draw_undeformed=lambda generator: (next(images), MM),
+        )
+        model, card = Thresholds(), card_of(tiny_model(SINGLE))
+        return with_trust(model, card, source, TrainingOptions(device="cpu", precision="fp32"))
+
+    always, often = card_after([whole]), card_after([whole, dim])
+    assert often.priors["trust"]["agreement"] == pytest.approx(always.priors["trust"]["agreement"], abs=0.1)
+    assert often.priors["trust"]["shape_deviation"] < 2
+    assert often.priors["often_absent"] == [300] and "often_absent" not in always.priors
+    rarely = card_after([whole] * 10 + [dim])
+    assert "often_absent" not in rarely.priors
+    image = levels[dim]
+    verdicts = [assess_image(Thresholds(), card, image, MM, FP32)[0].trusted for card in (often, rarely)]
+    assert verdicts == [True, False]
 
 
 def test_a_structure_where_the_turned_scan_is_not_seen_is_left_out():

@@ -217,6 +217,16 @@ class Matched:
         return image, target
 
 
+EMPTY = "Its label map is empty: that none of the structures is there will be learnt."
+
+
+def _without_structures(path: Path, known: Iterable[int]) -> InputError:
+    return InputError(
+        f"{path}: holds none of the model's label values {sorted(known)}.",
+        "Leave the case out, or give a label table with the values that the label maps hold.",
+    )
+
+
 class ScanSource:
     """Labelled scans from files, prepared once, then changed at random at every draw.
 
@@ -225,7 +235,8 @@ class ScanSource:
             often as a large one.
 
     Raises:
-        InputError: a file cannot be read, or does not fit its partner; the message names it.
+        InputError: a file cannot be read, or does not fit its partner; or a label map holds other values than those of
+            the structures, or all are empty. The message names it.
     """
 
     def __init__(
@@ -248,16 +259,20 @@ class ScanSource:
             image, label = read_in_full(read_image, image_path), read_in_full(read_labels, label_path)
             check_same_grid(image, label)
             scan = prepare_to_learn(image, preprocessing)
-            for note in scan.notes:
-                self.notes.setdefault(note, []).append(image_path)
             classes = map_values(label.array, lookup)
-            if not classes.any():
-                raise InputError(f"{label_path}: holds none of the model's label values {sorted(lookup)}.")
+            empty = not label.array.any()
+            if not (empty or classes.any()):
+                raise _without_structures(label_path, lookup)
+            for note in (*scan.notes, *((EMPTY,) if empty else ())):
+                self.notes.setdefault(note, []).append(image_path)
             working = labels_to_working(classes, scan.grid).to(torch.int16)
             self.scans.append((scan.image, working))
             self.spacings.append(scan.grid.working_spacing)
             groups.setdefault((domains or {}).get(image_path), []).append(index)
         self.groups = list(groups.values())
+        empty = self.notes.get(EMPTY, [])
+        if self.scans and len(empty) == len(self.scans):
+            raise _without_structures(label_path, lookup)
 
     def draw(self, generator: Generator) -> tuple[Tensor, Tensor]:
         index = self._pick(generator)
@@ -270,8 +285,10 @@ class ScanSource:
             yield classes, spacing
 
     def draw_undeformed(self, generator: Generator) -> tuple[Tensor, Sequence[float]]:
-        """A scan in which structures have the shapes of its labels, and its spacing in mm."""
+        """A scan in which structures have the shapes of its labels, and its spacing in mm; one that has structures."""
         index = self._pick(generator)
+        while not self.scans[index][1].any():
+            index = self._pick(generator)
         return relight(self.scans[index][0], generator), self.spacings[index]
 
     def _pick(self, generator: Generator) -> int:

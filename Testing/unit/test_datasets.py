@@ -11,6 +11,7 @@ from model_cases import generator
 
 from MAPSegLib.config import Preprocessing
 from MAPSegLib.datasets import (
+    EMPTY,
     Matched,
     PatchBatch,
     Recoloured,
@@ -245,6 +246,21 @@ def test_labels_that_the_model_does_not_know_are_refused(pair, tmp_path):
     foreign = save(tmp_path / "other.nii.gz", (head() > 0).numpy() * 999, "LPI", np.int32)
     with pytest.raises(InputError, match="none of the model's label values"):
         ScanSource([(pair[0], foreign)], LABELS, FOUR)
+
+
+def test_an_empty_label_map_is_learnt_from_beside_others(pair, tmp_path):
+    """A patient without the organ, or the tumour: nothing is wrong with that."""
+    image = tmp_path / "b_img.nii.gz"
+    shutil.copy(pair[0], image)
+    none = save(tmp_path / "b_label.nii.gz", 0 * head().numpy(), "LPI", np.int32)
+    source = ScanSource([(image, none), pair], LABELS, FOUR)
+    assert source.notes == {EMPTY: [image]}
+    drawn = [source.draw(generator(seed))[1].any() for seed in range(8)]
+    assert any(drawn) and not all(drawn)
+    shown = [source.draw_undeformed(generator(seed))[0] for seed in range(8)]
+    assert all(torch.equal(x > 0, source.scans[1][0] > 0) for x in shown)  # to measure shapes on
+    with pytest.raises(InputError, match="b_label.nii.gz: holds none of the model's label values"):
+        ScanSource([(image, none)], LABELS, FOUR)
 
 
 def test_a_scan_below_the_ct_window_is_refused(pair):

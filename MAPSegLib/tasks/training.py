@@ -16,7 +16,7 @@ from ..jobs import Report, TrainJob
 from ..manifests import domains, list_pairs, manifest_in
 from ..model_files import SUFFIX
 from ..models import ModelCard, load_card, load_encoder, load_model, resolve, save_model
-from ..reports import RECORD
+from ..reports import RECORD, first_few
 from ..volumes import find_scans, read_in_full, read_labels
 from . import resume
 from .label_table import infer_labels, names_in, read_label_table
@@ -188,7 +188,7 @@ def _labels(cases: Sequence[Case], job: TrainJob, report: Report) -> tuple[Label
 
     if job.label_table or job.from_labels:
         return read_label_table(job.label_table or "brain")
-    found: set[int] = set()
+    found: dict[int, Path] = {}
     maps = [path for _, path in cases]
     for path in track(maps, report):
         values = np.unique(read_in_full(read_labels, path).array).tolist()
@@ -197,8 +197,13 @@ def _labels(cases: Sequence[Case], job: TrainJob, report: Report) -> tuple[Label
                 f"{path} holds the value {wrong[0]}; those of structures go from 1 to 65535.",
                 "Give a label table to choose some.",
             )
-        found.update(values)
-    return infer_labels(found, names_in(check_path(job.images)))
+        found = dict.fromkeys(values, path) | found
+    names = names_in(check_path(job.images))
+    if names and (others := sorted(found.keys() - names.keys() - {0})):
+        held = f"The label maps hold {first_few(others)}, which {job.images.name} does not name"
+        where = f"{others[0]} is in {found[others[0]].name}"
+        report("log", message=f"{held} ({where}): each is learnt as a structure. A label table chooses some.")
+    return infer_labels(found, names)
 
 
 def _provenance(job: TrainJob, cases: Sequence[Case], start: ModelCard | None) -> dict[str, Any]:

@@ -24,6 +24,16 @@ def test_a_training_reads_a_data_set(data, tmp_path):
     assert card.provenance["cases"] == 3 and [label.name for label in card.labels] == ["shell", "structure 2"]
 
 
+def test_values_that_a_data_set_does_not_name_are_told(data, tmp_path):
+    """A voxel by mistake, or a region of nnU-Net, which has several values, would be a structure of its own."""
+    for ours, theirs in (("images", "imagesTr"), ("labels", "labelsTr")):
+        shutil.copytree(data / ours, tmp_path / "set" / theirs)
+    (tmp_path / "set" / "dataset.json").write_text('{"labels": {"background": 0, "core": 2}}')
+    arguments = ["--images", tmp_path / "set", "--name", "x", "--preset", "tiny", "--steps", 1]
+    _, told = mapseg("train", *arguments, "--spacing", 2, "-o", tmp_path / "out", *CPU)
+    assert "The label maps hold 1, which set does not name (1 is in case0.nii.gz): each is learnt" in told
+
+
 def test_data_sets_that_a_manifest_joins_are_domains(model, data, tmp_path, monkeypatch):
     for site, cases in (("site-a", [0]), ("site-b", [1, 2])):
         (tmp_path / site).mkdir()

@@ -206,12 +206,18 @@ def judge(measures: dict[str, float], priors: dict) -> Assessment:
     return Assessment(True, f"Consistent: agreement {reached:.2f} with the transformed scan.{own}", measures)
 
 
+def unfit(limits: dict[str, float]) -> str:
+    """Why, by its limits of trust, no result of a model is to be trusted: what it does on its own scans; or nothing."""
+    if limits.get("agreement", 1.0) <= LOWEST:
+        return "does not agree with itself"
+    return "finds implausible shapes" if limits.get("shape_deviation", 0.0) >= HIGHEST else ""
+
+
 def _objection(measures: dict[str, float], limits: dict[str, float]) -> str:
     """What speaks against a result first; empty where nothing does."""
-    floor, ceiling = limits.get("agreement", 0.6), limits.get("shape_deviation", 2.5)
-    if floor <= LOWEST or ceiling >= HIGHEST:
-        what = "does not agree with itself" if floor <= LOWEST else "finds implausible shapes"
+    if what := unfit(limits):
         return f"on scans of its own domain the model {what}"
+    floor, ceiling = limits.get("agreement", 0.6), limits.get("shape_deviation", 2.5)
     if (reached := measures["agreement"]) < floor:
         told = _apart(reached, floor, "expected at least", 2)
         return f"the transformed scan is segmented differently (agreement {told})"

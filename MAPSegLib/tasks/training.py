@@ -41,6 +41,7 @@ def train(job: TrainJob, report: Report) -> dict[str, Any]:
 
     from ..datasets import Recoloured
     from ..pieces import with_pieces
+    from ..quality import unfit
     from ..training.source import train as run
 
     folder = check_path(job.output)
@@ -86,6 +87,9 @@ def train(job: TrainJob, report: Report) -> dict[str, Any]:
                     report("log", message=f"Dice {dice:.3f} on what was kept back, at step {steps}: {names}.")
                 changes["labels"] = with_pieces(card.labels, source.label_maps())
                 known = with_trust(model, card.model_copy(update=changes), source, job.options)
+                if what := unfit(known.priors["trust"]):
+                    told = f"On scans that it has learnt from, the model {what}: no result of it will be trusted."
+                    report("log", message=f"{told} More steps may help.")
                 save_model(final, model.state_dict(), known, job.overwrite)
 
             distributed.on_first(finish)

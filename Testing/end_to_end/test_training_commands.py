@@ -19,7 +19,10 @@ def test_a_training_reads_a_data_set(data, tmp_path):
         shutil.copytree(data / ours, tmp_path / "set" / theirs)
     (tmp_path / "set" / "dataset.json").write_text('{"modality": {"0": "MRI"}, "labels": {"1": "shell"}}')
     arguments = ["--images", tmp_path / "set", "--name", "x", "--preset", "tiny", "--steps", 1]
-    mapseg("train", *arguments, "--spacing", 2, "-o", tmp_path / "out", *CPU)
+    _, told = mapseg("train", *arguments, "--spacing", 2, "-o", tmp_path / "out", *CPU)
+    assert (
+        "the model does not agree with itself: no result of it will be trusted. More steps may help." in told
+    )
     card = load_card(tmp_path / "out" / "x.safetensors")
     assert card.provenance["cases"] == 3 and [label.name for label in card.labels] == ["shell", "structure 2"]
 

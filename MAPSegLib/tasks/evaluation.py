@@ -7,12 +7,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..config import check_path
+from pydantic import BaseModel, ValidationError
+
+from ..config import Label, check_path
 from ..errors import InputError, MAPSegError
 from ..jobs import EvaluateJob, Report
 from ..manifests import LABEL_ENDINGS, SIDE_RESULTS, by_name, case_name, list_pairs, results_in
 from ..models import load_card, resolve
-from ..reports import first_few, plain, write_csv, write_json
+from ..reports import first_few, plain, read_json, write_csv, write_json
 from ..volumes import find_scans, read_in_full, read_labels, scan_stem
 from .label_table import names_in
 from .outputs import output_folder, refuse_existing
@@ -20,6 +22,12 @@ from .reading import track
 
 _BESIDE_ONE = ("_source", "_adapted")
 """Of names of maps that a job leaves beside a label map whose name the user chose."""
+
+
+class _Report(BaseModel):
+    """What a report of results tells of their structures."""
+
+    labels: list[Label] = []
 
 
 class Paired(NamedTuple):
@@ -165,8 +173,19 @@ def _structures(references: Sequence[Path], job: EvaluateJob) -> dict[int, str]:
         with suppress(InputError):  # told when it is its turn
             found.update(np.unique(read_labels(reference).array).tolist())
     values = sorted(value for value in found if value > 0)
+    names = _reported_names(check_path(job.prediction))
     if job.mapping is not None:
         values = sorted({job.mapping[v] for v in values if job.mapping.get(v, 0) > 0})
-        return {value: f"structure {value}" for value in values}
-    names = names_in(check_path(job.reference))
+    else:
+        names |= names_in(check_path(job.reference))
     return {value: names.get(value, f"structure {value}") for value in values}
+
+
+def _reported_names(results: Path) -> dict[int, str]:
+    """What the reports in a folder of results call the values; where they differ, no name."""
+    stated: dict[int, set[str]] = {}
+    for path in results.glob("*report.json"):
+        with suppress(InputError, ValidationError):
+            for label in _Report.model_validate(read_json(path, "a report")).labels:
+                stated.setdefault(label.value, set()).add(label.name)
+    return {value: names.pop() for value, names in stated.items() if len(names) == 1}

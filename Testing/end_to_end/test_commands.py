@@ -79,6 +79,28 @@ def test_probabilities_lie_on_the_scan_and_are_no_scan(suffix, model, data, tmp_
     assert not Path(entry["probabilities"]).exists()  # it would be taken for one of the new labels
 
 
+def test_evaluation_takes_names_from_the_results_report(model, data, tmp_path):
+    mapseg("segment", model, data / "images", "-o", tmp_path / "out", *CPU)
+    report = tmp_path / "out" / "report.json"
+    content = json.loads(report.read_text())
+    content["labels"][1]["name"] = "core"
+    report.write_text(json.dumps(content))
+    told, _ = mapseg("evaluate", tmp_path / "out", data / "labels", "-o", tmp_path / "scores")
+    assert " core 3 " in told and " structure 1 3 " in told
+    (tmp_path / "out" / "b_report.json").write_text(report.read_text().replace("core", "rind"))
+    told, _ = mapseg("evaluate", tmp_path / "out", data / "labels", "-o", tmp_path / "differ")
+    assert " structure 2 3 " in told
+    data_set = tmp_path / "set.json"
+    data_set.write_text(json.dumps({"labels": {"2": "kernel"}, "cases": cases_of(data)}))
+    told, _ = mapseg("evaluate", tmp_path / "out", data_set, "-o", tmp_path / "named")
+    assert " kernel 3 " in told
+
+
+def cases_of(data):
+    pairs = zip(sorted((data / "images").iterdir()), sorted((data / "labels").iterdir()), strict=True)
+    return [{"image": str(image), "label": str(label)} for image, label in pairs]
+
+
 def test_evaluation_maps_the_codes_of_another_protocol(data, tmp_path):
     mapping = tmp_path / "mapping.json"
     mapping.write_text('{"1": 2, "2": 1}')

@@ -51,7 +51,8 @@ def pretrain(job: PretrainJob, report: Report) -> dict[str, Any]:
         domains = _domains(job, scans, maps, report)
         counts = [f"{len(files)} scans in {name}" for name, files in scans.items()]
         counts += [f"images of {len(maps)} label maps"] if maps else []
-        report("log", message=f"Learning from {', '.join(counts)}.")
+        taken = f"{job.preprocessing.modality.upper()} at {job.preprocessing.grid} mm"
+        report("log", message=f"Learning from {', '.join(counts)}; {taken}.")
 
         def picture(step: int, rows: list[Reconstruction]) -> None:
             from ..pictures import reconstructions

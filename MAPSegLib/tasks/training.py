@@ -68,7 +68,8 @@ def train(job: TrainJob, report: Report) -> dict[str, Any]:
             names = ", ".join(unused)
             report("log", message=f"No label map holds {names} at {grid} mm: these cannot be learnt.")
         counts = f"Cases to learn from: {len(training)}; kept back: {len(kept)}"
-        report("log", message=f"{counts}; structures: {len(card.labels)}.")
+        taken = f"{card.preprocessing.modality.upper()} at {grid} mm"
+        report("log", message=f"{counts}; structures: {len(card.labels)}; {taken}.")
         files = [path for case in cases for path in case if path] + manifest_in(job.images)
         files += [resolve(job.init)] if job.init else []
         files += [check_path(job.label_table)] if job.label_table not in (None, "brain") else []

@@ -23,6 +23,7 @@ def test_a_training_reads_a_data_set(data, tmp_path):
     assert (
         "the model does not agree with itself: no result of it will be trusted. More steps may help." in told
     )
+    assert "Cases to learn from: 3; kept back: 0; structures: 2; MR at 2 x 2 x 2 mm." in told
     card = load_card(tmp_path / "out" / "x.safetensors")
     assert card.provenance["cases"] == 3 and [label.name for label in card.labels] == ["shell", "structure 2"]
 
@@ -59,7 +60,7 @@ def test_data_sets_that_a_manifest_joins_are_domains(model, data, tmp_path, monk
     assert sources == [[[0], [1, 2]], [], [[0], [1, 2]]]
     arguments = [sites, "--name", "x", "--preset", "tiny", "--spacing", 4, "--steps", 1]
     _, told = mapseg("pretrain", *arguments, "-o", tmp_path / "p", *CPU)
-    assert "1 scans in site-a (sites.json), 2 scans in site-b (sites.json)" in told
+    assert "1 scans in site-a (sites.json), 2 scans in site-b (sites.json); MR at 4 x 4 x 4 mm." in told
 
 
 def test_the_card_tells_how_a_model_came_about(trained, data):

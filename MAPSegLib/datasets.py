@@ -270,8 +270,7 @@ class ScanSource:
             self.spacings.append(scan.grid.working_spacing)
             groups.setdefault((domains or {}).get(image_path), []).append(index)
         self.groups = list(groups.values())
-        empty = self.notes.get(EMPTY, [])
-        if self.scans and len(empty) == len(self.scans):
+        if self.scans and len(self.notes.get(EMPTY, [])) == len(self.scans):
             raise _without_structures(label_path, lookup)
 
     def draw(self, generator: Generator) -> tuple[Tensor, Tensor]:

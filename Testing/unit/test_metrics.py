@@ -53,6 +53,13 @@ def test_distance_of_equal_and_of_empty_masks():
     assert hd95(full, full, (1, 1, 1)) == 0
 
 
+def test_distance_is_that_of_the_worse_direction():
+    """Whichever map has the part that the other lacks: a missed one is as bad as an invented one."""
+    near, both = cube((2, 2, 2)) > 0, (cube((2, 2, 2)) + cube((14, 2, 2))) > 0
+    for masks in ((near, both), (both, near)):
+        assert hd95(*masks, (1, 1, 1)) == pytest.approx(12)
+
+
 def test_distance_agrees_with_distance_maps(rng):
     spacing = (0.8, 1.1, 3.0)
     for _ in range(5):
@@ -145,10 +152,10 @@ def test_means_per_structure():
 
     nan = math.nan
     rows = [
-        row(1, 0.8, 2.0, 11, 10),
+        row(1, 0.8, 2.0, 0.11, 0.1),
         row(2, nan, nan, 0, 0),
-        row(1, 0.6, 4.0, 9, 10),
-        row(1, 0.0, nan, 0, 10),
+        row(1, 0.6, 4.0, 0.09, 0.1),
+        row(1, 0.0, nan, 0, 0.1),
     ]
     first, second = summarise(rows)
     assert (first["value"], first["scans"], first["missed"]) == (1, 3, 1)

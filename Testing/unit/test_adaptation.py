@@ -213,6 +213,7 @@ def test_a_gain_does_not_pay_for_lost_trust(before, after, kept):
     start = Assessment(before, "", {"score": 0.75})
     assert better(start, Assessment(after, "", {"score": 0.82}), 0.03) is kept
     assert not better(start, Assessment(after, "", {"score": 0.77}), 0.03)
+    assert better(start, start, 0.0)  # where all scans gain together, one that does not lose
 
 
 def test_what_is_kept_lies_halfway_to_the_source_but_for_its_curve(tmp_path, scripted):
@@ -231,6 +232,9 @@ def test_scans_that_gain_together_need_no_gain_of_their_own():
     assert needed_gain([0.012, 0.008, 0.011, 0.009, 0.010], 0.03) == 0.0
     assert needed_gain([0.012, 0.008, 0.011, 0.009], 0.03) == 0.03  # too few to tell
     assert needed_gain([0.2, -0.01, 0.0, 0.01, -0.02], 0.03) == 0.03  # one of them alone
+    uneven = [0.04, 0.0, 0.02, 0.04, 0.0]  # the mean is 1.0 deviations, and two standard errors are 0.9
+    assert needed_gain(uneven, 0.03) == 0.0
+    assert needed_gain([gain - 0.004 for gain in uneven], 0.03) == 0.03
     assert needed_gain([0.0] * 8, 0.03) == 0.03 and needed_gain([-0.01, -0.012] * 4, 0.03) == 0.03
 
 

@@ -119,6 +119,7 @@ def test_a_structure_the_source_has_must_be_found_to_agree():
     assert agreement(SIDES, one, one, known) == pytest.approx(2 / 3)
     assert agreement(SIDES, one, one * 0, known) == 0.0
     assert agreement(SIDES, one, one, {}) == 0.5  # where a card states none, a lost structure is no gain
+    assert agreement(SIDES, one * 0, one * 0, {"extents": {"999": [[0.0, 1.0]] * 3}}) == 0.0
 
 
 def test_what_the_source_often_lacks_may_be_missing_but_to_lose_it_is_no_gain():
@@ -237,6 +238,7 @@ def test_a_model_s_own_limits_decide():
     assert not judge({"agreement": 0.9, "shape_deviation": 0.1}, strict).trusted
     assert not judge({"agreement": 0.99, "shape_deviation": 0.6}, strict).trusted
     assert judge({"agreement": 0.99, "shape_deviation": 0.4}, strict).trusted
+    assert judge({"agreement": 0.95, "shape_deviation": 0.5}, strict).trusted  # just met
 
 
 def test_limits_leave_room_below_the_worst_of_the_own_domain():
@@ -285,6 +287,8 @@ def test_a_model_that_fails_in_its_own_domain_makes_nothing_trusted():
     assert not verdict.trusted and "does not agree with itself" in verdict.reason
     shapes = judge({"agreement": 0.9, "shape_deviation": 0.1}, {"trust": limits | {"agreement": 0.7}})
     assert not shapes.trusted and "implausible shapes" in shapes.reason
+    for alone in ({"agreement": 0.3}, {"shape_deviation": 5.0}):
+        assert not judge({"agreement": 0.9, "shape_deviation": 0.1}, {"trust": alone}).trusted
 
 
 def test_general_limits_are_told_to_be_that():
@@ -298,6 +302,8 @@ def test_a_result_without_a_structure_is_never_trusted():
     nothing = torch.zeros(image.shape, dtype=torch.int64)
     verdict, _ = assess_image(sided(), card_of_sides({}), image, MM, FP32, nothing)
     assert verdict.measures["agreement"] == 1.0 and not verdict.trusted and "no structure" in verdict.reason
+    verdict, _ = assess_image(sided(), card_of_sides({}), image, MM, FP32, nothing + 1)  # the first alone
+    assert verdict.trusted
 
 
 def test_a_limit_that_is_just_missed_is_told_with_the_digits_that_say_so():

@@ -21,6 +21,7 @@ from MAPSegLib.quality import (
     judge,
     look_twice,
     measure,
+    transformation,
     transformed_classes,
     trust_limits,
     validation_dice,
@@ -187,6 +188,17 @@ def test_without_sides_a_turn_takes_the_mirror_s_place():
     assert half < round_ - 0.03
 
 
+def test_a_scan_is_turned_and_made_smaller_and_no_class_is_made_up_on_the_way_back():
+    classes = torch.zeros(24, 30, 36)
+    classes[8:16, 10:20, 12:24] = 3  # next to the background: a mean of both would be another class
+    way = transformation(SINGLE, classes.shape, MM)
+    there = way.there(classes)
+    assert there.shape == (20, 25, 30)
+    back = way.back((there > 1.5) * 3)
+    assert back.shape == classes.shape and set(back.unique().tolist()) == {UNSEEN, 0, 3}
+    assert class_dice(back.clamp(min=0), classes, 4)[3] > 0.85
+
+
 def test_what_a_turn_moves_out_of_the_scan_is_not_compared():
     scan = torch.zeros(60, 30, 12)
     scan[1:16, 5:25, 1:11] = scan[44:59, 5:25, 1:11] = 1.0  # as far as corners that a turn loses
@@ -348,14 +360,22 @@ def test_validation_scores_scans_and_structures_alike():
     wrong = target.clone()
     wrong[wrong == 1] = 0
     assert validation_dice(model, [(image, target), (image, wrong)], FP32) == pytest.approx(7 / 8)
+    fewer = image.clamp(max=0.5)  # what neither has is not scored
+    assert validation_dice(model, [(fewer, classes_of(model, fewer))], FP32) == 1.0
 
 
 def test_the_profile_of_intensities_is_of_the_foreground():
     ramp = torch.linspace(0, 1, 101)[1:]
-    images = [torch.cat([torch.zeros(500), level * ramp]).view(-1, 2, 2) for level in (0.4, 0.8)]
+    images = [torch.cat([torch.zeros(500), level * ramp]).view(-1, 2, 2) for level in (0.47, 0.83)]
     profile = intensity_profile(images)
     middle = profile["quantiles"].index(0.5)
-    assert profile["mean"][middle] == pytest.approx(0.5 * 0.6, abs=0.01)
-    assert profile["covariance"][middle][middle] == pytest.approx((0.5 * 0.4) ** 2 / 2, abs=0.003)
+    assert profile["mean"][middle] == pytest.approx(0.5 * 0.65, abs=0.01)
+    assert profile["covariance"][middle][middle] == pytest.approx((0.5 * 0.36) ** 2 / 2, abs=0.003)
     assert profile["covariance"][middle][middle + 1] > 0
     assert profile["mean"] == sorted(profile["mean"])
+
+
+def test_a_scan_of_many_voxels_has_a_profile():
+    """PyTorch takes no quantiles of more than 16 million values."""
+    images = [torch.tensor([0.25]).expand(257, 257, 257), torch.tensor([0.75]).expand(2, 2, 2)]
+    assert intensity_profile(images)["mean"] == [0.5] * 5

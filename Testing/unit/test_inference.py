@@ -350,6 +350,7 @@ def test_classes_and_labels_agree_with_each_other():
     classes, probability = predict_classes(model, scan.image, FP32), likelihood(model, scan.image)
     result = segment_scan(model, SINGLE, scan, FP32, uncertainty=True)
     assert np.array_equal(scan.grid.boxed(result.labels), VALUES[classes.numpy()])
+    assert torch.equal(result.classes, classes)  # by which the result is judged
     np.testing.assert_allclose(1 - scan.grid.boxed(result.uncertainty), probability.numpy(), atol=1e-6)
 
 

@@ -1,9 +1,12 @@
 """What teacher and student see of a target scan, and what is learnt from it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from model_cases import tiny_model
 from test_adaptation import options
+from test_centralised import Literal, hidden
 
 from MAPSegLib.datasets import cut_patches
 from MAPSegLib.training.loop import Loop
@@ -59,6 +62,27 @@ def test_a_masked_patch_meets_the_masked_whole():
     torch.testing.assert_close(views.global_features[:3], plain.global_features)
     assert not torch.allclose(views.global_features[3:], plain.global_features)
     assert len(views.whole_logits) == 2 and len(plain.whole_logits) == 1
+
+
+def test_a_step_minimises_the_published_loss():
+    beta, gamma, delta = 0.3, 0.07, 0.04
+    own = options(patches=3, plain_weight=beta, global_weight=gamma, cosine_weight=delta)
+    loop = Loop(with_curve(tiny_model(dropout=0.0), own.curve_knots), own, ema_decay=0.9)
+    with torch.no_grad():
+        for parameter in loop.ema.parameters():  # a teacher of its own
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=loop.generator))
+    batch = cut_patches(torch.rand(24, 24, 24) * 0.9 + 0.05, 3, 16, 16, loop.generator)
+    replay = torch.Generator()
+    replay.set_state(loop.generator.get_state())
+    found = sum(target_losses(loop, batch, own)[0].values())
+    teacher = Literal(loop.ema, batch, batch.patches, batch.whole)
+    labels, whole_labels = teacher.patch_logits().argmax(1), teacher.whole_logits().argmax(1)
+    masked = Literal(loop.model, batch, *hidden(batch, replay))
+    half = replace(batch, patches=batch.patches[:2], low=batch.low[:2], high=batch.high[:2])
+    plain = Literal(loop.model, half, half.patches, batch.whole)
+    expected = masked.l_seg(labels) + beta * plain.l_seg(labels[:2])
+    expected = expected + 2 * gamma * masked.l_seg_whole(whole_labels) + 2 * delta * masked.l_cos()
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 def test_gradients_reach_the_student_only():

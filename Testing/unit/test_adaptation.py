@@ -226,6 +226,8 @@ def test_what_is_kept_lies_halfway_to_the_source_but_for_its_curve(tmp_path, scr
         expected = ema[name] if name == "curve.values" else (ema[name] + start[name]) / 2
         torch.testing.assert_close(value, expected)
     assert same(adapted.model, judged[1]) and not torch.equal(ema["curve.values"], start["curve.values"])
+    student = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["model"]
+    assert (student["curve.values"] - start["curve.values"]).abs().max() > 0.04  # at its own rate
 
 
 def test_scans_that_gain_together_need_no_gain_of_their_own():
@@ -252,6 +254,18 @@ def test_without_a_gain_adaptation_ends_early(tmp_path, scripted):
     scripted(0.5, 0.4)
     adapted = run(tmp_path, steps=100, patience=3)
     assert (adapted.steps, adapted.best_step) == (6, 0)
+
+
+def test_with_every_gain_adaptation_has_its_patience_again(tmp_path, scripted):
+    scripted(0.5, 0.4, 0.6, 0.5, 0.4)
+    adapted = run(tmp_path, steps=100, patience=2)
+    assert (adapted.steps, adapted.best_step) == (8, 4)
+
+
+def test_without_a_curve_none_is_looked_for(tmp_path):
+    adapted = run(tmp_path, steps=1, curve_knots=0, search=True)
+    assert adapted.model.architecture.curve_knots == 0
+    assert not any("curve" in entry for entry in adapted.history)
 
 
 def test_stopping_keeps_the_best_so_far(tmp_path, scripted):

@@ -218,13 +218,38 @@ def test_intensities_that_are_worn_are_those_that_the_encoder_sees(monkeypatch):
     own, target = options(preset="plus", warmup=0), Blobs()
     loop = Loop(with_curve(tiny_model(), 4), own, ema_decay(own, 0))
     with torch.no_grad():
-        loop.model.curve.values.copy_(torch.tensor([0.9, 0.7, 0.4, 0.3, 0.0]))
+        loop.model.curve.values.copy_(torch.tensor([0.9, 0.7, 0.4, 0.3, -0.5]))
     Centralised(own, Blobs(), (1.0, 1.0, 1.0))(loop, target)
     (image, classes), (seen, same) = (
         scans.draw(torch.Generator().manual_seed(0)) for scans in (target, drawn[0].target)
     )
     assert torch.equal(classes, same) and torch.equal(seen > 0, image > 0)
-    torch.testing.assert_close(seen, loop.model.curve(image).detach(), atol=1.1e-3, rtol=0)
+    assert (loop.model.curve(image) < 0).any()  # which would be outside
+    torch.testing.assert_close(seen, loop.model.curve(image).detach().clamp(min=0), atol=1.1e-3, rtol=0)
+
+
+def test_the_target_is_turned_and_scaled_in_millimetres(monkeypatch):
+    drawn, draw_batch = [], terms.draw_batch
+    monkeypatch.setattr(terms, "draw_batch", lambda *given: drawn.append(given[1]) or draw_batch(*given))
+    own, changed = options(preset="paper", warmup=0), 0
+    Centralised(own, Blobs(), (1.0, 1.0, 3.0))(Loop(tiny_model(), own, ema_decay(own, 0)), Blobs())
+    for seed in range(8):
+        generator = torch.Generator().manual_seed(seed)
+        plain = Blobs().draw(generator)
+        expected = published_geometry(*plain, torch.tensor([1.0, 1.0, 3.0]), generator)
+        found = drawn[1].draw(torch.Generator().manual_seed(seed))
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        changed += not torch.equal(found[1], plain[1])
+    assert changed
+
+
+def test_a_curve_is_looked_for_with_plus_alone_unless_none_is_wanted():
+    asked = [("plus", True), ("plus", False), ("paper", True), ("v2", True)]
+    found = [
+        Centralised(options(preset=preset, search=search), Blobs(), (1.0,) * 3) for preset, search in asked
+    ]
+    assert [setting.searches for setting in found] == [True, False, False, False]
+    assert [bool(setting.rates) for setting in found] == [True, True, False, False]
 
 
 def test_without_knots_the_curve_of_an_adapted_model_stays_and_the_source_passes_by(tmp_path):

@@ -285,6 +285,14 @@ def test_noisy_air(rng, change):
     assert 0.2 < prepared[mask].min() < 0.4
 
 
+def test_five_millimetres_are_kept_around_a_head_in_noisy_air(rng):
+    image = np.abs(1.5 * rng.standard_normal((40, 44, 36))).astype(np.float32)
+    image[12:28, 12:30, 14:22] = rng.uniform(100, 200, (16, 18, 8))
+    image[2, 2, 2] = image[38, 40, 33] = 150  # a spike is no head
+    scan = prepare(Volume(image, np.diag([1.0, 2.0, 4.0, 1.0])), Preprocessing())
+    assert scan.grid.box == ((7, 9, 12), (33, 33, 24))
+
+
 def test_small_negatives_are_clipped(rng):
     image, mask = head(rng)
     image[~mask] = np.where(rng.random((~mask).sum()) < 0.3, -2, 0)
@@ -324,6 +332,7 @@ def test_ct_window(rng):
 
 def test_the_foreground_of_ct_is_what_lies_above_the_window():
     image = np.full((30, 30, 30), -1000, np.float32)
+    image[5:25, 28, 7:20] = -250  # the foam that a head lies on is none
     image[5:25, 6:26, 7:20] = -100  # fat, darker than most of the window
     image[10:15, 10:15, 10:15] = 50
     scan = prepare(Volume(image, np.eye(4)), Preprocessing(modality="ct"))

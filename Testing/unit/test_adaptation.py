@@ -7,15 +7,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from model_cases import PAIRED, SINGLE, card_of, ignore, same, tiny_model
+from model_cases import PAIRED, card_of, ignore, same, tiny_model
 
-from MAPSegLib import quality
 from MAPSegLib.config import AdaptationOptions
 from MAPSegLib.datasets import cut_patches
 from MAPSegLib.errors import Cancelled, Stopped
 from MAPSegLib.preprocessing import prepare
-from MAPSegLib.quality import Assessment, Transformation, better, needed_gain
-from MAPSegLib.training import adaptation, contrast, terms
+from MAPSegLib.quality import Assessment, better, needed_gain
+from MAPSegLib.training import adaptation, terms
 from MAPSegLib.training.adaptation import adapt
 from MAPSegLib.training.terms import with_curve
 from MAPSegLib.volumes import Volume
@@ -230,6 +229,21 @@ def test_what_is_kept_lies_halfway_to_the_source_but_for_its_curve(tmp_path, scr
     assert (student["curve.values"] - start["curve.values"]).abs().max() > 0.04  # at its own rate
 
 
+def test_verdicts_are_on_the_results_themselves(tmp_path, monkeypatch):
+    """And not on quick looks, which have other borders."""
+    judged, assess_scan = [], adaptation.assess_scan
+
+    def assess(model, card, scan, inference, classes=None):
+        judged.append((scan, classes))
+        return assess_scan(model, card, scan, inference, classes)
+
+    monkeypatch.setattr(adaptation, "assess_scan", assess)
+    (result,) = run(tmp_path, steps=1).results
+    values = np.array([0, *(label.value for label in PAIRED)])
+    for (scan, classes), side in zip(judged[-2:], (result.source, result.adapted), strict=True):
+        assert np.array_equal(values[classes], scan.grid.boxed(side.labels))
+
+
 def test_scans_that_gain_together_need_no_gain_of_their_own():
     assert needed_gain([0.012, 0.008, 0.011, 0.009, 0.010], 0.03) == 0.0
     assert needed_gain([0.012, 0.008, 0.011, 0.009], 0.03) == 0.03  # too few to tell
@@ -345,8 +359,10 @@ def test_the_search_starts_from_the_curve_it_found_when_that_is_better(tmp_path,
         scripted(*scores)
         folder = tmp_path / str(gains)
         run(folder, search=True, steps=2, curve_rate=1e-9)
-        start = torch.load(folder / "checkpoint.pt", weights_only=True)["model"]["curve.values"]
-        torch.testing.assert_close(start, falling if gains else torch.linspace(0, 1, 5), atol=1e-4, rtol=0)
+        expected = falling if gains else torch.linspace(0, 1, 5)
+        for network in ("model", "ema"):  # student and teacher
+            start = torch.load(folder / "checkpoint.pt", weights_only=True)[network]["curve.values"]
+            torch.testing.assert_close(start, expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(("found", "kept"), [(0.51, False), (0.54, True)])
@@ -381,34 +397,3 @@ def test_a_search_tells_how_far_it_is_and_can_be_ended(tmp_path, ended):
     adapted = run(tmp_path, report=report, search=True, steps=4, minutes=minutes)
     assert rounds == [0, 1] and adapted.steps == 0 and len(adapted.results) == 1
     assert [entry.get("curve") for entry in adapted.history] == [None, "found"]
-
-
-@pytest.mark.parametrize("labels", [PAIRED, SINGLE])
-def test_curves_are_judged_under_the_transformation_that_results_are_judged_under(monkeypatch, labels):
-    """Of the same scan on a coarser grid, in millimetres; and with the way back, or nothing would agree."""
-    asked, image = [], torch.rand(24, 12, 40, generator=torch.Generator().manual_seed(0))
-
-    def transformation(labels, shape, spacing):
-        asked.append((labels, tuple(shape), spacing))
-        way = quality.transformation(labels, shape, spacing)
-        return Transformation(lambda image: image, lambda seen: seen) if identical else way
-
-    def judge(*asked):
-        found = judged(*asked)
-        scores.extend(found)
-        return found
-
-    scores, judged = [], contrast._scores
-    monkeypatch.setattr(contrast, "_scores", judge)
-    monkeypatch.setattr(contrast, "transformation", transformation)
-    monkeypatch.setattr(quality, "border_contrast", lambda *_: 0.0)
-    model = tiny_model(labels, curve_knots=4)
-    none_expected = {"extents": {"999": [[0.0, 1.0]] * 3}}
-    card = card_of(model, priors=none_expected)
-    for identical in (True, False):
-        generator = torch.Generator().manual_seed(1)
-        scores.clear()
-        curve = contrast.search_curve(model, card, image, (1.0, 2.0, 0.5), generator, "fp32")
-        assert asked[-1] == (card.labels, (16, 12, 16), pytest.approx([1.5, 2.0, 1.25]))
-        assert curve.shape == (5,) and len(scores) == 48
-        assert all(score == 1.0 for score in scores) == identical

@@ -16,7 +16,8 @@ from MAPSegLib.errors import Cancelled
 from MAPSegLib.masking import cube_mask
 from MAPSegLib.networks.segmenter import sample_global
 from MAPSegLib.preprocessing import prepare
-from MAPSegLib.training import terms
+from MAPSegLib.quality import Assessment
+from MAPSegLib.training import adaptation, terms
 from MAPSegLib.training.adaptation import adapt
 from MAPSegLib.training.loop import Loop
 from MAPSegLib.training.terms import Centralised, ema_decay, with_curve
@@ -314,6 +315,20 @@ def test_the_teachers_schedule(schedule, expected):
 def test_checks_begin_when_the_warmup_ends(tmp_path):
     adapted = run(tmp_path, steps=8, warmup=3)
     assert [entry["step"] for entry in adapted.history] == [0, 3, 4, 6, 8]
+
+
+def test_the_best_step_is_kept_though_the_teacher_moves_on(tmp_path, monkeypatch):
+    scores, judged = [0.1, 0.1, 0.9, 0.9] + 8 * [0.3], []
+
+    def assess(model, card, scan, inference, classes=None):
+        judged.append(copy.deepcopy(model))
+        score = {"agreement": scores[len(judged) - 1], "score": scores[len(judged) - 1]}
+        return Assessment(True, "", score), torch.zeros(tuple(scan.image.shape), dtype=torch.int64)
+
+    monkeypatch.setattr(adaptation, "assess_scan", assess)
+    adapted = run(tmp_path, preset="paper", learning_rate=0.01)
+    assert adapted.best_step == 2 and adapted.steps == 6
+    assert same(adapted.model, judged[2]) and not same(adapted.model, judged[6])
 
 
 # --- the whole run --------------------------------------------------------------------------------------------------

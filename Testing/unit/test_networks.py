@@ -7,7 +7,7 @@ from model_cases import PAIRED, SIDES, SINGLE, tiny_model
 from MAPSegLib.config import ARCHITECTURES, Label
 from MAPSegLib.networks.curve import IntensityCurve
 from MAPSegLib.networks.encoder import Encoder, ResidualBlock, group_norm
-from MAPSegLib.networks.heads import Logits, SegmentationHead
+from MAPSegLib.networks.heads import ASPP, Logits, SegmentationHead
 from MAPSegLib.networks.segmenter import Segmenter, lateral_mix, sample_global
 
 
@@ -56,6 +56,29 @@ def test_norms_have_one_group_where_channels_are_few():
         1,
         1,
     )
+
+
+def test_the_pyramid_looks_as_far_as_its_dilations_say_and_at_the_mean_of_all():
+    pyramid, impulse = ASPP(2, 16, (1, 2, 4), dropout=0.0), torch.zeros(1, 2, 11, 11, 11)
+    impulse[:, :, 5, 5, 5] = 1
+    with torch.no_grad():
+        for branch, reach in zip(pyramid.convs[:4], (0, 1, 2, 4), strict=True):
+            seen = branch[0](impulse)[0].abs().sum(0).nonzero() - 5
+            assert seen.unique().tolist() == sorted({-reach, 0, reach})
+        x = random(1, 2, 4, 5, 6)
+        torch.testing.assert_close(pyramid.convs[4](x), pyramid.convs[4](x.flip(2, 4)))
+        maps = [branch(x).expand(-1, -1, 4, 5, 6) for branch in pyramid.convs]
+        torch.testing.assert_close(pyramid(x), pyramid.project(torch.cat(maps, 1)))
+
+
+def test_the_head_is_two_rectified_layers_on_the_pyramid_and_the_logits():
+    head = SegmentationHead(8, 16, 8, torch.eye(3), (1, 2, 3), dropout=0.0)
+    pyramid, up, norm, _, convolution, other, _, logits = list(head.children())[:8]
+    x, patch = random(1, 8, 2, 2, 2), random(1, 1, 8, 8, 8)
+    with torch.no_grad():
+        first = torch.relu(norm(up(pyramid(x))))
+        expected = logits(torch.relu(other(convolution(first))))
+        torch.testing.assert_close(head(x, patch), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_the_head_only_drops_out_while_training():
@@ -272,6 +295,18 @@ def test_a_curve_can_be_learnt():
     curve, x = IntensityCurve(4), random(1000)
     (curve(x) * x).sum().backward()
     assert (curve.values.grad > 0).all()
+
+
+def test_a_curve_goes_before_all_that_a_network_sees_and_can_be_left_out():
+    model = tiny_model(curve_knots=4, detail=4)
+    patch, whole, low = random(1, 1, 16, 16, 16), random(1, 1, 16, 16, 16, seed=1), torch.zeros(1, 3)
+    with torch.no_grad():
+        model.curve.values.copy_(torch.tensor([1.0, 0.8, 0.2, 0.4, 0.1]))
+        found, seen = model(patch, whole, low, low + 0.5), (model.curve(patch), model.curve(whole))
+        with model.uncurved():
+            expected = model(*seen, low, low + 0.5)
+        torch.testing.assert_close(found, expected)
+        assert torch.equal(model(patch, whole, low, low + 0.5), found)
 
 
 def test_several_threads_learn_the_same_curve():

@@ -210,12 +210,14 @@ def test_orientations_that_contradict_each_other_are_refused(tmp_path):
 def test_orientations_that_a_quarter_turn_parts_are_refused(tmp_path):
     """Programs that take the one would call front to back what others call left to right."""
     image = nib.Nifti1Image(noise(8, 9, 10), np.eye(4))
-    for degrees in (30, 90):
+    for degrees in (30, 40, 50, 90):
         image.set_sform(np.eye(4), code=2)
         image.set_qform(make_affine(angles=(0, 0, degrees)), code=1)
         nib.save(image, tmp_path / f"{degrees}.nii.gz")
-    assert read_image(tmp_path / "30.nii.gz").affine[0, 0] == 1
-    assert_refused(tmp_path / "90.nii.gz", "contradict each other")
+    for degrees in (30, 40):
+        assert read_image(tmp_path / f"{degrees}.nii.gz").affine[0, 0] == 1
+    for degrees in (50, 90):
+        assert_refused(tmp_path / f"{degrees}.nii.gz", "contradict each other")
 
 
 @pytest.mark.parametrize(
@@ -253,6 +255,9 @@ def test_a_negative_voxel_spacing_is_refused(tmp_path, codes):
 def test_a_second_voxel_size_is_told(tmp_path):
     image = nib.Nifti1Image(noise(8, 9, 10), np.eye(4))
     image.set_sform(np.eye(4), code=1)
+    image.header["pixdim"][1:4] = 1.1
+    nib.save(image, tmp_path / "scan.nii.gz")
+    assert len(read_image(tmp_path / "scan.nii.gz").notes) == 1
     image.header["pixdim"][1:4] = 3
     nib.save(image, tmp_path / "scan.nii.gz")
     (note,) = read_image(tmp_path / "scan.nii.gz").notes
@@ -348,6 +353,10 @@ def test_voxels_that_start_within_the_header_are_refused(tmp_path):
 @pytest.mark.parametrize(("unit", "told"), [("micron", "microns"), ("meter", "metres")])
 def test_other_units_than_mm_are_refused(tmp_path, unit, told):
     assert_refused(nifti(tmp_path / "a.nii.gz", (25, 25, 25), unit=unit), f"in {told}, not in mm")
+    image = nib.load(tmp_path / "a.nii.gz")
+    image.header.set_xyzt_units(unit, "sec")  # in the same byte
+    nib.save(image, tmp_path / "b.nii.gz")
+    assert_refused(tmp_path / "b.nii.gz", f"in {told}, not in mm")
 
 
 def test_headers_with_small_faults_are_read(tmp_path):

@@ -119,7 +119,7 @@ def read_labels(path: str | Path) -> Volume:
         array = whole
     _check_int32(name, array)
     values, equal = _texture(array)
-    if values > _MANY_VALUES or (values > 32 and equal < 0.5):
+    if values > 32 and equal < 0.5:
         raise InputError(
             f"{name} looks like a scan, not a label map: its values are many and scattered.",
             "Give the label map; image and labels may have been swapped.",
@@ -152,11 +152,14 @@ def looks_like_labels(array: np.ndarray) -> bool:
     values, equal = _texture(array)
     if values <= 2:
         return bool(np.unique(array).size <= 2)  # a mask, however small its regions
-    return values <= _MANY_VALUES and equal >= 0.75
+    return equal >= 0.75
 
 
 def _texture(array: np.ndarray) -> tuple[float, float]:
-    """Number of values in a sample of the array (infinite unless whole), and share of equal neighbours."""
+    """Number of values in a sample of the array (infinite unless whole), and share of equal neighbours.
+
+    The share is 0 where values are not whole, or more than any label map has.
+    """
     step = max(1, round((array.size / 2e5) ** (1 / 3)))
     sample = array[::step, ::step, ::step]
     if np.any(sample != np.rint(sample)):

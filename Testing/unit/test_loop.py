@@ -237,7 +237,8 @@ def test_named_parameters_have_their_own_rate_and_no_decay():
 def test_muon_takes_the_large_convolutions_and_moves_the_models_own_weights():
     model = tiny_model(width=8)
     loop = Loop(model, TrainingOptions(**CPU), ema_decay=0.9, muon_rate=0.02)
-    _, matrices = loop.optimizer.param_groups
+    rest, matrices = loop.optimizer.param_groups
+    assert matrices["weight_decay"] == rest["weight_decay"] > 0
     large = {n: p for n, p in model.named_parameters() if p.ndim == 5 and p[0].numel() > 64}
     assert "encoder.0.conv2.conv.weight" in large and "encoder.0.conv1.conv.weight" not in large
     assert [m.shape for m in matrices["params"]] == [(len(p), p[0].numel()) for p in large.values()]

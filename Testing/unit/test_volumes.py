@@ -269,6 +269,8 @@ def test_labels_stored_as_float(tmp_path):
     volume = read_labels(save_nifti(tmp_path / "seg.nii.gz", labels.astype(np.float32)))
     assert volume.array.dtype == np.int32
     np.testing.assert_array_equal(volume.array, labels)
+    rounded = save_nifti(tmp_path / "rounded.nii.gz", labels - np.float32(5e-5))
+    np.testing.assert_array_equal(read_labels(rounded).array, labels)
     blurred = save_nifti(tmp_path / "blurred.nii.gz", labels + np.float32(0.3))
     assert_refused(blurred, "not whole numbers", read_labels)
     scaled = save_nifti(tmp_path / "scaled.nii.gz", (labels > 0) * np.float32(1.1))
@@ -291,6 +293,11 @@ def test_same_grid():
     moved[0, 3] += 0.03
     with pytest.raises(InputError, match=r"0\.06 mm away"):
         check_same_grid(image, Volume(image.array, moved))
+    coarse = noise_scan((6, 7, 8), np.diag([4.0, 4.0, 4.0, 1.0]))
+    aside = coarse.affine.copy()
+    aside[1, 3] += 0.15  # less than 5 % of a voxel
+    with pytest.raises(InputError, match=r"0\.15 mm away"):
+        check_same_grid(coarse, Volume(coarse.array, aside))
     with pytest.raises(InputError, match="6 x 7 x 9 voxels but the image has 6 x 7 x 8"):
         check_same_grid(image, noise_scan((6, 7, 9), image.affine))
 

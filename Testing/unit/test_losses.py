@@ -80,6 +80,12 @@ def test_dice_counts_every_voxel_of_a_large_structure():
     assert float(found) == pytest.approx(float(exact), abs=2e-5)
 
 
+def test_a_structure_of_a_single_voxel_counts_as_much_as_any():
+    logits, target = case(absent=3)
+    target[1, 2, 2, 2] = 3
+    assert float(segmentation_loss(logits, target)) == pytest.approx(float(plain(logits, target)), abs=1e-5)
+
+
 def test_absent_classes_neither_reward_nor_dilute_dice():
     _, target = case(absent=3)
     hot = F.one_hot(target, 5).movedim(-1, 1).float()

@@ -154,6 +154,9 @@ class Label(Options):
         default=None, description="value of the same structure on the other side of the body"
     )
     terminology: str | None = Field(default=None, description="SNOMED CT code, scheme^code^meaning")
+    one_sided: bool | None = Field(
+        default=None, description="whether it lies to one side without a mirror image, as the liver does"
+    )
     one_piece: bool | None = Field(
         default=None,
         description="whether the largest piece alone is kept of it; absent where that is not known",

@@ -13,14 +13,14 @@ plain      scans alone; label maps, named alike, in a folder that is given besid
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
-from .config import GivenPath, Options, check_path, first_problem
+from .config import GivenPath, Options, Preprocessing, check_path, first_problem
 from .errors import InputError
 from .formats import scan_suffix
 from .reports import first_few, plain, read_json, write_json
@@ -102,6 +102,20 @@ def domains(place: Path) -> dict[Path, str]:
         InputError: as for :func:`list_cases`.
     """
     return {case.image: case.domain for case in list_cases(place) if case.domain} if place.is_file() else {}
+
+
+def as_stated(given: Preprocessing, places: Sequence[Path]) -> Preprocessing:
+    """The same, of CT where its modality is left open and every data set is one of nnU-Net's layout that says CT.
+
+    Raises:
+        InputError: a ``dataset.json`` cannot be read.
+    """
+    if "modality" in given.model_fields_set or not all(
+        (place / "dataset.json").is_file() for place in places
+    ):
+        return given
+    stated = {channel.upper() for place in places for channel in _channels(place)}
+    return given.model_copy(update={"modality": "ct"}) if stated == {"CT"} else given
 
 
 def list_scans(place: Path) -> list[Path]:
@@ -275,10 +289,15 @@ def _manifest(path: Path) -> list[Case]:
     ]
 
 
-def _nnunet(folder: Path) -> list[Case]:
+def _channels(folder: Path) -> list[str]:
+    """What a ``dataset.json`` calls the channels of its scans; empty where it does not say."""
     about = read_json(folder / "dataset.json", "a data set")
-    channels = (about.get("channel_names") or about.get("modality") or {}) if isinstance(about, dict) else {}
-    if isinstance(channels, dict | list) and len(channels) > 1:
+    named = (about.get("channel_names") or about.get("modality")) if isinstance(about, dict) else None
+    return list(map(str, named.values() if isinstance(named, dict) else named or []))
+
+
+def _nnunet(folder: Path) -> list[Case]:
+    if len(channels := _channels(folder)) > 1:
         raise InputError(f"{folder / 'dataset.json'} names {len(channels)} channels; scans must have one.")
     labels = folder / "labelsTr"
     return _pair(_scans_of(folder / "imagesTr"), find_scans(labels) if labels.is_dir() else [])

@@ -15,13 +15,15 @@ from .heads import CHANNELS_LAST, SegmentationHead
 
 
 def mirrored_classes(labels: Sequence[Label]) -> Tensor | None:
-    """Class index of every class's mirror image, (classes,); None when no label names one, or not all pairs are whole.
+    """Class index of every class's mirror image, (classes,), if a mirrored scan looks like a scan, else None.
 
-    With half of a pair missing, what is right in a mirrored scan cannot be said of all classes.
+    It does where labels name mirror images, and both of each pair are there; but not where a structure lies to one
+    side that has none.
     """
     rank = {label.value: i for i, label in enumerate(labels, 1)}
     twin = {label.value: label.mirror for label in labels if label.mirror is not None}
-    if not twin or any(twin.get(other) != value for value, other in twin.items()):
+    whole = all(twin.get(other) == value for value, other in twin.items())
+    if not twin or not whole or any(label.one_sided for label in labels):
         return None
     return torch.tensor([0, *(rank[twin.get(label.value, label.value)] for label in labels)])
 

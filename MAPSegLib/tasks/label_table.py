@@ -22,9 +22,9 @@ def read_label_table(name: str | Path) -> tuple[Label, ...]:
 
     Args:
         name: ``brain`` for FreeSurfer's structures, or a JSON file: a list of labels (``value``, ``name`` and, as
-            far as known, ``color``, ``mirror``, ``terminology``, ``one_piece``), or an object of value -> name or
-            name -> value, also in an nnU-Net ``dataset.json``. The background, 0, is left out of an object. Colours
-            that are not given are far apart.
+            far as known, ``color``, ``mirror``, ``terminology``, ``one_sided``, ``one_piece``), or an object of
+            value -> name or name -> value, also in an nnU-Net ``dataset.json``. The background, 0, is left out of
+            an object. Colours that are not given are far apart.
 
     Raises:
         InputError: missing, or not such a table.

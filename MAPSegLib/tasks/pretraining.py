@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .. import distributed
 from ..config import ARCHITECTURES, check_path
 from ..jobs import PretrainJob, Report
-from ..manifests import manifest_in, scans_by_domain
+from ..manifests import as_stated, manifest_in, scans_by_domain
 from ..model_files import SUFFIX
 from ..models import ModelCard, save_model
 from ..reports import CHECKPOINT, RECORD, replacing
@@ -41,6 +41,7 @@ def pretrain(job: PretrainJob, report: Report) -> dict[str, Any]:
     unfinished = (folder / CHECKPOINT).exists()
     refuse_existing([final, *(() if unfinished else _pictures(pictures))], job.overwrite)
     places = list(map(check_path, job.domains))
+    job = job.model_copy(update={"preprocessing": as_stated(job.preprocessing, places)})
     scans = scans_by_domain(places)
     maps = find_scans(check_path(job.from_labels)) if job.from_labels else []
     drawn = job.options.picture_every > 0 and find_spec("matplotlib") is not None

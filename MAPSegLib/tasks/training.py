@@ -13,7 +13,7 @@ from .. import __version__, distributed
 from ..config import ARCHITECTURES, Label, Preprocessing, TrainingOptions, check_path
 from ..errors import InputError
 from ..jobs import Report, TrainJob
-from ..manifests import domains, list_pairs, manifest_in
+from ..manifests import as_stated, domains, list_pairs, manifest_in
 from ..model_files import SUFFIX
 from ..models import ModelCard, load_card, load_encoder, load_model, resolve, save_model
 from ..reports import RECORD, first_few
@@ -42,6 +42,7 @@ def train(job: TrainJob, report: Report) -> dict[str, Any]:
     from ..datasets import Recoloured
     from ..pieces import with_pieces
     from ..quality import unfit
+    from ..sides import with_sides
     from ..training.source import train as run
 
     folder = check_path(job.output)
@@ -67,6 +68,11 @@ def train(job: TrainJob, report: Report) -> dict[str, Any]:
         if unused:
             names = ", ".join(unused)
             report("log", message=f"No label map holds {names} at {grid} mm: these cannot be learnt.")
+        labels = with_sides(with_pieces(card.labels, source.label_maps()), source.label_maps())
+        card = card.model_copy(update={"labels": labels})
+        if aside := [label.name for label in labels if label.one_sided]:
+            told = f"{first_few(aside)}: to one side, without a mirror image, so that a mirrored scan looks like none."
+            report("log", message=f"{told} The model's results will not be averaged with those of one.")
         counts = f"Cases to learn from: {len(training)}; kept back: {len(kept)}"
         taken = f"{card.preprocessing.modality.upper()} at {grid} mm"
         report("log", message=f"{counts}; structures: {len(card.labels)}; {taken}.")
@@ -86,7 +92,6 @@ def train(job: TrainJob, report: Report) -> dict[str, Any]:
                     changes["scores"] = {"kept back": {"mean_dice": round(dice, 3), "scans": len(kept)}}
                     names = ", ".join(cases[i][1].name for i in sorted(kept))
                     report("log", message=f"Dice {dice:.3f} on what was kept back, at step {steps}: {names}.")
-                changes["labels"] = with_pieces(card.labels, source.label_maps())
                 known = with_trust(model, card.model_copy(update=changes), source, job.options)
                 if what := unfit(known.priors["trust"]):
                     told = f"On scans that it has learnt from, the model {what}: no result of it will be trusted."
@@ -119,11 +124,16 @@ def _card(job: TrainJob, training: Sequence[Case], report: Report) -> ModelCard:
         name=job.name,
         description=job.description,
         architecture=start.architecture if start else ARCHITECTURES[job.preset or "small"],
-        preprocessing=start.preprocessing if start else job.preprocessing or Preprocessing(),
+        preprocessing=start.preprocessing if start else _preprocessing(job),
         labels=labels,
         provenance=_provenance(job, training, start),
         license=job.license,
     )
+
+
+def _preprocessing(job: TrainJob) -> Preprocessing:
+    given = job.preprocessing or Preprocessing()
+    return given if job.from_labels else as_stated(given, [check_path(job.images)])
 
 
 def with_trust(

@@ -123,6 +123,16 @@ def test_values_of_the_other_modality_are_told(model, data, tmp_path):
         assert told in mapseg(command, *what, *sizes, "-o", tmp_path / command, *CPU)[1]
         arguments = [*what, *sizes, "--modality", "ct", "-o", tmp_path / f"{command}-ct", *CPU]
         assert "taken for" not in mapseg(command, *arguments)[1]
+    stated = tmp_path / "set"
+    for kind, folder in (("imagesTr", scans), ("labelsTr", data / "labels")):
+        shutil.copytree(folder, stated / kind)
+    (stated / "dataset.json").write_text('{"channel_names": {"0": "CT"}}')
+    for command, what in (("train", ["--images", stated, *name]), ("pretrain", [stated, *name])):
+        _, told = mapseg(command, *what, *sizes, "-o", tmp_path / f"{command}-stated", *CPU)
+        assert "CT at 2 x 2 x 2 mm" in told and "taken for" not in told
+        assert (
+            load_card(tmp_path / f"{command}-stated" / "x.safetensors", True).preprocessing.modality == "ct"
+        )
     _, told = mapseg("train", *labelled, "--init", model, "-o", tmp_path / "init", *CPU)
     assert like_ct in told and "--modality" not in told
     assert like_ct in mapseg("segment", model, scans / "case0.nii.gz", "-o", tmp_path / "mr", *CPU)[0]

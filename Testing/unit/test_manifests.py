@@ -7,9 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from MAPSegLib.config import Preprocessing
 from MAPSegLib.errors import InputError
 from MAPSegLib.jobs import build_job
-from MAPSegLib.manifests import domain_name, domains, list_cases, list_pairs, list_scans, scans_by_domain
+from MAPSegLib.manifests import (
+    as_stated,
+    domain_name,
+    domains,
+    list_cases,
+    list_pairs,
+    list_scans,
+    scans_by_domain,
+)
 from MAPSegLib.tasks.label_table import names_in, stated_names
 from MAPSegLib.tasks.material import manifest as convert
 
@@ -127,6 +136,37 @@ def test_nnunet_with_several_channels_or_a_missing_label_is_refused(tmp_path):
         list_pairs(nnunet(tmp_path / "gaps", {}, *files))
     with pytest.raises(InputError, match="imagesTr does not exist"):
         list_scans(nnunet(tmp_path / "bare", {}))
+
+
+CT, MR = {"channel_names": {"0": "CT"}}, {"modality": {"0": "MRI"}}
+
+
+@pytest.mark.parametrize(
+    ("abouts", "found"),
+    [
+        ([CT], "ct"),
+        ([{"modality": {"0": "ct"}}, CT], "ct"),
+        ([{"channel_names": ["CT"]}], "ct"),
+        ([MR], "mr"),
+        ([CT, MR], "mr"),
+        ([{}], "mr"),
+    ],
+)
+def test_nnunet_and_decathlon_say_that_scans_are_ct(tmp_path, abouts, found):
+    places = [tmp_path / str(index) for index in range(len(abouts))]
+    for place, about in zip(places, abouts, strict=True):
+        nnunet(place, about)
+    coarse = Preprocessing(spacing=(2, 2, 2))
+    assert as_stated(coarse, places) == Preprocessing(spacing=(2, 2, 2), modality=found)
+    for said in ("mr", "ct"):
+        assert as_stated(Preprocessing(modality=said), places).modality == said
+
+
+def test_of_other_data_sets_the_modality_is_not_known(tmp_path):
+    (tmp_path / "scans").mkdir()
+    nnunet(tmp_path / "set", CT)
+    assert as_stated(Preprocessing(), [tmp_path / "set", tmp_path / "scans"]).modality == "mr"
+    assert as_stated(Preprocessing(), [tmp_path / "set.json"]).modality == "mr"
 
 
 def test_nnunet_without_labels_has_scans(tmp_path):

@@ -440,6 +440,9 @@ _PLAIN = {
     "missing": "is missing",
     "tuple_type": "a list is needed",
     "union_tag_not_found": "task is missing",
+    "union_tag_invalid": "there is no such task",
+    "model_type": "names and values are needed",
+    "model_attributes_type": "names and values are needed",
 }
 """What pydantic says to programmers, by the type of its errors."""
 

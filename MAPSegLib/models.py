@@ -237,7 +237,7 @@ def resolve(name: str | Path) -> Path:
         return path
     if path.is_dir():
         raise InputError(f"{path} is a folder, and a model file is needed.", "Give the file in it.")
-    if path.suffix or len(Path(name).parts) > 1:
+    if path.suffix == SUFFIX or len(Path(name).parts) > 1:
         raise InputError(f"The model file {path} does not exist.", "Check the path.")
     listed = ", ".join(sorted(known)) or "none"
     raise InputError(f"Unknown model {name}; known: {listed}.", "Give one of these names, or a model file.")

@@ -205,9 +205,8 @@ def check_same_grid(image: Volume, labels: Volume) -> None:
     ]
     if names[0] == names[1]:
         names = [str(image.path), str(labels.path)]
-    advice = (
-        "Resample the labels to the image's grid (nearest neighbour), or check that the two belong together."
-    )
+    way = f"Resample {names[1]} to the grid of {names[0]} (nearest neighbour)"
+    advice = f"{way}, or check that the two belong together."
     if image.shape != labels.shape:
         shapes = [" x ".join(map(str, v.shape)) for v in (labels, image)]
         raise InputError(f"{names[1]} has {shapes[0]} voxels but {names[0]} has {shapes[1]}.", advice)

@@ -125,7 +125,7 @@ def _card(job: PretrainJob, scans: dict[str, list[Path]], maps: list[Path]) -> M
 
 
 def _pictures(folder: Path) -> list[Path]:
-    return sorted(folder.glob(f"step_{'[0-9]' * 6}.png"))
+    return sorted(path for path in folder.glob("step_*.png") if path.stem.removeprefix("step_").isdecimal())
 
 
 def _remove_pictures(folder: Path) -> None:

@@ -117,6 +117,20 @@ def test_a_demo_that_is_cancelled_can_be_run_again(model, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_demo_that_replaces_another_and_is_cancelled_leaves_no_report_of_the_other(model, tmp_path):
+    names = ("report", "results", "labels")
+    for name in names:
+        (tmp_path / demo.FILES[name]).write_text("of the other")
+
+    def cancel(event, **fields):
+        if fields["stage"] == "adapt":
+            raise Cancelled("Cancelled.")
+
+    with pytest.raises(Cancelled):
+        demo.run_demo(tmp_path, overwrite=True, report=cancel, model=model, say=print)
+    assert [(tmp_path / demo.FILES[name]).exists() for name in names] == [False, False, True]
+
+
 def test_an_unknown_model_leaves_no_folder(tmp_path):
     with pytest.raises(InputError, match="Unknown model"):
         demo.run_demo(tmp_path / "out", model="no-such-model")

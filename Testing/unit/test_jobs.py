@@ -367,6 +367,19 @@ def test_a_source_that_cannot_be_used_is_told(more, told):
         build_job({"task": "adapt", "model": "m", "scans": ["s"], "output": "out"} | more)
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"task": "segmenting"}, "there is no such task"),
+        ({"options": [1]}, "options: names and values are needed"),
+        ({"scans": "a.nii.gz"}, "scans: a list is needed"),
+    ],
+)
+def test_a_job_of_another_form_is_told_in_plain_words(changes, told):
+    with pytest.raises(InputError, match=f"^The job cannot be run: {told}"):
+        build_job({"task": "segment", "model": "m", "scans": ["s"], "output": "out"} | changes)
+
+
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 @pytest.mark.parametrize("name", ["weight_decay", "minutes"])
 def test_options_are_finite(name, value):

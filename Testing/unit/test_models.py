@@ -86,6 +86,8 @@ def test_models_are_found_by_name_and_by_path(saved, tmp_path, monkeypatch):
     assert listed["mine"] == mine and "broken" not in listed
     with pytest.raises(InputError, match=r"Unknown model brian-t1; known: .*mine"):
         resolve("brian-t1")
+    with pytest.raises(InputError, match=r"Unknown model brain-1\.5; known: .*mine"):
+        resolve("brain-1.5")
     with pytest.raises(InputError, match="does not exist"):
         resolve(tmp_path / "absent.safetensors")
 

@@ -188,7 +188,7 @@ def _show_scans(result: dict[str, Any]) -> None:
         style = "green" if scan["trusted"] else "bold yellow"
         told = f"{escape(Path(scan['file']).name)}: {gate}[{style}]{escape(scan['reason'])}[/]"
         _out.print(told, highlight=False, soft_wrap=True)
-        for note in scan["notes"]:
+        for note in ([scan["gate"]] if "gate" in scan else []) + scan["notes"]:
             _out.print(f"  {escape(note)}", highlight=False, soft_wrap=True)
     _out.print("Research software: not for clinical use.", style="dim")
 

@@ -74,7 +74,9 @@ def test_a_saved_model_that_no_scan_kept_is_told(model, data, tmp_path, monkeypa
     options = tmp_path / "options.json"
     options.write_text('{"gate_margin": 9, "search": false}')
     flags = ["--steps", 2, "--save-model", "--options", options, *CPU]
-    _, told = mapseg("adapt", model, data / "images" / "case0.nii.gz", "-o", tmp_path / "out", *flags)
+    text, told = mapseg("adapt", model, data / "images" / "case0.nii.gz", "-o", tmp_path / "out", *flags)
+    assert "case0.nii.gz: kept the source result; " in text
+    assert " Adaptation is not better supported (score " in text
     assert "No scan kept the adapted result: the saved model may be no better than ball." in told
     file = tmp_path / "out" / "adapted_model.safetensors"
     assert load_card(file).provenance["kept"] == 0

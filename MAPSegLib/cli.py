@@ -47,6 +47,11 @@ OptionsFile = Annotated[
     Path | None,
     typer.Option("--options", help="JSON file with more options, by their names in MAPSegLib/config.py."),
 ]
+Spacing = Annotated[
+    str | None,
+    typer.Option(metavar="MM", help="Voxel size that it works on, mm: one number (1), or three: 1x1x3."),
+]
+Modality = Annotated[str | None, typer.Option(help="mr (default) or ct.")]
 LabelTable = Annotated[
     str | None, typer.Option("--label-table", help="JSON file of structures, or `brain` for FreeSurfer's.")
 ]
@@ -207,8 +212,8 @@ def train(
         ),
     ] = None,
     label_table: LabelTable = None,
-    spacing: Annotated[float | None, typer.Option(help="Voxel size that the model works on, mm (1).")] = None,
-    modality: Annotated[str | None, typer.Option(help="mr (default) or ct.")] = None,
+    spacing: Spacing = None,
+    modality: Modality = None,
     holdout: Annotated[int, typer.Option(help="Cases kept back to choose the best weights.")] = 0,
     description: Annotated[str, typer.Option(help="Goes into the model card.")] = "",
     license: Annotated[str, typer.Option(help="Of the weights; goes into the model card.")] = "",
@@ -260,10 +265,8 @@ def pretrain(
     ] = None,
     contrast: Contrast = "t1",
     preset: Annotated[str, typer.Option(help="Architecture: tiny, small or paper.")] = "small",
-    spacing: Annotated[
-        float | None, typer.Option(help="Voxel size that the encoder works on, mm (1).")
-    ] = None,
-    modality: Annotated[str | None, typer.Option(help="mr (default) or ct.")] = None,
+    spacing: Spacing = None,
+    modality: Modality = None,
     description: Annotated[str, typer.Option(help="Goes into the card.")] = "",
     license: Annotated[str, typer.Option(help="Of the weights; goes into the card.")] = "",
     steps: Annotated[int | None, typer.Option(help="Number of steps, at most (150000).")] = None,
@@ -359,8 +362,8 @@ def import_(
         Path | None, typer.Option("--output", "-o", help="Folder; default: your models.")
     ] = None,
     label_table: LabelTable = None,
-    spacing: Annotated[float | None, typer.Option(help="Voxel size it was trained on, mm (1).")] = None,
-    modality: Annotated[str | None, typer.Option(help="mr (default) or ct.")] = None,
+    spacing: Spacing = None,
+    modality: Modality = None,
     patch: Annotated[int, typer.Option(help="Edge of its patches, voxels.")] = 96,
     license: Annotated[str, typer.Option(help="Of the weights.")] = "",
     overwrite: Overwrite = False,
@@ -423,8 +426,9 @@ def main() -> None:
     app()
 
 
-def _preprocessing(spacing: float | None, modality: str | None) -> dict[str, Any] | None:
-    given = {"spacing": None if spacing is None else (spacing,) * 3, "modality": modality}
+def _preprocessing(spacing: str | None, modality: str | None) -> dict[str, Any] | None:
+    edges = spacing.split("x") if spacing is not None else []
+    given = {"spacing": edges * 3 if len(edges) == 1 else edges or None, "modality": modality}
     return {key: value for key, value in given.items() if value is not None} or None
 
 

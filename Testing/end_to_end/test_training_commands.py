@@ -115,7 +115,7 @@ def test_values_of_the_other_modality_are_told(model, data, tmp_path):
         mr = nib.load(path)
         nib.save(nib.Nifti1Image(10 * mr.get_fdata(dtype=np.float32) - 1000, mr.affine), scans / path.name)
     name = ["--name", "x", "--steps", 1]
-    sizes = ["--preset", "tiny", "--spacing", 2]
+    sizes = ["--preset", "tiny", "--spacing", "2x2x3"]
     labelled = ["--images", scans, "--labels", data / "labels", *name]
     like_ct = "Its values go far below 0, as those of CT do, but it is taken for MR."
     told = f"case0.nii.gz, case1.nii.gz, case2.nii.gz: {like_ct} --modality says which it is."
@@ -129,7 +129,7 @@ def test_values_of_the_other_modality_are_told(model, data, tmp_path):
     (stated / "dataset.json").write_text('{"channel_names": {"0": "CT"}}')
     for command, what in (("train", ["--images", stated, *name]), ("pretrain", [stated, *name])):
         _, told = mapseg(command, *what, *sizes, "-o", tmp_path / f"{command}-stated", *CPU)
-        assert "CT at 2 x 2 x 2 mm" in told and "taken for" not in told
+        assert "CT at 2 x 2 x 3 mm" in told and "taken for" not in told
         assert (
             load_card(tmp_path / f"{command}-stated" / "x.safetensors", True).preprocessing.modality == "ct"
         )

@@ -40,9 +40,8 @@ def with_pieces(labels: Sequence[Label], maps: Iterable[tuple[Tensor, Any]]) -> 
 
     def known(label: Label) -> Label:
         found = shares[label.value]
-        if (
-            min(found + shares.get(label.mirror, []), default=1) < ONE_PIECE
-        ):  # what holds on one side does on both
+        both = found + shares.get(label.mirror, [])  # what holds on one side does on the other
+        if min(both, default=1) < ONE_PIECE:
             return label.model_copy(update={"one_piece": False})
         if label.one_piece is None and len(found) >= FEWEST_MAPS:
             return label.model_copy(update={"one_piece": True})

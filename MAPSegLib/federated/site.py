@@ -8,7 +8,7 @@ the weights received, as those are an average of teachers; the optimiser's momen
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +27,7 @@ from ..networks.autoencoder import Autoencoder
 from ..networks.segmenter import Segmenter
 from ..preprocessing import prepare
 from ..tasks.earlier import stamps_of
+from ..tasks.reading import tell_notes
 from ..training.loop import Loop
 from ..training.pretraining import reconstruction_losses, view_scans
 from ..training.terms import SourceTerms, TargetTerms, ema_decay
@@ -40,6 +41,8 @@ class _Material(Protocol):
     """A site's scans, and what a step makes of them."""
 
     scans: int
+    notes: Sequence[Mapping[str, Collection[Path]]]
+    """What is to know of scans, and of which."""
 
     def terms(self, loop: Loop) -> dict[str, Tensor]: ...
 
@@ -172,20 +175,21 @@ class Site:
         for note in found.notes:
             report("log", message=f"{self.member.name}: {note}")
         if labelled:
-            return _Source(self.federation, found.cases, domains(data.images))
-        if plan.task == "pretrain":
-            return _Unlabelled(self.federation, scans_by_domain([data.images]))
-        return _Target(
-            self.federation,
-            [prepare(read_image(image), card.preprocessing).image for image, _ in found.cases],
-        )
+            material = _Source(self.federation, found.cases, domains(data.images))
+        elif plan.task == "pretrain":
+            material = _Unlabelled(self.federation, scans_by_domain([data.images]))
+        else:
+            material = _Target(self.federation, [image for image, _ in found.cases])
+        for notes in material.notes:
+            tell_notes(notes, report, settled=True)
+        return material
 
 
 class _Source:
     def __init__(self, federation: Federation, pairs: Sequence[tuple[Path, Path]], stated: dict[Path, str]):
         card, options = federation.card, federation.plan.options
         source = ScanSource(pairs, card.labels, card.preprocessing, published_source, stated)
-        self.scans = len(pairs)
+        self.scans, self.notes = len(pairs), [source.notes]
         self.terms = SourceTerms(options, source, RECIPES[options.preset])
 
     def begin(self, loop: Loop) -> None:
@@ -195,9 +199,11 @@ class _Source:
 class _Target:
     """Unlabelled scans, each with where its structures are thought to be: patches are cut about them."""
 
-    def __init__(self, federation: Federation, images: Sequence[Tensor]):
+    def __init__(self, federation: Federation, files: Sequence[Path]):
         options = federation.plan.options
-        self.images, self.scans = images, len(images)
+        scans = [prepare(read_image(file), federation.card.preprocessing) for file in files]
+        self.images, self.scans = [scan.image for scan in scans], len(scans)
+        self.notes = [{note: [file]} for file, scan in zip(files, scans, strict=True) for note in scan.notes]
         self.guesses: dict[int, Tensor] = {}
         self.of_target = TargetTerms(options, RECIPES[options.preset], federation.card.preprocessing.spacing)
 
@@ -233,6 +239,7 @@ class _Unlabelled:
             for file in source.files:
                 source.prepared(file)
         self.scans = sum(map(len, scans.values()))
+        self.notes = [source.notes for source in sources.values()]
         self.domains = Domains(
             [(name, source.draw) for name, source in sources.items()], preprocessing.spacing
         )

@@ -22,7 +22,7 @@ from MAPSegLib.models import load_model, save_model
 from MAPSegLib.networks.segmenter import Segmenter
 from MAPSegLib.training.loop import Loop
 from MAPSegLib.training.terms import SourceTerms
-from MAPSegLib.volumes import Volume, write_volume
+from MAPSegLib.volumes import Volume, read_image, write_volume
 
 
 def site_of(place: Path, name: str, plan: Plan | None = None, report=ignore, **data) -> Site:
@@ -171,6 +171,22 @@ def test_an_empty_folder_is_refused(place):
     (place / "empty").mkdir()
     with pytest.raises(InputError, match="holds no scans"):
         site_of(place, "b", images=place / "empty")
+
+
+@pytest.mark.parametrize(
+    "name, plan",
+    [("a", plan_of), ("b", plan_of), ("b", lambda place: pretraining())],
+    ids=["source", "target", "pretraining"],
+)
+def test_scans_that_look_like_another_modality_are_told_where_they_lie(place, name, plan):
+    scans = [path for path in (place / name).iterdir() if "label" not in path.name]
+    for path in scans:
+        scan = read_image(path)
+        write_volume(path, scan.array * 10 - 1000, scan, overwrite=True)
+    told = []
+    site_of(place, name, plan(place), report=lambda event, **f: told.append(f.get("message", "")))
+    names = ", ".join(sorted(path.name for path in scans))
+    assert f"{names}: Its values go far below 0, as those of CT do, but it is taken for MR." in told
 
 
 def test_labels_at_a_target_are_not_read_and_it_is_said(place):

@@ -159,7 +159,7 @@ class Label(Options):
     )
     one_piece: bool | None = Field(
         default=None,
-        description="whether the largest piece alone is kept of it; absent where that is not known",
+        description="whether it is one piece, so that islands go; absent where that is not known",
     )
 
     @property
@@ -193,7 +193,7 @@ class InferenceOptions(Compute):
     )
     batch: int = Field(default=4, ge=1, le=64, description="windows at once")
     islands: bool = Field(
-        default=False, description="keep what lies apart from the largest piece, also of what is one piece"
+        default=False, description="keep small parts that lie apart from their structure, also of what is one piece"
     )
 
 

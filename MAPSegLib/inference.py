@@ -322,7 +322,7 @@ def _label(
         count += np.bincount(flat, minlength=len(values))
         mass += np.bincount(flat, best.ravel(), minlength=len(values))
     voxels = Counter(dict(zip(values.tolist(), count.astype(int).tolist(), strict=True)))
-    moved = Counter() if islands else remove_islands(boxed, labels, doubt)
+    moved, split = (Counter(), []) if islands else remove_islands(boxed, labels, doubt)
     for (value, other), number in moved.items():
         voxels[value] -= number
         voxels[other] += number
@@ -331,7 +331,7 @@ def _label(
         labels=to_native(boxed, grid),
         volumes_ml={label.value: voxels[label.value] * grid.native_voxel_ml for label in labels},
         confidence={int(values[i]): float(mass[i] / count[i]) for i in found},
-        notes=islands_told(moved, voxels, labels, grid.native_voxel_ml),
+        notes=islands_told(moved, split, voxels, labels, grid.native_voxel_ml),
         uncertainty=to_native(doubt, grid) if doubt is not None else None,
         probabilities=None if shares is None else np.stack([to_native(share, grid) for share in shares], -1),
     )

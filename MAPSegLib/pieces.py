@@ -1,7 +1,8 @@
 """Structures that are one piece, and the islands that a network finds apart from them.
 
 On scans unlike the source's, networks find parts of a structure where there is none of it. Where the source's label
-maps show a structure in one piece, the largest piece alone is kept, as nnU-Net and SynthSeg do.
+maps show a structure in one piece, what lies apart from the largest piece goes, as with nnU-Net and SynthSeg; but not
+what is nearly as large, as it might be the right one.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ FEWEST_MAPS = 10
 """Label maps that it takes to know that a structure is one piece: a few tumours may all be single ones."""
 ONE_PIECE = 0.99
 """Share of a structure that its largest piece has at least, in every label map: annotators leave stray voxels."""
+ISLAND = 0.3
+"""Voxels of an island, at most, as a share of those of the largest piece."""
 NAMED = 3
 """Structures that a sentence on islands names: of a broken result they may be all."""
 TOUCHING = np.ones((3, 3, 3), bool)
@@ -52,8 +55,8 @@ def with_pieces(labels: Sequence[Label], maps: Iterable[tuple[Tensor, Any]]) -> 
 
 def remove_islands(
     array: np.ndarray, labels: Sequence[Label], doubt: np.ndarray | None = None
-) -> Counter[tuple[int, int]]:
-    """Keep the largest piece of what is one piece; each of the others becomes what most of its neighbours are.
+) -> tuple[Counter[tuple[int, int]], list[int]]:
+    """Of what is one piece, give islands to what most of their neighbours are.
 
     Args:
         array: label values (X, Y, Z), unsigned integers; changed in place.
@@ -61,15 +64,18 @@ def remove_islands(
             as far as it is known: it cannot be less than the probability of the old one.
 
     Returns:
-        the number of voxels that changed, by their old and new value.
+        the number of voxels that changed, by their old and new value; and the values that should be one piece and
+        are not, as a second one is no island.
     """
     from scipy.ndimage import binary_dilation, find_objects
 
-    islands = []
+    islands, split = [], []
     for value, place, numbered, sizes in _pieces(array, {label.value for label in labels if label.one_piece}):
-        largest = sizes.argmax() + 1
+        small = sizes <= ISLAND * sizes.max()
+        if np.count_nonzero(~small) > 1:
+            split.append(value)
         for number, box in enumerate(find_objects(numbered), 1):
-            if number != largest:
+            if small[number - 1]:
                 inside = _grown(box)
                 islands.append((value, place, inside, numbered[inside] == number))
     for _, place, inside, island in islands:
@@ -84,17 +90,21 @@ def remove_islands(
         if doubt is not None:
             unsure = doubt[place][inside]
             unsure[island] = np.maximum(unsure, 1 - unsure)[island]
-    return moved
+    return moved, split
 
 
 def islands_told(
-    moved: Counter[tuple[int, int]], left: Mapping[int, int], labels: Sequence[Label], voxel_ml: float
+    moved: Counter[tuple[int, int]],
+    split: Sequence[int],
+    left: Mapping[int, int],
+    labels: Sequence[Label],
+    voxel_ml: float,
 ) -> list[str]:
-    """A sentence on islands that were removed, where they were more than a few voxels.
+    """Sentences on islands that were removed, where they were more than a few voxels, and on what is in pieces still.
 
     Args:
-        moved: of :func:`remove_islands`.
-        left: voxels of each value, without them.
+        moved, split: of :func:`remove_islands`.
+        left: voxels of each value, without islands.
         voxel_ml: the volume of one.
     """
     lost: Counter[int] = Counter()
@@ -102,10 +112,15 @@ def islands_told(
         lost[value] += voxels
     names = {label.value: label.name for label in labels}
     many = [(value, voxels) for value, voxels in lost.most_common() if voxels > (1 - ONE_PIECE) * left[value]]
-    told = [f"{names[value]} {voxels * voxel_ml:.2g} ml" for value, voxels in many[:NAMED]]
-    if len(many) > NAMED:
-        told.append(f"and of {len(many) - NAMED} more")
-    return [f"Removed what lay apart from the largest piece: {', '.join(told)}."] if told else []
+    gone = _few([f"{names[value]} {voxels * voxel_ml:.2g} ml" for value, voxels in many])
+    apart = _few([names[value] for value in split])
+    told = [f"Removed small parts that lay apart from their structure: {gone}."] if gone else []
+    return told + ([f"In several large parts, unlike in the source's label maps: {apart}."] if apart else [])
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f", and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
 
 
 def _pieces(

@@ -247,7 +247,7 @@ def tables(cells: Cells) -> tuple[list[list[str]], list[list[str]], list[list[st
                     f"{np.median(seconds):.1f} s",
                     f"{np.median(seconds) / members:.1f} s",
                     f"{rounds[0]['bytes_to_a_site'] / 1e6:.2f} MB",
-                    f"{np.mean(up) / 1e6:.2f} MB",
+                    f"{np.median(up) / 1e6:.2f} MB",
                 ]
             )
     return comparison(cells, (*WAYS, AFRESH), WAYS[4]), cost, private

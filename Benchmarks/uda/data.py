@@ -1,8 +1,8 @@
 """The three tasks' scans, written once in one layout: ``{source,target,test}/{images,labels}`` with like names.
 
-Splits are those of the data folder's README. Labels of the target part are read by the supervised upper bound, and by
-``Benchmarks.ablation``, which chose the parts of ``plus``, and were by the choice of the gate's rule; those of the
-test part by the final scoring alone.
+Splits are those of the data folder's README. Labels of the target part are read by the supervised upper bound, by
+``Benchmarks.stop``, and by ``Benchmarks.ablation``, which chose the parts of ``plus``. Choices of the method have read
+them, too (``Docs/evidence.md``). Those of the test part are read by the final scoring alone.
 """
 
 from __future__ import annotations

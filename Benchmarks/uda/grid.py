@@ -99,6 +99,10 @@ class Grid:
         write_json(file, cell)
         return cell
 
+    def ordered(self, cells: Cells) -> list[dict[str, Any]]:
+        """By method and seed: tables tell what each seed gave in this order."""
+        return sorted(cells, key=lambda cell: (self.names.index(cell["method"]), cell["seed"]))
+
     def added(self, path: Path, cells: Cells, size: Size) -> list[dict[str, Any]]:
         """``cells``, and those of a file that are of other methods and seeds.
 
@@ -118,10 +122,10 @@ class Grid:
         return [*cells, *others]
 
     def keep(self, path: Path, cells: Cells) -> None:
-        """Put cells in place of a file's, ordered by method and seed."""
+        """Put cells in place of a file's, in order."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        order = sorted(cells, key=lambda cell: (self.names.index(cell["method"]), cell["seed"]))
-        text = "".join(json.dumps(cell, ensure_ascii=False, separators=(",", ":")) + "\n" for cell in order)
+        lines = (json.dumps(c, ensure_ascii=False, separators=(",", ":")) for c in self.ordered(cells))
+        text = "".join(f"{line}\n" for line in lines)
         write_text(path, text, overwrite=True)
 
     def main(self, doc: str, words: Sequence[str] | None = None) -> int:
@@ -175,7 +179,7 @@ class Grid:
             cells = self.added(file, cells, size)
         self.keep(file, cells)
         section = f"{self.title} {name}" if preset == "cpu" else f"{self.title} {name} ({preset})"
-        self.write(section, task, size, cells, folder / "RESULTS.md" if trial else RESULTS)
+        self.write(section, task, size, self.ordered(cells), folder / "RESULTS.md" if trial else RESULTS)
 
 
 def prepare(task: Task, size: Size, data: Path, folder: Path) -> None:

@@ -257,6 +257,22 @@ def test_cells_that_were_made_otherwise_are_not_lost_to_an_addition(tmp_path, mo
     assert grid.read(file) == old and not (tmp_path / "work").exists()
 
 
+def test_seeds_that_are_added_are_told_in_order(tmp_path):
+    write_phantoms(tmp_path)
+    told = []
+    counting = replace(
+        GRID,
+        run=lambda bench, name: {"results": cell(name, bench.seed, [0.5])["results"]},
+        write=lambda _section, _task, _size, cells, _path: told.append(
+            [(c["method"], c["seed"]) for c in cells]
+        ),
+    )
+    words = ["hippocampus", "--data", str(tmp_path), "--work", str(tmp_path / "work"), "--preset", "smoke"]
+    assert counting.main("", [*words, "--seeds", "1", "--methods", "plus"]) == 0
+    assert counting.main("", [*words, "--seeds", "2", "0", "--methods", "plus", "paper", "--add"]) == 0
+    assert told[1] == [("paper", 0), ("paper", 2), ("plus", 0), ("plus", 1), ("plus", 2)]
+
+
 def test_what_is_asked_for_twice_counts_once(tmp_path):
     write_phantoms(tmp_path)
     found = cell("plus", 0, [0.5])
@@ -378,3 +394,10 @@ def test_a_federation_is_held_against_its_source_model(tmp_path):
     text = (tmp_path / "work" / "hippocampus" / "smoke" / "RESULTS.md").read_text(encoding="utf-8")
     assert "| federated | 1 |" in text and "| federated | 4 |" in text  # the table, and that of its cost
     assert federated.GRID.main("", ["brain-contrast", *words[1:]]) == 2
+
+
+def test_what_leaves_a_site_is_told_as_a_median():
+    sent = {name: {"bytes": n * 1e6, "used": n < 9} for name, n in zip("abcd", (1, 1, 7, 9), strict=True)}
+    a_round = {"seconds": 8.0, "sites": sent, "bytes_to_a_site": 2e6}
+    _, cost, _ = federated.tables([cell("federated", 0, [0.5]) | {"rounds": [a_round]}])
+    assert cost == [["federated", "4", "8.0 s", "2.0 s", "2.00 MB", "1.00 MB"]]

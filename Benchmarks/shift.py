@@ -2,9 +2,9 @@
 
     python -m Benchmarks.shift --data FOLDER [--scans 1000 1001] [--changes "sine 3.2"] [--seeds 0 1 2] --work FOLDER
 
-Every case is a line of ``WORK/shift.jsonl``; cases found there, of the same model files, are not run again, so that a
-stopped run resumes. Of a choice between models (``--model brain``) source-only is the first of them, and what is
-adapted the one that suits.
+Every case is a line of ``WORK/shift.jsonl``; cases found there, of the same model files and of today's version
+(:data:`~.uda.tasks.VERSION`), are not run again, so that a stopped run resumes. Of a choice between models (``--model
+brain``) source-only is the first of them, and what is adapted the one that suits.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from .commands import told
 from .contrasts import CHANGES, INVERSION, MONOTONE, NON_MONOTONE, change
 from .tables import write_section
 from .uda.report import spread
+from .uda.tasks import VERSION
 
 NATIVE = "native"
 HISTORY = ("step", "agreement", "shape_deviation", "score", "eta", "kept", "dice")
@@ -198,7 +199,8 @@ def main() -> None:
         else []
     )
     path = resolve(arguments.model)
-    asked = {"asked": arguments.model, "files": digest(members(path)), "minutes": arguments.minutes}
+    asked = {"version": VERSION, "asked": arguments.model, "minutes": arguments.minutes}
+    asked |= {"files": digest(members(path))}
     rows = [row for row in rows if asked.items() <= row.items()]
     done = {(row["scan"], row["change"], row["seed"]) for row in rows}
     candidates, title = load_candidates(path, AdaptationOptions().device), load_card(path, choice=True).name

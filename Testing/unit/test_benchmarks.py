@@ -172,6 +172,26 @@ def test_missing_data_are_told_in_a_sentence(benchmark, tmp_path, monkeypatch, c
     assert "does not exist" in error and len(error.splitlines()) == 1
 
 
+def test_cases_of_an_earlier_version_are_run_again(tmp_path, monkeypatch):
+    check = {"score": 0.8, "agreement": 0.8, "shape_deviation": 0.1, "eta": None, "dice": 0.7}
+    found = dict.fromkeys(("source", "start", "adapted", "gated", "stop", "best"), 0.7) | {"chosen": "start"}
+    found |= {"trusted": True, "start_trusted": True, "history": [check], "best_step": 0, "seconds": 1.0}
+    done = []
+
+    def run_case(candidates, scan, name, seed, data, options):
+        done.append(scan)
+        return found | {"scan": scan, "change": name, "seed": seed, "model": "brain-t1"}
+
+    monkeypatch.setattr(shift, "run_case", run_case)
+    monkeypatch.setattr(shift, "write_section", lambda *_: None)
+    words = ["--data", str(tmp_path), "--work", str(tmp_path), "--seeds", "0", "--changes", "inverted"]
+    for version, scans in ((1, ["1000"]), (1, ["1000", "1001"]), (2, ["1000"])):
+        monkeypatch.setattr(shift, "VERSION", version)
+        monkeypatch.setattr(sys, "argv", ["x", *words, "--scans", *scans])
+        shift.main()
+    assert done == ["1000", "1001", "1000"]
+
+
 def test_a_federation_of_one_round_is_refused_before_it_is_run(capsys):
     with pytest.raises(SystemExit):
         engine.main(["--rounds", "1"])

@@ -39,7 +39,7 @@ def options_of(size: Size, method: str, seed: int) -> dict[str, Any]:
     """What a method's figures depend on."""
     recipe = RECIPES.get(method)
     return {
-        "training": training_options(size, seed),
+        "training": training_options(size, seed, method in STRONG),
         "adaptation": adaptation_options(size, method, seed) if method in ADAPTING else None,
         "recipe": recipe and recipe._asdict(),
     }

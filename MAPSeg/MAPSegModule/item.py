@@ -173,7 +173,7 @@ class Item:
         else:
             trusted = "yes" if self.report.get("trusted") else "no"
             reason = self.report.get("reason", "")
-            notes = " ".join(self.result.get("notes", [])) or None
+            notes = " ".join(self.report.get("notes", [])) or None
             told = {
                 "Preview": None,
                 "Result": self.shown,

@@ -128,4 +128,4 @@ def _statements(item: Item) -> list[tuple[str, str, str]]:
     if item.edited:
         edited = _("The labels were edited since; these numbers are of the result before.")
         told.append((texts.WARNING, "!", edited))
-    return told + [(texts.QUIET, "–", note) for note in result.get("notes", [])]
+    return told + [(texts.QUIET, "–", note) for note in side.get("notes", [])]

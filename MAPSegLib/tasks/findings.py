@@ -181,7 +181,6 @@ class Findings:
         return {
             "file": str(scan),
             **self.side(output, segmentation, verdict),
-            "notes": segmentation.notes,
             "seconds": round(segmentation.seconds, 2),
         }
 
@@ -202,4 +201,5 @@ class Findings:
                 }
                 for value, ml in segmentation.volumes_ml.items()
             ],
+            "notes": segmentation.notes,
         }

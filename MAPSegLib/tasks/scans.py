@@ -159,7 +159,8 @@ def adapt(job: AdaptJob, report: Report) -> dict[str, Any]:
             own = [each[chosen.card.preprocessing] for each in ready]
             adapted = _adapt(chosen, own, volumes, source, job, folder, report)
             for result in adapted.results:
-                result.segmentation.notes += [why] if why else []
+                for side in (result.source, result.adapted):
+                    side.notes += [why] if why else []
             return distributed.on_first(lambda: _write_all(findings, volumes, adapted))
 
 

@@ -295,7 +295,8 @@ def test_of_a_choice_each_scan_gets_the_better_supported_model(model, data, tmp_
     )
     assert "Adapting ball (score: blank" in told
     [entry] = json.loads((tmp_path / "adapted" / "report.json").read_text(encoding="utf-8"))["scans"]
-    assert any(note.startswith("Segmented with ball (score: blank") for note in entry["notes"])
+    for each in (entry, entry["source"], entry["adapted"]):
+        assert any(note.startswith("Segmented with ball (score: blank") for note in each["notes"])
     start = ["train", "--images", data / "images", "--labels", data / "labels", "--name", "next"]
     text = refused(*start, "--init", tmp_path / "either.safetensors", "-o", tmp_path / "next")
     assert "is a choice between models" in text and "Give one of blank, ball" in text

@@ -53,6 +53,18 @@ def test_a_saved_scene_tells_the_notes_of_a_result_and_not_of_a_preview(result):
     assert node.GetAttribute("MAPSeg.Notes") is None
 
 
+def test_the_notes_are_those_of_the_result_shown(result):
+    """Of two results, one may have lost islands that the other never had."""
+    island = "Removed what lay apart from the largest piece: structure 4 0.5 ml."
+    sides = {"source": {"notes": []}, "adapted": {"notes": [island]}}
+    result.result |= sides | {"notes": [island], "chosen": "adapted"}
+    node = slicer.mrmlScene.GetNodeByID(result.segmentation_id)
+    for result.shown, told in (("adapted", True), ("source", False)):
+        result.describe()
+        assert (node.GetAttribute("MAPSeg.Notes") == island) == told
+        assert (island in result_texts.verdict(result)) == told
+
+
 def test_tables_name_the_values_of_label_maps(result):
     """A NIfTI file holds numbers alone."""
     lines = [line.split("\t") for line in result_texts.as_text(result).splitlines()]

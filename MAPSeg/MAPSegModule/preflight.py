@@ -9,7 +9,7 @@ import numpy as np
 import slicer
 from slicer.i18n import tr as _
 
-from MAPSegLib.levels import foreground_bounds, mr_levels
+from MAPSegLib.levels import foreground_bounds, modality_notes, mr_levels
 
 from .images import has_voxels, transform_above
 from .models import ModelEntry
@@ -72,8 +72,8 @@ def _look(volumeNode, entry: ModelEntry) -> Preflight:
         problem = _("All of its voxels are alike.")
     if problem:
         return _refused(problem, spacing, size)
-    modality = _modality(volumeNode, sample)
-    wanted = entry.card["preprocessing"]
+    wanted = entry.card["preprocessing"]["modality"]
+    modality = _modality(volumeNode, sample, wanted)
     foreign, working = _compare(sample, [s * step for s in spacing], modality, entry.card)
     memory = 0.9 + (24 * float(np.prod(shape)) + 150 * working) / 1e9
     seconds = 4 + 6e-6 * working / _CORES
@@ -82,11 +82,11 @@ def _look(volumeNode, entry: ModelEntry) -> Preflight:
         size,
         modality,
         foreign,
-        _advice(volumeNode, modality, wanted["modality"], foreign),
+        _advice(volumeNode, modality, wanted, foreign),
         round(memory, 1),
         round(seconds),
         "",
-        _summary(spacing, size, modality, foreign, wanted["modality"], memory, seconds),
+        _summary(spacing, size, modality, foreign, wanted, memory, seconds),
     )
 
 
@@ -113,15 +113,16 @@ def _sample(array: np.ndarray) -> tuple[np.ndarray, int]:
     return np.asarray(array[::step, ::step, ::step].transpose(2, 1, 0), np.float32), step
 
 
-def _modality(node, sample: np.ndarray) -> str:
-    """What DICOM says of it, else what its values look like."""
+def _modality(node, sample: np.ndarray, wanted: str) -> str:
+    """What DICOM says of it, else the model's, unless the worker would tell that its values are not of that one."""
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
     item = hierarchy.GetItemByDataNode(node) if hierarchy is not None else 0
     told = hierarchy.GetItemAttribute(item, "DICOM.Modality") if item else ""
     if told and told != "OT":  # "other"
         return told.lower()
-    whole = np.array_equal(sample, np.round(sample))
-    return "ct" if whole and -4000 < sample.min() <= -500 and sample.max() > 100 else "mr"
+    if not modality_notes(sample, wanted):
+        return wanted
+    return "mr" if wanted == "ct" else "ct"
 
 
 def _compare(sample: np.ndarray, spacing: list[float], modality: str, card: dict) -> tuple[bool, float]:

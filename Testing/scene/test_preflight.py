@@ -8,6 +8,7 @@ from MAPSegModule import preflight as preflights
 from MAPSegModule.models import ModelEntry, find_entry
 from MAPSegModule.preflight import preflight
 
+from MAPSegLib.levels import modality_notes
 from Testing.host.scene import add_hollow
 
 from .conftest import add_ball, add_volume, matrix_of, oblique
@@ -80,6 +81,20 @@ def test_another_modality_is_foreign(entry, rng):
     tissue[10:30, 10:30, 10:30] = rng.integers(-100, 400, (20, 20, 20))
     told = preflight(add_volume(tissue), entry)
     assert told.modality == "ct" and told.foreign is True and "expects MR" in told.summary
+
+
+@pytest.mark.parametrize(
+    ("air", "wanted", "looks_like"),
+    [(-1000.25, "mr", "ct"), (-120, "ct", "ct"), (0, "ct", "mr"), (-120, "mr", "mr")],
+    ids=["resampled CT", "CT cropped to soft tissue", "MR", "MR with an offset"],
+)
+def test_the_modality_is_the_one_that_the_worker_will_speak_of(entry, rng, air, wanted, looks_like):
+    values = np.full((40, 40, 40), air, np.float32)
+    values[10:30, 10:30, 10:30] = rng.integers(0, 400, (20, 20, 20))
+    card = entry.card | {"preprocessing": entry.card["preprocessing"] | {"modality": wanted}}
+    flight = preflight(add_volume(values), ModelEntry("x", entry.path, card, True))
+    assert flight.modality == looks_like
+    assert bool(modality_notes(values, wanted)) == (flight.modality != wanted)
 
 
 @pytest.mark.parametrize("told", ["CT", "PT", "US", "NM"])

@@ -229,7 +229,7 @@ class Batch:
             parameters = Parameters(**{**vars(parameters), "minutes": parameters.minutes * len(staged)})
         self.queue = Queue(list(staged), parameters, self.work)
         self.queue.start()
-        told = ""
+        stage = ""
         while self.queue.running:
             if self.stopped:
                 raise KeyboardInterrupt
@@ -240,16 +240,14 @@ class Batch:
                         self._finish(case, event["entry"])
                     except (OSError, InputError) as error:  # of this scan; the others go on
                         unfinished = 2
-                        told = error if isinstance(error, InputError) else InputError(str(error))
-                        self._fail(case, told.record())
+                        refused = error if isinstance(error, InputError) else InputError(str(error))
+                        self._fail(case, refused.record())
                 elif event["event"] == "error" and case:
                     self._fail(case, event)
-                elif (
-                    event["event"] == "progress"
-                    and (line := f"{event['stage']} {case.name if case else ''}") != told
-                ):
-                    told = line
-                    print(f"  {line}", flush=True)
+                elif event["event"] == "progress":
+                    before, stage = stage, f"{event['stage']} {case.name if case else ''}"
+                    if stage != before:
+                        print(f"  {stage}", flush=True)
             slicer.app.processEvents()
             time.sleep(0.05)
         if self.queue.error:
@@ -296,7 +294,8 @@ class Batch:
             if side in entry:
                 kept[side] = {k: v for k, v in entry[side].items() if k != "output"}
         self._report(case, {"state": "done", "files": {k: path.name for k, path in files.items()}, **kept})
-        print(f"  {case.name}: {entry.get('gate', '')} {entry['reason']}".replace(":  ", ": "), flush=True)
+        told = " ".join(filter(None, (entry.get("gate"), entry["reason"], *entry["notes"])))
+        print(f"  {case.name}: {told}", flush=True)
 
     def _fail(self, case: Case, event: dict[str, Any]) -> None:
         kept = {key: event.get(key, "") for key in ("kind", "message", "advice")}

@@ -18,6 +18,7 @@ from MAPSegModule.selftest import make_ball
 
 from MAPSegLib import windows
 from MAPSegLib.errors import InputError
+from MAPSegLib.levels import LIKE_CT
 from MAPSegLib.metrics import dice_scores
 from MAPSegLib.volumes import Volume, check_same_grid, read_image, read_labels, write_volume
 from Testing.host import batch as host
@@ -188,6 +189,15 @@ def test_a_grid_that_slicer_cannot_hold_ends_no_other_scan(tmp_path, arguments, 
     assert "not at right angles" in told and "Slicer cannot read b_seg.nii.gz" in told
     assert told.count("Segment it with `mapseg segment`") == 2
     assert not [name for name in names(tmp_path / "out") if name.startswith(("a", "b"))]
+
+
+def test_the_terminal_tells_what_is_to_know_of_a_scan(tmp_path, arguments, capfd):
+    (tmp_path / "in").mkdir()
+    scan = nib.Nifti1Image(10 * make_ball()[0] - 1024, np.diag([2.0, 2, 2, 1]))
+    nib.save(scan, tmp_path / "in" / "ct.nii.gz")
+    assert host.run_script([*arguments, "--input", str(tmp_path / "in")]) == 0
+    [line] = [line for line in capfd.readouterr().out.splitlines() if line.startswith("  ct: ")]
+    assert line.endswith(LIKE_CT)
 
 
 def test_a_scan_that_cannot_be_opened_ends_no_other(tmp_path, arguments, capfd):

@@ -120,6 +120,8 @@ class Batch:
     queue: Queue | None = None
 
     def __post_init__(self) -> None:
+        from MAPSegLib.models import members  # which needs a package that Slicer does not bring
+
         self.output = Path(self.chosen.output).expanduser().absolute()
         self.work = self.output / workfiles.own(_WORK)
         self._tables = self.output / "report.json", self.output / "volumes.csv"
@@ -142,9 +144,10 @@ class Batch:
             raise InputError(problem)
         self.entry = find_entry(self.chosen.model)
         self.cases = find_cases(self.chosen.input, self.output)
+        stamps = [file.stat() for file in members(self.entry.path)]
         self.settings = {
             "model": self.entry.name,
-            "model_stamp": [self.entry.path.stat().st_size, self.entry.path.stat().st_mtime_ns],
+            "model_stamp": [number for each in stamps for number in (each.st_size, each.st_mtime_ns)],
             "task": "adapt" if self.adapt else "segment",
             "minutes": self.chosen.minutes if self.adapt else None,
             "together": [case.name for case in self.cases] if self.chosen.together else None,

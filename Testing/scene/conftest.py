@@ -4,8 +4,10 @@ import sys
 import time
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 pytest.importorskip("slicer", reason="needs the slicer-core wheel")
 ROOT = Path(__file__).parents[2]
@@ -22,9 +24,12 @@ host.offer_module_base_classes()
 
 from MAPSegModule import run as runs  # noqa: E402
 from MAPSegModule.parameters import Parameters  # noqa: E402
+from MAPSegModule.selftest import make_ball  # noqa: E402
 
 FAST = {"threads": 1, "precision": "fp32"}
 """Options of a worker in these tests."""
+LEFT_HANDED = [[-2, 0, 0, 9], [0, 0, 2, -30], [0, -2, 0, 40], [0, 0, 0, 1.0]]
+"""From voxels to RAS mm."""
 
 
 @pytest.fixture
@@ -130,3 +135,46 @@ def until(run, wanted, seconds=60):
         assert run.poll() or wanted(), (run.error, [item.message for item in run.items])
         assert time.monotonic() < limit, run.stage
         time.sleep(0.01)
+
+
+def left_handed(array: np.ndarray) -> np.ndarray:
+    """Voxels (k, j, i) that run to the right, the front and up, in the order of ``LEFT_HANDED``."""
+    return array.transpose(2, 1, 0)[::-1, :, ::-1].transpose(0, 2, 1)
+
+
+@pytest.fixture
+def inputs(tmp_path) -> Path:
+    """A NIfTI scan, an NRRD scan of the same stem in a folder, a file that is no scan, and two DICOM series."""
+    folder = tmp_path / "in"
+    (folder / "second").mkdir(parents=True)
+    scans = [make_ball(radius, seed)[0] for seed, radius in enumerate((6, 7, 8, 7))]
+    nib.save(nib.Nifti1Image(left_handed(scans[0]), np.array(LEFT_HANDED)), folder / "head.nii.gz")
+    image = sitk.GetImageFromArray(scans[1])
+    image.SetSpacing((2, 2, 2))
+    sitk.WriteImage(image, str(folder / "second" / "head.nrrd"))
+    (folder / "bad.nii.gz").write_bytes(b"no scan")
+    for index in (2, 3):
+        write_series(folder / "dicom", scans[index], index)
+    return folder
+
+
+def write_series(folder: Path, array: np.ndarray, number: int) -> None:
+    folder.mkdir(exist_ok=True)
+    image = sitk.GetImageFromArray(np.clip(array, 0, None).astype(np.int16))
+    image.SetSpacing((2, 2, 2))
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    for k in range(image.GetDepth()):
+        piece = image[:, :, k]
+        tags = {"0008|0060": "MR", "0020|000e": f"1.2.3.{number}", "0020|000d": "1.2.3", "0020|0013": str(k)}
+        tags |= {
+            "0008|0018": f"1.2.3.{number}.{k}",
+            "0020|0032": f"0\\0\\{2 * k}",
+            "0008|0016": "1.2.840.10008.5.1.4.1.1.4",
+        }
+        tags["0020|0037"] = "1\\0\\0\\0\\1\\0"
+        for tag, value in tags.items():
+            piece.SetMetaData(tag, value)
+        writer.SetFileName(str(folder / f"IM{number}{k:03d}"))
+        writer.SetImageIO("GDCMImageIO")
+        writer.Execute(piece)

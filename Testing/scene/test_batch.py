@@ -16,62 +16,15 @@ import SimpleITK as sitk
 from MAPSegModule.cases import find_cases
 from MAPSegModule.selftest import make_ball
 
-from MAPSegLib import windows
-from MAPSegLib.errors import InputError
 from MAPSegLib.levels import LIKE_CT
 from MAPSegLib.metrics import dice_scores
+from MAPSegLib.models import load_card, save_model
 from MAPSegLib.volumes import Volume, check_same_grid, read_image, read_labels, write_volume
 from Testing.host import batch as host
 
-from .conftest import eventually
+from .conftest import LEFT_HANDED, eventually, left_handed
 
 ROOT = Path(__file__).parents[2]
-
-
-LEFT_HANDED = [[-2, 0, 0, 9], [0, 0, 2, -30], [0, -2, 0, 40], [0, 0, 0, 1.0]]
-
-
-def left_handed(array: np.ndarray) -> np.ndarray:
-    """Voxels (k, j, i) that run to the right, the front and up, in the order of ``LEFT_HANDED``."""
-    return array.transpose(2, 1, 0)[::-1, :, ::-1].transpose(0, 2, 1)
-
-
-@pytest.fixture
-def inputs(tmp_path) -> Path:
-    """A NIfTI scan, an NRRD scan of the same stem in a folder, a file that is no scan, and two DICOM series."""
-    folder = tmp_path / "in"
-    (folder / "second").mkdir(parents=True)
-    scans = [make_ball(radius, seed)[0] for seed, radius in enumerate((6, 7, 8, 7))]
-    nib.save(nib.Nifti1Image(left_handed(scans[0]), np.array(LEFT_HANDED)), folder / "head.nii.gz")
-    image = sitk.GetImageFromArray(scans[1])
-    image.SetSpacing((2, 2, 2))
-    sitk.WriteImage(image, str(folder / "second" / "head.nrrd"))
-    (folder / "bad.nii.gz").write_bytes(b"no scan")
-    for index in (2, 3):
-        write_series(folder / "dicom", scans[index], index)
-    return folder
-
-
-def write_series(folder: Path, array: np.ndarray, number: int) -> None:
-    folder.mkdir(exist_ok=True)
-    image = sitk.GetImageFromArray(np.clip(array, 0, None).astype(np.int16))
-    image.SetSpacing((2, 2, 2))
-    writer = sitk.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
-    for k in range(image.GetDepth()):
-        piece = image[:, :, k]
-        tags = {"0008|0060": "MR", "0020|000e": f"1.2.3.{number}", "0020|000d": "1.2.3", "0020|0013": str(k)}
-        tags |= {
-            "0008|0018": f"1.2.3.{number}.{k}",
-            "0020|0032": f"0\\0\\{2 * k}",
-            "0008|0016": "1.2.840.10008.5.1.4.1.1.4",
-        }
-        tags["0020|0037"] = "1\\0\\0\\0\\1\\0"
-        for tag, value in tags.items():
-            piece.SetMetaData(tag, value)
-        writer.SetFileName(str(folder / f"IM{number}{k:03d}"))
-        writer.SetImageIO("GDCMImageIO")
-        writer.Execute(piece)
 
 
 @pytest.fixture
@@ -92,35 +45,6 @@ def arguments(tmp_path, model):
 
 def names(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-
-
-def test_cases_get_names_of_their_own(inputs, tmp_path):
-    found = {case.name: case for case in find_cases([inputs], tmp_path / "out")}
-    assert set(found) == {"bad", "head", "second_head", "dicom", "dicom_2"}
-    assert len(found["dicom"].files) == 32 and found["dicom_2"].source == inputs / "dicom"
-    twice = find_cases([inputs / "head.nii.gz", inputs / "second"], tmp_path / "out")
-    assert [case.name for case in twice] == ["head", "head_2"]
-    (inputs / "second" / "head.nrrd").rename(inputs / "second" / "HEAD.nrrd")  # the same name on some disks
-    twice = find_cases([inputs / "head.nii.gz", inputs / "second"], tmp_path / "out")
-    assert [case.name for case in twice] == ["head", "HEAD_2"]
-    (inputs / "out").mkdir()
-    (inputs / "head.nii.gz").rename(inputs / "out" / "head_seg.nii.gz")
-    for output in (inputs / "out", inputs / "second" / ".." / "out"):
-        assert not {case.name for case in find_cases([inputs], output)} & {"head", "out_head_seg"}
-    with pytest.raises(InputError, match="does not exist"):
-        find_cases([tmp_path / "absent"], tmp_path)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="no scans"):
-        find_cases([tmp_path / "empty"], tmp_path / "out")
-
-
-def test_names_of_deep_folders_are_short_enough_for_files(tmp_path):
-    folder = tmp_path.joinpath("in", *(f"1.2.840.113619.{number}." + "ä" * 50 for number in range(4)))
-    folder.mkdir(parents=True)
-    for name in ("a.nii.gz", "b.nii.gz"):
-        (folder / name).touch()
-    found = [case.name for case in find_cases([tmp_path / "in"], tmp_path / "out")]
-    assert [name[-2:] for name in found] == ["_a", "_b"] and all(len(name.encode()) <= 200 for name in found)
 
 
 def test_files_and_dicom_in_segmentations_and_tables_out(inputs, tmp_path, arguments):
@@ -228,18 +152,6 @@ def test_headers_with_their_voxels_elsewhere_and_links(tmp_path, arguments):
         assert labels.array.any()
 
 
-def test_on_windows_scans_that_are_read_only_are_copied(tmp_path, monkeypatch):
-    """A link shares that mark with its file, and Windows would not remove it: the next scan would find it there."""
-    scan = save(tmp_path / "scan.nii.gz", LEFT_HANDED)
-    (case,) = find_cases([scan], tmp_path / "out")
-    assert case.staged(tmp_path / "linked").samefile(scan)
-    monkeypatch.setattr(windows, "ON", True)
-    assert case.staged(tmp_path / "linked").samefile(scan)
-    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
-    staged = case.staged(tmp_path / "copied")
-    assert not staged.samefile(scan) and staged.read_bytes() == scan.read_bytes()
-
-
 def test_a_table_that_is_open_elsewhere_meanwhile_ends_no_batch(tmp_path, arguments, monkeypatch):
     held = [1]
 
@@ -341,6 +253,22 @@ def test_a_batch_replaces_no_results_of_another_scan_or_model(inputs, tmp_path, 
     assert host.run_script([*arguments, "--input", str(elsewhere), "--overwrite"]) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     assert [one["file"] for one in report["scans"]] == [str(elsewhere)]
+
+
+def test_a_case_is_not_done_by_a_choice_of_which_a_network_is_another_by_now(
+    inputs, tmp_path, arguments, model
+):
+    from MAPSegModule.batch import Batch, parse
+
+    host.scene.install()
+    card = load_card(model).model_copy(update={"kind": "choice", "name": "either", "members": (model.stem,)})
+    save_model(tmp_path / "either.safetensors", {}, card)
+    shutil.copy2(model, tmp_path / model.name)
+    chosen = parse([*arguments, "--input", str(inputs), "--model", str(tmp_path / "either.safetensors")])
+    before = Batch(chosen).settings
+    assert Batch(chosen).settings == before
+    os.utime(tmp_path / model.name)
+    assert Batch(chosen).settings != before
 
 
 def test_batches_into_one_folder_share_the_tables(inputs, tmp_path, arguments):

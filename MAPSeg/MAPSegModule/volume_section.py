@@ -352,6 +352,8 @@ def _place(node) -> tuple:
 
 
 def _scan_text(flight: Preflight) -> str:
+    if not any(flight.spacing):  # it was refused before that was asked
+        return ""
     spacing = " × ".join(f"{each:.1f}".removesuffix(".0") for each in flight.spacing)
     if len({f"{each:.1f}" for each in flight.spacing}) == 1:
         spacing = f"{flight.spacing[0]:.1f}".removesuffix(".0")

@@ -153,6 +153,13 @@ def test_done_are_the_voxels_that_the_run_had(screen):
     assert "done" not in screen.state("ball")
 
 
+def test_a_volume_without_voxels_has_none_of_0_mm(screen):
+    add_hollow("hollow")
+    screen.wait(lambda: screen.ui.volumeTable.rowCount == 1, 5)
+    screen.wait(lambda: "unusable" in screen.state("hollow"), 5)
+    assert screen.ui.volumeTable.item(0, 1).text() == ""
+
+
 def test_a_broken_volume_keeps_no_other_from_being_looked_at(screen):
     add_hollow("hollow")
     add_ball()

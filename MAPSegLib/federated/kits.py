@@ -89,7 +89,7 @@ def choose_data(
 
 
 def local_data(folder: Path) -> SiteData:
-    """The scans that a site named.
+    """The scans that a site named; paths in the file start from the kit, whatever folder a process works in.
 
     Raises:
         InputError: none were named yet, or the file that says so is damaged.
@@ -100,7 +100,7 @@ def local_data(folder: Path) -> SiteData:
             "This site has not named its scans.", f"Give `mapseg federate run {folder} --images FOLDER`."
         )
     try:
-        return SiteData.model_validate(read_json(file, "the site's scans"))
+        return SiteData.model_validate(read_json(file, "the site's scans")).beside(folder.absolute())
     except ValidationError as error:
         raise InputError(
             f"{file} is damaged: {first_problem(error)}.", "Remove it, and name the scans again."

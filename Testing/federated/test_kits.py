@@ -239,6 +239,14 @@ class TestData:
             choose_data(kits / "hospital-a")
         assert choose_data(kits / "hospital-a", labels=moved) == (2, [])
 
+    def test_may_lie_beside_the_file_that_names_them(self, kits, monkeypatch):
+        kit = kits / "hospital-b"
+        make_scans(kit / "scans")
+        (kit / "data.json").write_text('{"images": "scans"}')
+        for place in (kit, kit / "flare"):  # as the start and the work of a job
+            monkeypatch.chdir(place)
+            assert choose_data(kit)[0] == 2 and local_data(kit).images == kit / "scans"
+
     def test_of_a_target_ignores_labels_and_says_so(self, kits, tmp_path):
         images, labels = make_scans(tmp_path / "scans"), make_scans(tmp_path / "labels")
         count, notes = choose_data(kits / "hospital-b", images, labels)

@@ -6,11 +6,12 @@ import slicer
 
 from .scene import UNCERTAINTY
 
+_OPACITY = 0.5
 _COVERED = "MAPSeg.Covered"
 """Attribute of slice views, with the foreground volume's ID and opacity that an uncertainty map covers."""
 
 
-def show_overlay(volumeNode, uncertaintyNode, opacity: float = 0.5) -> None:
+def show_overlay(volumeNode, uncertaintyNode) -> None:
     """Show an uncertainty map over its volume in all slice views; what it covers there comes back after it.
 
     None for the map takes uncertainty maps out of the foreground, and leaves what else users put there.
@@ -24,7 +25,7 @@ def show_overlay(volumeNode, uncertaintyNode, opacity: float = 0.5) -> None:
                 composite.SetAttribute(_COVERED, covered)
             composite.SetBackgroundVolumeID(volumeNode.GetID())
             composite.SetForegroundVolumeID(uncertaintyNode.GetID())
-            composite.SetForegroundOpacity(opacity)
+            composite.SetForegroundOpacity(_OPACITY)
         elif overlaid:
             before, _space, share = (composite.GetAttribute(_COVERED) or " 0").partition(" ")
             there = before and slicer.mrmlScene.GetNodeByID(before) is not None

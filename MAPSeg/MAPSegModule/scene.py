@@ -16,7 +16,7 @@ import vtk
 from slicer.i18n import tr as _
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
-from .images import Labels, affine_of, is_sheared, read_array, read_labels, voxel_sums
+from .images import Labels, affine_of, is_sheared, read_labels, voxel_sums
 
 VALUE_TAG = "MAPSeg.LabelValue"
 """Segment tag with the model's label value, which survives editing, unlike the segment's own."""
@@ -179,13 +179,12 @@ def set_attributes(node, values: dict[str, str | None]) -> None:
         node.SetAttribute(_ATTRIBUTES + name, value)
 
 
-def load_uncertainty(uncertainty, volumeNode, name: str = ""):
-    """An uncertainty map as a scalar volume node with a colour scale, beside its volume and under its transform.
+def load_uncertainty(array: np.ndarray, volumeNode, name: str = ""):
+    """An uncertainty map (k, j, i) as a scalar volume node with a colour scale: beside its volume, under its transform.
 
-    Args:
-        uncertainty: a file, or its voxels (k, j, i).
+    Raises:
+        ValueError: the map is not on the volume's grid.
     """
-    array = uncertainty if hasattr(uncertainty, "dtype") else read_array(uncertainty)
     if array.shape != _shape(volumeNode):
         raise ValueError(_("The map is not on the grid of {name}.").format(name=volumeNode.GetName()))
     name = name or slicer.mrmlScene.GenerateUniqueName(f"{volumeNode.GetName()} uncertainty")

@@ -1,6 +1,7 @@
 """Volumes of the scene through the real worker, with the tiny model."""
 
 import gc
+import logging
 import os
 import signal
 import threading
@@ -352,6 +353,14 @@ def test_options_that_do_not_exist_fail_the_run_with_the_workers_sentence(start)
     run = start([add_ball()], options={"patchez": 3})
     run.wait()
     assert run.exit_code == 2 and "patchez" in run.error and run.items[0].message == run.error
+
+
+def test_what_the_worker_tells_of_source_scans_is_in_the_applications_log(caplog):
+    """Of the scans to be segmented, results tell it; these have none."""
+    caplog.set_level(logging.INFO)
+    told = {"event": "log", "message": "case0.nii.gz: its label map is empty."}
+    runs.Run([], Parameters())._take(told)
+    assert caplog.messages == [told["message"]]
 
 
 def test_cleaning_ends_the_worker_and_deletes_the_files(start):

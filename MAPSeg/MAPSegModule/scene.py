@@ -225,12 +225,8 @@ def export_segmentation(segmentationNode, volumeNode, path: str | Path) -> Path:
         # Without a table to show it by, Slicer makes another one, and leaves it in the scene.
         labelmap.GetDisplayNode().SetAndObserveColorNodeID(colors.GetID())
         try:
-            ids = segmentationNode.GetSegmentation().GetSegmentIDs()
-            extent = slicer.vtkSegmentation.EXTENT_REFERENCE_GEOMETRY
-            exported = slicer.vtkSlicerSegmentationsModuleLogic.ExportSegmentsToLabelmapNode(
-                segmentationNode, ids, labelmap, volumeNode, extent, colors
-            )
-            written = exported and _write(slicer.vtkMRMLVolumeArchetypeStorageNode(), labelmap, path)
+            filled = _fill(labelmap, segmentationNode, volumeNode, colors)
+            written = filled and _write(slicer.vtkMRMLVolumeArchetypeStorageNode(), labelmap, path)
         finally:
             remove(labelmap)
             slicer.mrmlScene.RemoveNode(colors)
@@ -348,6 +344,19 @@ def _oriented_image(labels: Labels, volumeNode):
     if labels.values:
         image.GetPointData().SetScalars(numpy_to_vtk(labels.array.ravel(), deep=True))
     return image
+
+
+def _fill(labelmap, segmentationNode, volumeNode, colors) -> bool:
+    """Put the segments into a labelmap node on the volume's grid; whether that went well."""
+    ids = segmentationNode.GetSegmentation().GetSegmentIDs()
+    if not ids:  # nothing was found: Slicer exports no empty map
+        slicer.util.updateVolumeFromArray(labelmap, np.zeros(_shape(volumeNode), np.uint8))
+        labelmap.CopyOrientation(volumeNode)
+        return True
+    extent = slicer.vtkSegmentation.EXTENT_REFERENCE_GEOMETRY
+    return slicer.vtkSlicerSegmentationsModuleLogic.ExportSegmentsToLabelmapNode(
+        segmentationNode, ids, labelmap, volumeNode, extent, colors
+    )
 
 
 def _value_table(segmentation):

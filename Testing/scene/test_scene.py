@@ -235,6 +235,17 @@ def test_label_maps_are_exported_with_the_models_values(volume, labels, tmp_path
     assert np.array_equal(again, np.where(mask, 301, labels))
 
 
+def test_a_result_without_structures_is_exported_as_an_empty_map(volume, labels, tmp_path):
+    """As of a scan without the tumour that a model looks for."""
+    node = mrml.load_labels(written(tmp_path, np.zeros_like(labels), volume), volume, CARD)
+    for name in ("out.nii.gz", "out.nrrd"):
+        path = mrml.export_segmentation(node, volume, tmp_path / name)
+        assert not images.read_array(path).any()
+        assert images.read_labels(path).lies_on(images.affine_of(volume))
+    assert mrml.export_segmentation(node, volume, tmp_path / "out.seg.nrrd").is_file()
+    assert not slicer.util.getNodesByClass("vtkMRMLLabelMapVolumeNode")
+
+
 def test_copies_of_segments_are_exported_with_values_of_their_own(volume, labels, tmp_path):
     """Slicer's own *Clone* keeps name and tags; two segments of one name cannot be told apart."""
     node = mrml.load_labels(written(tmp_path, labels, volume), volume, CARD)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 
@@ -45,7 +46,8 @@ def begin(
             raise InputError(told, "Give nodes of volumes; slicer.util.getNode() finds them by their names.")
     run = Run(nodes, parameters)
     if onProgress is not None:
-        run.changed.connect(lambda: onProgress(run))
+        mine = weakref.ref(run)  # a signal that held its own run would keep that, and its files
+        run.changed.connect(lambda: onProgress(mine()))
     if onFinished is not None:
         run.finished.connect(onFinished)
     run.start()

@@ -27,7 +27,13 @@ def test_segmenting_blocks_and_returns_nodes_and_results(module, model):
     assert set(np.unique(voxels_of(node, volume))) == {0, 1, 2}
     assert {"trusted", "reason", "structures"} <= set(result) and stages[-1] == "done"
     assert [row["structure"] for row in result["structures"]] == ["structure 1", "structure 2"]
-    run.clean()
+    folder = run._folder
+    gc.disable()
+    try:
+        del run  # the last reference, also where there is a callback
+        assert not folder.exists()
+    finally:
+        gc.enable()
 
 
 def test_callbacks_follow_a_run_behind_the_window(module, model, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shutil
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from MAPSegLib.windows import RESERVED, replace
 
 _NO_NAME = re.compile(r'[\x00-\x1f/\\:*?"<>|]')
 """What a file's name cannot hold on some system, or what would lead into another folder."""
+_LONGEST = 200
+"""Bytes of a model's name: 255 are the limit for a file's, of which endings take some."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ def find_entry(model: str | Path) -> ModelEntry:
     if str(model) in entries:
         return entries[str(model)]
     path = Path(model).expanduser().absolute()
-    if path.is_file() or path.suffix == SUFFIX:
+    if path.suffix == SUFFIX or os.path.isfile(path):  # where Path would raise, for a name that is too long
         return _entry(path)
     told = _("Unknown model {model}; known: {names}.")
     names = ", ".join(entries) or _("none")
@@ -71,6 +74,10 @@ def add_model(path: str | Path, name: str | None = None) -> ModelEntry:
     if not name or name.startswith(".") or _NO_NAME.search(name):
         told = _("A model's name must not contain any of {letters}, nor begin with a dot.")
         raise InputError(told.format(letters='/ \\ : * ? " < > |'), _("Choose another name."))
+    if len(name.encode()) > _LONGEST:
+        raise InputError(
+            _("The name {name} is too long for a file.").format(name=name), _("Choose another name.")
+        )
     if RESERVED.match(name):
         told = _("Windows keeps the name {name} for a device.")
         raise InputError(told.format(name=name), _("Choose another name."))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +48,7 @@ class Parameters:
             return told.format(device=self.device, devices=", ".join(DEVICES))
         if self.adapt and not 0 < self.minutes <= 600:
             return _("The time for adapting must lie between 0 and 600 minutes.")
-        if self.adapt and self.source_folder and not Path(self.source_folder).expanduser().exists():
+        if self.adapt and self.source_folder and not os.path.exists(os.path.expanduser(self.source_folder)):
             return _("The source scans {folder} do not exist.").format(folder=self.source_folder)
         return ""
 

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 from MAPSegModule import models, texts
+from MAPSegModule.parameters import Parameters
 
 from MAPSegLib.errors import InputError
 from Testing.model_cards import with_card
@@ -62,6 +63,15 @@ def test_names_that_are_no_file_names_are_refused(model, name):
     with pytest.raises(InputError, match="model's name"):
         models.add_model(model, name)
     assert not list(models.user_folder().parent.rglob("*"))
+
+
+@pytest.mark.parametrize("name", ["x" * 250, "ä" * 130])
+def test_names_that_are_too_long_for_a_file_are_told(model, name):
+    with pytest.raises(InputError, match="is too long for a file"):
+        models.add_model(model, name)
+    with pytest.raises(InputError, match="Unknown model"):
+        models.find_entry(name)
+    assert "do not exist" in Parameters(str(model), adapt=True, source_folder=2 * name).problem()
 
 
 def test_files_that_cannot_segment_are_not_offered(model):

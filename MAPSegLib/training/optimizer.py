@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from inspect import unwrap
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,25 @@ from ..config import PretrainingStep, StepOptions, TrainingOptions
 
 MUON_INPUTS = 64
 """Convolutions with more inputs per output than this go to Muon: the stem, the logits and all vectors do not."""
+
+
+class _Uncompiled:
+    """PyTorch's functions without what is around them for ``torch.compile``.
+
+    It would import the whole compiler: longer than all else that a short adaptation imports, and nothing here uses it.
+    """
+
+    add_param_group = unwrap(torch.optim.Optimizer.add_param_group)
+    state_dict = unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = unwrap(torch.optim.Optimizer.load_state_dict)
+
+
+class _AdamW(_Uncompiled, torch.optim.AdamW):
+    step = torch.no_grad()(unwrap(torch.optim.AdamW.step))
+
+
+class _Muon(_Uncompiled, torch.optim.Muon):
+    step = torch.no_grad()(unwrap(torch.optim.Muon.step))
 
 
 class Optimizer:
@@ -46,13 +66,13 @@ class Optimizer:
                 self._convolutions.append(parameter)
             else:
                 groups[own]["params"].append(parameter)
-        adamw = torch.optim.AdamW(list(groups.values()), lr=options.learning_rate, betas=betas, foreach=True)
+        adamw = _AdamW(list(groups.values()), lr=options.learning_rate, betas=betas, foreach=True)
         self._parts: list[torch.optim.Optimizer] = [adamw]
         # Muon wants matrices: views that share the weights' memory
         self._matrices = [p.detach().flatten(1).requires_grad_() for p in self._convolutions]
         if self._matrices:
             group = {"params": self._matrices, "base": muon_rate}
-            self._parts.append(torch.optim.Muon([group], lr=muon_rate, weight_decay=options.weight_decay))
+            self._parts.append(_Muon([group], lr=muon_rate, weight_decay=options.weight_decay))
 
     @property
     def param_groups(self) -> list[dict]:

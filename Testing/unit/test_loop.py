@@ -252,6 +252,16 @@ def test_muon_takes_the_large_convolutions_and_moves_the_models_own_weights():
     assert values.min() > 0.3 * values.max() > 0
 
 
+def test_a_training_does_not_wait_for_pytorchs_compiler(tmp_path, monkeypatch):
+    """Which is longer in coming than PyTorch itself."""
+    monkeypatch.setitem(sys.modules, "torch._dynamo", None)  # whoever imports it fails
+    loop = Loop(tiny_model(width=8), TrainingOptions(**CPU), ema_decay=0.9, muon_rate=0.02)
+    x = torch.rand(1, 1, 16, 16, 16)
+    loop.update(lambda: {"fit": loop.model.features(x).pow(2).mean()})
+    loop.save(tmp_path / "c.pt")
+    loop.load(tmp_path / "c.pt")
+
+
 def test_muon_resumes_exactly(tmp_path):
     def steps(loop, count):
         x = torch.rand(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))

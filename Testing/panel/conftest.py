@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("PySide6", reason="needs PySide6-Essentials: pip install '.[test]'")
 pytest.importorskip("slicer", reason="needs slicer-core: pip install '.[test]'")
 
+from Testing import warm
 from Testing.host import desktop as host_desktop
 from Testing.host import loadable, pythonqt
 from Testing.host import scene as host_scene
@@ -46,6 +47,13 @@ def device_tried_once(monkeypatch):
         return answers[command[2]]
 
     monkeypatch.setattr(subprocess, "run", answer)
+
+
+@pytest.fixture(autouse=True)
+def quick_start(request, monkeypatch):
+    """Workers do not import PyTorch anew, but where it is measured what users wait for."""
+    if sys.platform == "linux" and "record_property" not in request.fixturenames:
+        monkeypatch.setattr(subprocess, "Popen", warm.start)
 
 
 @pytest.fixture
@@ -203,7 +211,7 @@ def workers() -> list[int]:
     return [
         int(pid)
         for pid, parent, stat, args in lines
-        if parent == own and "MAPSegLib.worker" in args and "Z" not in stat
+        if parent == own and ("MAPSegLib.worker" in args or int(pid) in warm.workers) and "Z" not in stat
     ]
 
 
@@ -241,6 +249,8 @@ def home(desktop, model, tmp_path, monkeypatch):
 @pytest.fixture
 def screen(home):
     """The module's panel, opened; afterwards closed, with no process left behind."""
+    if sys.platform == "linux":
+        warm.source()  # in its own time: it would keep the event loop waiting
     shown = Screen()
     yield shown
     shown.close()

@@ -1,5 +1,6 @@
 """A scene of real MRML, and the tiny trained model of the end-to-end tests."""
 
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ for folder in (ROOT, ROOT / "Testing", ROOT / "MAPSeg"):
 import slicer  # noqa: E402
 import vtk  # noqa: E402
 
+from Testing import warm  # noqa: E402
 from Testing.host import scene as host  # noqa: E402
 
 host.offer_module_base_classes()
@@ -44,6 +46,13 @@ def scene():
 def home(tmp_path, monkeypatch):
     """The user's models are none of the machine's."""
     monkeypatch.setenv("MAPSEG_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture(autouse=True)
+def quick_start(monkeypatch):
+    """Workers do not import PyTorch anew."""
+    if sys.platform == "linux":
+        monkeypatch.setattr(subprocess, "Popen", warm.start)
 
 
 def eventually(wanted, seconds=60):

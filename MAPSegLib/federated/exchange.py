@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+
+if TYPE_CHECKING:  # what waits for a training, as a site without a job does, needs no PyTorch
+    from torch import Tensor, nn
 
 Weights = dict[str, np.ndarray]
 """By parameter name, in half precision."""
@@ -37,6 +39,8 @@ def to_half(state: Mapping[str, Tensor]) -> Weights:
 
 def to_tensors(weights: Weights) -> dict[str, Tensor]:
     """Weights as they were received, in single precision."""
+    import torch
+
     return {name: torch.from_numpy(array).float() for name, array in weights.items()}
 
 

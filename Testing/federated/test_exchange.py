@@ -2,6 +2,8 @@
 
 import logging
 import math
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 
@@ -37,6 +39,13 @@ def contents(answer):
     """Everything in a message: names, types and values."""
     headers = {key: value for key, value in answer.items() if key != "DXO"}
     return headers, answer["DXO"]
+
+
+def test_what_waits_for_a_training_loads_no_pytorch():
+    """A server or a site without a job, and the administrator's end."""
+    code = "import sys\nfrom MAPSegLib.federated import flare_admin, flare_run, flare_server, flare_site\n"
+    result = subprocess.run([sys.executable, "-c", f"{code}assert 'torch' not in sys.modules"])
+    assert result.returncode == 0
 
 
 def test_an_answer_holds_differences_count_and_losses_only():

@@ -99,7 +99,7 @@ def _fork(asked: bytes, files: list[int]) -> int:
 
 
 def serve(theirs: socket.socket) -> None:
-    """Fork workers for as long as anybody asks; returns in each of them as well, with what it is to run."""
+    """Fork workers for as long as anybody asks; each of them ends in here as well."""
     from MAPSegLib import distributed, worker
 
     for module in IMPORTED:

@@ -1,6 +1,7 @@
 """The benchmark of domain adaptation: its splits, its tables, what it does not do twice, and all of it in small."""
 
 import itertools
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,14 @@ sys.path.append(str(Path(__file__).parents[2]))  # the benchmarks are no part of
 from Benchmarks import ablation, claims, federated, parts, precision, stop  # noqa: E402
 from Benchmarks.uda import data, grid, methods, report, tasks  # noqa: E402
 from Benchmarks.uda.__main__ import GRID  # noqa: E402
+from Testing import warm  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def quick_start(monkeypatch):
+    """Workers do not import PyTorch anew."""
+    if sys.platform == "linux":
+        monkeypatch.setattr(subprocess, "Popen", warm.start)
 
 
 def scores(*dice, distance=2.0):

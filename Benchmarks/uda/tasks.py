@@ -120,7 +120,7 @@ CROP = LEAN.model_copy(
 )
 
 GPU = Size(architecture=SMALL, train_steps=6000, adapt_steps=2000, patches=4, checks=10)
-SMOKE = Size(architecture=CROP, train_steps=12, adapt_steps=4, patches=1, checks=1, cases=3)
+SMOKE = Size(architecture=CROP, train_steps=4, adapt_steps=4, patches=1, checks=1, cases=3)
 
 TASKS: dict[str, Task] = {
     "cardiac": Task(

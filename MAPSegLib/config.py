@@ -193,7 +193,8 @@ class InferenceOptions(Compute):
     )
     batch: int = Field(default=4, ge=1, le=64, description="windows at once")
     islands: bool = Field(
-        default=False, description="keep small parts that lie apart from their structure, also of what is one piece"
+        default=False,
+        description="keep small parts that lie apart from their structure, also of what is one piece",
     )
 
 

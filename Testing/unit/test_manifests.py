@@ -91,7 +91,7 @@ def test_two_label_maps_of_one_case_are_refused(tmp_path):
 
 def test_a_manifest_that_is_a_list_is_told_what_it_should_be(tmp_path):
     (tmp_path / "cases.json").write_text("[]", encoding="utf-8-sig")
-    with pytest.raises(InputError, match="is not a manifest: Input should") as refusal:
+    with pytest.raises(InputError, match="is not a manifest: names and values are needed") as refusal:
         list_scans(tmp_path / "cases.json")
     assert '"cases"' in refusal.value.advice
 

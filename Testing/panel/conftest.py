@@ -247,11 +247,12 @@ def home(desktop, model, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def screen(home):
+def screen(home, monkeypatch):
     """The module's panel, opened; afterwards closed, with no process left behind."""
     if sys.platform == "linux":
         warm.source()  # in its own time: it would keep the event loop waiting
     shown = Screen()
+    monkeypatch.setattr("MAPSegModule.panel.DOUBLE_CLICK", 0)  # tests click as soon as they may
     yield shown
     shown.close()
     assert not workers(), "a worker was left behind"

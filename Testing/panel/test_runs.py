@@ -152,8 +152,7 @@ def test_cancelling_leaves_no_process(screen, monkeypatch, record_property):
     assert screen.rows()
 
 
-def test_cancelling_before_the_worker_has_begun(screen, monkeypatch):
-    monkeypatch.setattr("MAPSegModule.panel.DOUBLE_CLICK", 0)
+def test_cancelling_before_the_worker_has_begun(screen):
     add_ball()
     screen.wait(lambda: screen.ui.segmentButton.enabled, 5)
     screen.click("segmentButton")

@@ -49,12 +49,25 @@ def start(trained, tmp_path_factory) -> Path:
     return save_model(tmp_path_factory.mktemp("start") / "start.safetensors", model.state_dict(), card)
 
 
+TRAINING = OPTIONS | {"steps": 20, "checkpoint_every": 4, "reuse": 3}
+
+
+@pytest.fixture(scope="module")
+def alone(start, data, tmp_path_factory) -> tuple[Path, list[dict]]:
+    """Folder and events of the training in one process."""
+    folder, events = tmp_path_factory.mktemp("one"), []
+    job = {"images": data / "images", "labels": data / "labels", "init": start}
+    api.train(folder, "x", **job, **TRAINING, accumulate=2, report=events.append)
+    return folder, events
+
+
 @LINUX
 @pytest.mark.parametrize("killed", [0, 1])
-def test_a_killed_process_is_replaced_and_the_run_ends_as_if_nothing_had_been(killed, start, data, tmp_path):
+def test_a_killed_process_is_replaced_and_the_run_ends_as_if_nothing_had_been(
+    killed, start, alone, data, tmp_path
+):
     job = {"images": data / "images", "labels": data / "labels", "init": start}
-    options = OPTIONS | {"steps": 20, "checkpoint_every": 4, "reuse": 3}
-    content = {"task": "train", "name": "x", "output": tmp_path / "two", "options": options, **job}
+    content = {"task": "train", "name": "x", "output": tmp_path / "two", "options": TRAINING, **job}
     (tmp_path / "job.json").write_text(json.dumps(content, default=str))
     running, events = torchrun("MAPSegLib.worker", tmp_path / "job.json", restarts=3), []
     try:
@@ -73,15 +86,14 @@ def test_a_killed_process_is_replaced_and_the_run_ends_as_if_nothing_had_been(ki
     after = [event for event in events[again:] if event.get("losses")]
     assert 5 <= after[0]["step"] <= 13 and after[-1]["step"] == 20
 
-    alone = []
-    api.train(tmp_path / "one", "x", **job, **options, accumulate=2, report=alone.append)
-    expected = {event["step"]: event["losses"] for event in alone if event.get("losses")}
+    one, told = alone
+    expected = {event["step"]: event["losses"] for event in told if event.get("losses")}
     for event in [event for event in before if event.get("losses")] + after:
         assert event["losses"] == pytest.approx(expected[event["step"]], abs=1e-5)
-    ours, theirs = (load_file(tmp_path / folder / "x.safetensors") for folder in ("two", "one"))
+    ours, theirs = (load_file(folder / "x.safetensors") for folder in (tmp_path / "two", one))
     for name, value in theirs.items():
         torch.testing.assert_close(ours[name], value, atol=1e-5, rtol=1e-4)
-    records = [(tmp_path / folder / "metrics.jsonl").read_text().splitlines() for folder in ("two", "one")]
+    records = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (tmp_path / "two", one)]
     steps = [[json.loads(line)["step"] for line in lines] for lines in records]
     assert steps[0] == steps[1] == [10, 20]
 

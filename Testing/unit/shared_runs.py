@@ -23,7 +23,7 @@ from MAPSegLib.training.pretraining import pretrain
 from MAPSegLib.training.source import train
 from MAPSegLib.volumes import Volume
 
-COMMON = {"device": "cpu", "precision": "fp32", "threads": 1, "steps": 20, "mask_cube": 4}
+COMMON = {"device": "cpu", "precision": "fp32", "threads": 1, "steps": 10, "mask_cube": 4}
 
 
 class Told(list):

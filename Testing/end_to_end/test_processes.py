@@ -32,15 +32,21 @@ def at_step(step):
     return lambda event: event["event"] == "progress" and event.get("losses") and event["step"] >= step
 
 
-def test_a_killed_training_continues_to_the_same_weights(worker, data, tmp_path):
-    options = OPTIONS | {"steps": 7, "checkpoint_every": 2, "reuse": 2}
-    job = {
+def training(data):
+    """A job that trains a tiny model; it lacks a folder."""
+    folders = {"images": data / "images", "labels": data / "labels"}
+    return {
         "task": "train",
         "name": "x",
-        "images": data / "images",
-        "labels": data / "labels",
+        **folders,
         "preset": "tiny",
+        "preprocessing": {"spacing": (2, 2, 2)},
     }
+
+
+def test_a_killed_training_continues_to_the_same_weights(worker, data, tmp_path):
+    options = OPTIONS | {"steps": 7, "checkpoint_every": 2, "reuse": 2}
+    job = training(data)
     running = worker(job | {"output": tmp_path / "killed", "options": options})
     running.until(at_step(5))
     assert running.signal(signal.SIGKILL) == -signal.SIGKILL
@@ -125,13 +131,7 @@ def test_a_killed_adaptation_beside_a_source_continues_to_the_same_weights(worke
 
 
 def test_sigterm_cancels_and_keeps_the_checkpoint(worker, data, tmp_path):
-    job = {
-        "task": "train",
-        "name": "x",
-        "images": data / "images",
-        "labels": data / "labels",
-        "preset": "tiny",
-    }
+    job = training(data)
     options = OPTIONS | {"steps": 100_000, "checkpoint_every": 100_000}
     running = worker(job | {"output": tmp_path / "out", "options": options})
     running.until(at_step(3))
@@ -232,13 +232,7 @@ def test_only_events_reach_the_stream(worker, model, data, tmp_path):
 
 
 def test_a_reader_that_went_away_ends_the_job(worker, data, tmp_path):
-    job = {
-        "task": "train",
-        "name": "x",
-        "images": data / "images",
-        "labels": data / "labels",
-        "preset": "tiny",
-    }
+    job = training(data)
     running = worker(job | {"output": tmp_path / "out", "options": OPTIONS | {"steps": 100_000}})
     running.until(at_step(1))
     running.process.stdout.close()
@@ -248,13 +242,7 @@ def test_a_reader_that_went_away_ends_the_job(worker, data, tmp_path):
 
 @pytest.mark.parametrize("attached", [True, False])
 def test_a_line_cancels_and_so_does_the_end_of_an_attached_input(worker, data, tmp_path, attached):
-    job = {
-        "task": "train",
-        "name": "x",
-        "images": data / "images",
-        "labels": data / "labels",
-        "preset": "tiny",
-    }
+    job = training(data)
     options = OPTIONS | {"steps": 100_000, "checkpoint_every": 1}
     running = worker(job | {"output": tmp_path / "out", "options": options}, *["--attached"] * attached)
     running.until(at_step(2))

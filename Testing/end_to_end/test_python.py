@@ -98,8 +98,8 @@ def test_in_python_a_training_leaves_the_callers_random_numbers_and_threads(data
     import torch
 
     threads, state = torch.get_num_threads(), torch.get_rng_state()
-    pairs = {"images": data / "images", "labels": data / "labels"}
-    api.train(tmp_path, "x", **pairs, preset="tiny", steps=1, device="cpu", threads=threads + 1)
+    given = {"images": data / "images", "labels": data / "labels", "preprocessing": {"spacing": (2, 2, 2)}}
+    api.train(tmp_path, "x", **given, preset="tiny", steps=1, device="cpu", threads=threads + 1)
     assert torch.get_num_threads() == threads and torch.equal(torch.get_rng_state(), state)
 
 
@@ -107,7 +107,7 @@ def test_in_python_a_training_leaves_the_callers_random_numbers_and_threads(data
 def test_in_python_a_training_does_not_mind_what_the_caller_has_set(setting, data, tmp_path):
     import torch
 
-    pairs = {"images": data / "images", "labels": data / "labels"}
+    given = {"images": data / "images", "labels": data / "labels", "preprocessing": {"spacing": (2, 2, 2)}}
     options = {"preset": "tiny", "steps": 1, "device": "cpu", "threads": 1}
     with ExitStack() as settings:
         if setting == "default dtype":
@@ -117,7 +117,7 @@ def test_in_python_a_training_does_not_mind_what_the_caller_has_set(setting, dat
             settings.enter_context(torch.device("meta"))
         else:
             settings.enter_context(getattr(torch, setting)())
-        api.train(tmp_path / "model", "x", **pairs, **options)
+        api.train(tmp_path / "model", "x", **given, **options)
         api.segment(
             tmp_path / "model" / "x.safetensors", data / "images", tmp_path / "out", device="cpu", threads=1
         )

@@ -180,7 +180,8 @@ def test_names_with_brackets_are_shown_as_they_are(data, tmp_path):
     table = tmp_path / "table.json"
     table.write_text('{"1": "head [left]", "2": "body [/mm]"}', encoding="utf-8")
     arguments = ["--images", data / "images", "--labels", data / "labels", "--label-table", table]
-    mapseg("train", *arguments, "--preset", "tiny", "--steps", 1, "--name", "m", "-o", tmp_path / "m", *CPU)
+    arguments += ["--preset", "tiny", "--spacing", 2, "--steps", 1]
+    mapseg("train", *arguments, "--name", "m", "-o", tmp_path / "m", *CPU)
     own = tmp_path / "m" / "m.safetensors"
     told, _ = mapseg("segment", own, data / "images" / "case0.nii.gz", "-o", tmp_path / "out", *CPU)
     assert "head [left]" in told and "body [/mm]" in told

@@ -6,6 +6,8 @@ from pathlib import Path
 
 # Before anything imports torch: in networks as small as these, threads wait longer for each other than they compute.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Where a test asks for two, they sleep while they wait: on busy cores they would use up seconds.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 import pytest

@@ -17,7 +17,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
     model_validator,
 )
 
@@ -433,29 +432,3 @@ def check_path(path: str | Path) -> Path:
         raise InputError(
             f"{path} cannot be found, as the current folder is no longer there.", "Change to another folder."
         ) from error
-
-
-_PLAIN = {
-    "extra_forbidden": "there is no such option",
-    "too_short": "at least one is needed",
-    "missing": "is missing",
-    "tuple_type": "a list is needed",
-    "union_tag_not_found": "task is missing",
-    "union_tag_invalid": "there is no such task",
-    "model_type": "names and values are needed",
-    "model_attributes_type": "names and values are needed",
-}
-"""What pydantic says to programmers, by the type of its errors."""
-
-
-def first_problem(error: ValidationError, tagged: bool = False) -> str:
-    """The first failure of a validation, in a few words.
-
-    Args:
-        tagged: places start with the kind of what was validated, which is known.
-    """
-    first = error.errors(include_url=False)[0]
-    place = [str(part) for part in first["loc"]]
-    where = ".".join(place[1:] if tagged else place)
-    message = _PLAIN.get(first["type"]) or first["msg"].removeprefix("Value error, ")
-    return f"{where}: {message}" if where else message

@@ -3,6 +3,13 @@
 Exit codes: 0 done, 1 anything unforeseen, 2 bad input, 3 out of memory after every fallback, 4 cancelled.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class MAPSegError(Exception):
     """A failure that is told to the user as one sentence, with advice where there is any."""
@@ -47,3 +54,29 @@ class Cancelled(MAPSegError):
 
 class Stopped(Exception):
     """The user wants what an adaptation has reached so far: no failure."""
+
+
+_PLAIN = {
+    "extra_forbidden": "there is no such option",
+    "too_short": "at least one is needed",
+    "missing": "is missing",
+    "tuple_type": "a list is needed",
+    "union_tag_not_found": "task is missing",
+    "union_tag_invalid": "there is no such task",
+    "model_type": "names and values are needed",
+    "model_attributes_type": "names and values are needed",
+}
+"""What pydantic says to programmers, by the type of its errors."""
+
+
+def first_problem(error: ValidationError, tagged: bool = False) -> str:
+    """The first failure of a validation, in a few words.
+
+    Args:
+        tagged: places start with the kind of what was validated, which is known.
+    """
+    first = error.errors(include_url=False)[0]
+    place = [str(part) for part in first["loc"]]
+    where = ".".join(place[1:] if tagged else place)
+    message = _PLAIN.get(first["type"]) or first["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message

@@ -45,9 +45,8 @@ from .config import (
     Preset,
     PretrainingOptions,
     TrainingOptions,
-    first_problem,
 )
-from .errors import InputError
+from .errors import InputError, first_problem
 from .reports import read_json
 
 Emit = Callable[[dict[str, Any]], None]

@@ -20,8 +20,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
-from .config import GivenPath, Options, Preprocessing, check_path, first_problem
-from .errors import InputError
+from .config import GivenPath, Options, Preprocessing, check_path
+from .errors import InputError, first_problem
 from .formats import scan_suffix
 from .reports import first_few, plain, read_json, write_json
 from .volumes import find_scans, scan_stem

@@ -17,8 +17,8 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from ..config import Options, check_path, first_problem
-from ..errors import InputError
+from ..config import Options, check_path
+from ..errors import InputError, first_problem
 from ..reports import read_json, write_json
 from .plan import Plan, Role, agree, read_plan
 from .scans import SiteData, find

@@ -25,9 +25,8 @@ from ..config import (
     Preset,
     PretrainingStep,
     StepOptions,
-    first_problem,
 )
-from ..errors import InputError
+from ..errors import InputError, first_problem
 from ..models import ModelCard, load_card, resolve
 from ..reports import read_json
 

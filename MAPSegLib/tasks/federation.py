@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from ..config import check_path, first_problem
-from ..errors import InputError
+from ..config import check_path
+from ..errors import InputError, first_problem
 from ..jobs import Report, SimulateJob
 from ..model_files import SUFFIX
 from ..reports import read_json

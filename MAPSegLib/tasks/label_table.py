@@ -9,8 +9,8 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from ..config import Label, check_path, first_problem
-from ..errors import InputError
+from ..config import Label, check_path
+from ..errors import InputError, first_problem
 from ..reports import read_json
 
 IGNORE = "ignore"

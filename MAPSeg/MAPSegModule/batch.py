@@ -187,7 +187,8 @@ class Batch:
         others = [name for name, value in about["settings"].items() if known["settings"].get(name) != value]
         if others == ["together"]:
             return f"{there[0]} was made together with other scans."
-        return f"{there[0]} was made with other settings: {', '.join(others)}." if others else ""
+        told = ", ".join("the model's file" if name == "model_stamp" else name for name in others)
+        return f"{there[0]} was made with other settings: {told}." if others else ""
 
     def run(self) -> int:
         """All cases that are not done yet."""

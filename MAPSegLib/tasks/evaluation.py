@@ -53,7 +53,7 @@ def evaluate(job: EvaluateJob, report: Report) -> dict[str, Any]:
     names = (
         {label.value: label.name for label in load_card(resolve(job.model), choice=True).labels}
         if job.model
-        else _structures([reference for _, reference in pairs], job)
+        else _structures([reference for _, reference in pairs], job, report)
     )
     rows: list[dict[str, Any]] = []
     failed: list[dict[str, Any]] = []
@@ -164,12 +164,12 @@ def _without_images(files: Iterable[Path], labels: Iterable[Path]) -> list[Path]
     ]
 
 
-def _structures(references: Sequence[Path], job: EvaluateJob) -> dict[int, str]:
+def _structures(references: Sequence[Path], job: EvaluateJob, report: Report) -> dict[int, str]:
     """The values that any reference holds, mapped where a mapping is given: found where one lacks it, it is wrong."""
     import numpy as np
 
     found: set[int] = set()
-    for reference in references:
+    for reference in track(references, report):
         with suppress(InputError):  # told when it is its turn
             found.update(np.unique(read_labels(reference).array).tolist())
     values = sorted(value for value in found if value > 0)

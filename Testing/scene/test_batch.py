@@ -243,7 +243,7 @@ def test_a_batch_replaces_no_results_of_another_scan_or_model(inputs, tmp_path, 
     before = {name: (tmp_path / "out" / name).read_bytes() for name in names(tmp_path / "out")}
     for further, why in (
         (["--input", str(elsewhere)], f"head.seg.nrrd is of another scan, {head}."),
-        (["--input", str(head), "--model", str(other)], "made with other settings: model_stamp."),
+        (["--input", str(head), "--model", str(other)], "made with other settings: the model's file."),
         (["--input", str(head), "--uncertainty"], "made with other settings: uncertainty."),
     ):
         capfd.readouterr()

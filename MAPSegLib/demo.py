@@ -146,11 +146,8 @@ def run_demo(
     refuse_existing(files.values(), overwrite)
     network, card = load_model(resolve(model))
     with output_folder(check_path(output)):
-        for name in (
-            "report",
-            "results",
-        ):  # an earlier demo's would not fit the label maps that replace its own
-            files[name].unlink(missing_ok=True)
+        for name in ("report", "results"):
+            files[name].unlink(missing_ok=True)  # an earlier demo's, whose label maps are replaced
         try:
             findings, panels = _explore(network, card, minutes, files, overwrite, report or _quiet, say)
             _write_findings(findings, panels, files, overwrite)

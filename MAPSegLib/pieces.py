@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from .config import Label
+from .reports import first_few
 
 FEWEST_MAPS = 10
 """Label maps that it takes to know that a structure is one piece: a few tumours may all be single ones."""
@@ -112,15 +113,10 @@ def islands_told(
         lost[value] += voxels
     names = {label.value: label.name for label in labels}
     many = [(value, voxels) for value, voxels in lost.most_common() if voxels > (1 - ONE_PIECE) * left[value]]
-    gone = _few([f"{names[value]} {voxels * voxel_ml:.2g} ml" for value, voxels in many])
-    apart = _few([names[value] for value in split])
+    gone = first_few([f"{names[value]} {voxels * voxel_ml:.2g} ml" for value, voxels in many], NAMED)
+    apart = first_few([names[value] for value in split], NAMED)
     told = [f"Removed small parts that lay apart from their structure: {gone}."] if gone else []
     return told + ([f"In several large parts, unlike in the source's label maps: {apart}."] if apart else [])
-
-
-def _few(names: Sequence[str]) -> str:
-    more = f", and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
 
 
 def _pieces(

@@ -67,9 +67,10 @@ def reason(error: OSError) -> str:
     return told.get(error.errno, (error.strerror or str(error)).lower())
 
 
-def first_few(names: Sequence[Any]) -> str:
+def first_few(names: Sequence[Any], most: int = 5) -> str:
     """Names for a message, which would be too long with all of many."""
-    return ", ".join(map(str, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(str, names[:most])) + more
 
 
 def unwritable(path: Path, error: OSError) -> InputError:

@@ -14,11 +14,18 @@ from MAPSegLib.models import load_card, load_model
 from .calls import CPU, card_on_a_terminal, files, labels_of, mapseg, other_codes, refused
 
 
+def data_set(folder, images, labels, about):
+    """A data set in the layout of nnU-Net."""
+    for ours, theirs in ((images, "imagesTr"), (labels, "labelsTr")):
+        shutil.copytree(ours, folder / theirs)
+    (folder / "dataset.json").write_text(about)
+    return folder
+
+
 def test_a_training_reads_a_data_set(data, tmp_path):
-    for ours, theirs in (("images", "imagesTr"), ("labels", "labelsTr")):
-        shutil.copytree(data / ours, tmp_path / "set" / theirs)
-    (tmp_path / "set" / "dataset.json").write_text('{"modality": {"0": "MRI"}, "labels": {"1": "shell"}}')
-    arguments = ["--images", tmp_path / "set", "--name", "x", "--preset", "tiny", "--steps", 1]
+    about = '{"modality": {"0": "MRI"}, "labels": {"1": "shell"}}'
+    cases = data_set(tmp_path / "set", data / "images", data / "labels", about)
+    arguments = ["--images", cases, "--name", "x", "--preset", "tiny", "--steps", 1]
     _, told = mapseg("train", *arguments, "--spacing", 2, "-o", tmp_path / "out", *CPU)
     assert (
         "the model does not agree with itself: no result of it will be trusted. More steps may help." in told
@@ -30,10 +37,9 @@ def test_a_training_reads_a_data_set(data, tmp_path):
 
 def test_values_that_a_data_set_does_not_name_are_told(data, tmp_path):
     """A voxel by mistake, or a region of nnU-Net, which has several values, would be a structure of its own."""
-    for ours, theirs in (("images", "imagesTr"), ("labels", "labelsTr")):
-        shutil.copytree(data / ours, tmp_path / "set" / theirs)
-    (tmp_path / "set" / "dataset.json").write_text('{"labels": {"background": 0, "core": 2}}')
-    arguments = ["--images", tmp_path / "set", "--name", "x", "--preset", "tiny", "--steps", 1]
+    about = '{"labels": {"background": 0, "core": 2}}'
+    cases = data_set(tmp_path / "set", data / "images", data / "labels", about)
+    arguments = ["--images", cases, "--name", "x", "--preset", "tiny", "--steps", 1]
     _, told = mapseg("train", *arguments, "--spacing", 2, "-o", tmp_path / "out", *CPU)
     assert "The label maps hold 1, which set does not name (1 is in case0.nii.gz): each is learnt" in told
 
@@ -123,10 +129,7 @@ def test_values_of_the_other_modality_are_told(model, data, tmp_path):
         assert told in mapseg(command, *what, *sizes, "-o", tmp_path / command, *CPU)[1]
         arguments = [*what, *sizes, "--modality", "ct", "-o", tmp_path / f"{command}-ct", *CPU]
         assert "taken for" not in mapseg(command, *arguments)[1]
-    stated = tmp_path / "set"
-    for kind, folder in (("imagesTr", scans), ("labelsTr", data / "labels")):
-        shutil.copytree(folder, stated / kind)
-    (stated / "dataset.json").write_text('{"channel_names": {"0": "CT"}}')
+    stated = data_set(tmp_path / "set", scans, data / "labels", '{"channel_names": {"0": "CT"}}')
     for command, what in (("train", ["--images", stated, *name]), ("pretrain", [stated, *name])):
         _, told = mapseg(command, *what, *sizes, "-o", tmp_path / f"{command}-stated", *CPU)
         assert "CT at 2 x 2 x 3 mm" in told and "taken for" not in told

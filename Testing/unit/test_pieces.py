@@ -148,8 +148,8 @@ def test_of_many_structures_with_islands_the_largest_are_named():
     moved = {(2 * i, 0): 100 * i for i in range(1, 6)}
     left = dict.fromkeys(range(2, 11, 2), 400)
     gone, apart = islands_told(moved, [2, 4, 6, 10], left, labels(*[True] * 5), 0.01)
-    assert gone.endswith(": part 5 5 ml, part 4 4 ml, part 3 3 ml, and 2 more.")
-    assert apart.endswith(": part 1, part 2, part 3, and 1 more.")
+    assert gone.endswith(": part 5 5 ml, part 4 4 ml, part 3 3 ml and 2 more.")
+    assert apart.endswith(": part 1, part 2, part 3 and 1 more.")
 
 
 # --- in a segmentation --------------------------------------------------------------------------------------------

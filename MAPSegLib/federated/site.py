@@ -203,7 +203,11 @@ class _Target:
         options = federation.plan.options
         scans = [prepare(read_image(file), federation.card.preprocessing) for file in files]
         self.images, self.scans = [scan.image for scan in scans], len(scans)
-        self.notes = [{note: [file]} for file, scan in zip(files, scans, strict=True) for note in scan.notes]
+        notes = defaultdict(list)
+        for file, scan in zip(files, scans, strict=True):
+            for note in scan.notes:
+                notes[note].append(file)
+        self.notes = [notes]
         self.guesses: dict[int, Tensor] = {}
         self.of_target = TargetTerms(options, RECIPES[options.preset], federation.card.preprocessing.spacing)
 

@@ -1,6 +1,6 @@
 """MAPSeg: unsupervised domain adaptation of 3D segmentation networks (arXiv 2303.09373).
 
-Importing the package costs nothing heavy: the public functions load their modules on first use.
+Importing the package costs nothing heavy: what is public loads its module on first use.
 """
 
 from importlib import import_module
@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # who checks types follows no __getattr__
     from .api import pretrain as pretrain
     from .api import segment as segment
     from .api import train as train
+    from .predictor import Predictor as Predictor
 
 __version__ = "0.1.0"
 
@@ -23,6 +24,7 @@ _PUBLIC = {
     "pretrain": "api",
     "evaluate": "api",
     "list_models": "api",
+    "Predictor": "predictor",
 }
 __all__ = [*_PUBLIC, "__version__"]
 

@@ -60,9 +60,9 @@ def segment(
     return _run(
         report,
         task="segment",
-        model=str(_path(model, "model")),
+        model=str(path_of(model, "model")),
         scans=_several(scans, "scans"),
-        output=_path(output, "output"),
+        output=path_of(output, "output"),
         uncertainty=uncertainty,
         probabilities=probabilities,
         overwrite=overwrite,
@@ -102,9 +102,9 @@ def adapt(
     return _run(
         report,
         task="adapt",
-        model=str(_path(model, "model")),
+        model=str(path_of(model, "model")),
         scans=_several(scans, "scans"),
-        output=_path(output, "output"),
+        output=path_of(output, "output"),
         uncertainty=uncertainty,
         source=_maybe(source, "source"),
         source_labels=_maybe(source_labels, "source_labels"),
@@ -162,15 +162,15 @@ def train(
     return _run(
         report,
         task="train",
-        output=_path(output, "output"),
+        output=path_of(output, "output"),
         name=name,
         images=_maybe(images, "images"),
         labels=_maybe(labels, "labels"),
         from_labels=_maybe(from_labels, "from_labels"),
         contrast=contrast,
-        label_table=None if label_table is None else str(_path(label_table, "label_table")),
+        label_table=None if label_table is None else str(path_of(label_table, "label_table")),
         preset=preset,
-        init=None if init is None else str(_path(init, "init")),
+        init=None if init is None else str(path_of(init, "init")),
         preprocessing=preprocessing,
         holdout=holdout,
         description=description,
@@ -215,7 +215,7 @@ def pretrain(
     return _run(
         report,
         task="pretrain",
-        output=_path(output, "output"),
+        output=path_of(output, "output"),
         name=name,
         domains=_several(domains, "domains"),
         from_labels=_maybe(from_labels, "from_labels"),
@@ -259,16 +259,16 @@ def evaluate(
     return _run(
         report,
         task="evaluate",
-        prediction=_path(prediction, "prediction"),
-        reference=_path(reference, "reference"),
-        output=_path(output, "output"),
-        model=None if model is None else str(_path(model, "model")),
+        prediction=path_of(prediction, "prediction"),
+        reference=path_of(reference, "reference"),
+        output=path_of(output, "output"),
+        model=None if model is None else str(path_of(model, "model")),
         mapping=mapping,
         overwrite=overwrite,
     )
 
 
-def _path(given: Any, what: str) -> str | Path:
+def path_of(given: Any, what: str) -> str | Path:
     """A path in whatever form; ``what`` it is of goes into the message."""
     if isinstance(given, str):
         return given
@@ -276,18 +276,19 @@ def _path(given: Any, what: str) -> str | Path:
         return Path(os.fsdecode(given))
     named = repr(given) if given is None or isinstance(given, int | float | bytes) else type(given).__name__
     raise InputError(
-        f"{what}: {named} is not a path.", "Give text, or a path of pathlib; save what is in memory first."
+        f"{what}: {named} is not a path.",
+        "Give text, or a path of pathlib. Images in memory: save them first, or give them to a Predictor.",
     )
 
 
 def _maybe(given: Any, what: str) -> str | Path | None:
-    return None if given is None else _path(given, what)
+    return None if given is None else path_of(given, what)
 
 
 def _several(given: Any, what: str) -> list[str | Path]:
     """Paths, one of them given alone."""
     alone = isinstance(given, str | bytes) or not isinstance(given, Iterable)
-    return [_path(one, what) for one in ([given] if alone else given)]
+    return [path_of(one, what) for one in ([given] if alone else given)]
 
 
 def _run(report: Emit | None, **content: Any) -> dict[str, Any]:

@@ -105,6 +105,34 @@ def save(path: Path, array: np.ndarray, affine: np.ndarray, header: Any) -> None
         _save_itk(path, array, affine, header)
 
 
+def unpack(image: Any, name: str) -> Loaded:
+    """What :func:`load` gives of a file, of an image that nibabel or SimpleITK hold in memory.
+
+    Args:
+        name: what messages call it.
+
+    Raises:
+        InputError: it is neither, or not one 3D scalar volume.
+    """
+    import nibabel as nib
+    import SimpleITK as sitk
+
+    if isinstance(image, nib.Nifti1Image | nib.MGHImage):
+        return guard(Path(name), lambda path: _from_nibabel(path, image))  # its voxels may still be in a file
+    if isinstance(image, sitk.Image):
+        return _from_itk(Path(name), image)
+    raise InputError(
+        f"{name} is of type {type(image).__name__}, and an image of nibabel or SimpleITK is needed.",
+        "Read a file with nibabel.load(path); make an image of an array with nibabel.Nifti1Image(array, affine), the "
+        "affine leading from voxels to mm right, anterior and superior.",
+    )
+
+
+def pack(array: np.ndarray, affine: np.ndarray, header: Any) -> Any:
+    """What :func:`save` writes, as an image in memory: of SimpleITK where the scan is one, else of nibabel."""
+    return (_itk if isinstance(header, ItkGeometry) else _nifti)(array, affine, header)
+
+
 def _read_nibabel(path: Path) -> Loaded:
     import nibabel as nib
 
@@ -113,12 +141,8 @@ def _read_nibabel(path: Path) -> Loaded:
     kind = next(kind for kind in kinds if kind.path_maybe_image(path)[0])
     # nib.load takes no "Scan.Nii"; mapped, voxels would change with the file, and the process die as it shrinks
     image = kind.from_file_map({"image": nib.FileHolder(path)}, mmap=False)
-    dtype = image.get_data_dtype()
-    if dtype.fields is not None or dtype.kind == "c":
-        what = "is a colour (RGB) image" if dtype.fields is not None else "holds complex numbers"
-        raise InputError(f"{path.name} {what}.", "Give a scan with one real intensity per voxel.")
-    shape = squeezed_shape(path.name, image.shape)
-    if image.dataobj.offset + math.prod(map(int, shape)) * dtype.itemsize > held:
+    shape = _scalar_shape(path, image)
+    if image.dataobj.offset + math.prod(map(int, shape)) * image.get_data_dtype().itemsize > held:
         raise EOFError("fewer voxels than the header says")  # for which nibabel would take the memory first
     if isinstance(image, nib.Nifti1Image):
         if int(image.dataobj.offset) < image.header.single_vox_offset:  # nibabel would take header for voxels
@@ -126,15 +150,32 @@ def _read_nibabel(path: Path) -> Loaded:
                 f"{path.name}: its voxels start within its header (vox_offset).", "Export it again."
             )
         _check_pixdim(path, image)
-        _check_orientation(path, image)
-        unit = {1: "metres", 3: "microns"}.get(int(image.header["xyzt_units"]) & 7)
-        if unit:
-            raise _not_in_mm(path, unit)
     else:
         with nib.openers.ImageOpener(path) as file:
             start = file.read(30)
         image.header["goodRASFlag"] = int.from_bytes(start[28:], "big")  # nibabel sets it where it is not
-    return np.asanyarray(image.dataobj).reshape(shape, order="F"), image.affine.astype(float), image.header
+    return _from_nibabel(path, image)
+
+
+def _scalar_shape(path: Path, image: Any) -> tuple[int, ...]:
+    dtype = image.get_data_dtype()
+    if dtype.fields is not None or dtype.kind == "c":
+        what = "is a colour (RGB) image" if dtype.fields is not None else "holds complex numbers"
+        raise InputError(f"{path.name} {what}.", "Give a scan with one real intensity per voxel.")
+    return squeezed_shape(path.name, image.shape)
+
+
+def _from_nibabel(path: Path, image: Any) -> Loaded:
+    import nibabel as nib
+
+    shape = _scalar_shape(path, image)
+    if isinstance(image, nib.Nifti1Image):
+        _check_orientation(path, image)
+        unit = {1: "metres", 3: "microns"}.get(int(image.header["xyzt_units"]) & 7)
+        if unit:
+            raise _not_in_mm(path, unit)
+    affine = image.header.get_best_affine() if image.affine is None else image.affine
+    return np.asanyarray(image.dataobj).reshape(shape, order="F"), affine.astype(float), image.header
 
 
 def _not_in_mm(path: Path, unit: str) -> InputError:
@@ -332,22 +373,44 @@ def quietly(call: Callable[[], Any]) -> Any:
 def _save_nifti(path: Path, array: np.ndarray, affine: np.ndarray, header: Any) -> None:
     import nibabel as nib
 
+    nib.save(_nifti(array, affine, header), path)
+
+
+def _nifti(array: np.ndarray, affine: np.ndarray, header: Any) -> Any:
+    import nibabel as nib
+
     if isinstance(header, nib.Nifti1Header):
         place = type(header)()  # all else tells of the scan, and may name who was scanned
         for field in _PLACE:
             place[field] = header[field]
         kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
-        image = kind(array, header.get_best_affine(), place)
+        image = kind(array, affine, place)
     else:
         image = nib.Nifti1Image(array, affine)
         image.header.set_xyzt_units("mm")
         image.set_sform(affine, code=1)
         image.set_qform(affine, code=1)
     image.set_data_dtype(array.dtype)
-    nib.save(image, path)
+    return image
 
 
 def _save_itk(path: Path, array: np.ndarray, affine: np.ndarray, geometry: Any) -> None:
+    import SimpleITK as sitk
+
+    image = _itk(array, affine, geometry)
+
+    def write_and_check() -> None:
+        with itk_target(path) as name:
+            sitk.WriteImage(image, name, useCompression=True)
+            sitk.ReadImage(name)  # ITK does not report every short write; a full disk shows here
+
+    try:
+        quietly(write_and_check)
+    except RuntimeError as error:
+        raise OSError(errno.EIO, "the file could not be completed; the disk may be full") from error
+
+
+def _itk(array: np.ndarray, affine: np.ndarray, geometry: Any) -> Any:
     import SimpleITK as sitk
 
     image = sitk.GetImageFromArray(np.ascontiguousarray(array.swapaxes(0, 2)), isVector=array.ndim > 3)
@@ -359,13 +422,4 @@ def _save_itk(path: Path, array: np.ndarray, affine: np.ndarray, geometry: Any) 
     image.SetSpacing(geometry.spacing)
     image.SetOrigin(geometry.origin)
     image.SetDirection(geometry.direction)
-
-    def write_and_check() -> None:
-        with itk_target(path) as name:
-            sitk.WriteImage(image, name, useCompression=True)
-            sitk.ReadImage(name)  # ITK does not report every short write; a full disk shows here
-
-    try:
-        quietly(write_and_check)
-    except RuntimeError as error:
-        raise OSError(errno.EIO, "the file could not be completed; the disk may be full") from error
+    return image

@@ -17,7 +17,18 @@ import numpy as np
 
 from .dicom import is_dicom
 from .errors import InputError
-from .formats import READABLE, WRITABLE, corner_gap, geometry_notes, load, save, scan_suffix
+from .formats import (
+    READABLE,
+    WRITABLE,
+    Loaded,
+    corner_gap,
+    geometry_notes,
+    load,
+    pack,
+    save,
+    scan_suffix,
+    unpack,
+)
 from .model_files import SUFFIX
 from .reports import replacing
 
@@ -77,8 +88,17 @@ def read_image(path: str | Path) -> Volume:
         label map.
     """
     path = Path(path)
-    volume = _read(path)
-    name, array = path.name, volume.array
+    return _checked_scan(path.name, _read(path))
+
+
+def image_in_memory(image: Any) -> Volume:
+    """As :func:`read_image`, of an image of nibabel (NIfTI, MGH) or SimpleITK, which is left as it is."""
+    name = "The image"
+    return _checked_scan(name, _placed(name, None, unpack(image, name)))
+
+
+def _checked_scan(name: str, volume: Volume) -> Volume:
+    array = volume.array
     if array.dtype.kind in "iu" and array.dtype.itemsize == 8:
         _check_int32(name, array)
     with np.errstate(over="ignore"):  # what overflows float32 becomes Inf, and is refused as such
@@ -283,12 +303,14 @@ def write_volume(path: str | Path, array: np.ndarray, like: Volume, overwrite: b
     return path
 
 
+def in_memory(array: np.ndarray, like: Volume) -> Any:
+    """What :func:`write_volume` writes, as an image in memory: of the library that the scan is of."""
+    return pack(_storable(array), like.affine, like.header)
+
+
 def _read(path: Path) -> Volume:
-    """Any supported file or folder, in its stored type, with a checked geometry."""
-    array, affine, header = load(path)
-    volume = Volume(array, affine, path, header, geometry_notes(header))
-    _check_geometry(path.name, volume)
-    return volume
+    """Any supported file or folder."""
+    return _placed(path.name, path, load(path))
 
 
 def _holds_dicom(folder: Path) -> bool:
@@ -300,7 +322,10 @@ def _holds_dicom(folder: Path) -> bool:
     return any(map(is_dicom, filter(may_be_slice, entries)))
 
 
-def _check_geometry(name: str, volume: Volume) -> None:
+def _placed(name: str, path: Path | None, loaded: Loaded) -> Volume:
+    """In its stored type, with a checked geometry."""
+    array, affine, header = loaded
+    volume = Volume(array, affine, path, header, geometry_notes(header))
     if not np.isfinite(volume.affine).all():
         raise InputError(f"{name} has a geometry that is not finite.", "Export the scan again.")
     spacing = np.array(volume.spacing)
@@ -315,6 +340,7 @@ def _check_geometry(name: str, volume: Volume) -> None:
         raise InputError(
             f"{name} has a singular orientation matrix.", "Export the scan again with its orientation."
         )
+    return volume
 
 
 def _check_finite(name: str, array: np.ndarray) -> None:

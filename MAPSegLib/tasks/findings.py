@@ -22,6 +22,7 @@ from .outputs import ScanOutputs
 if TYPE_CHECKING:
     import numpy as np
 
+    from ..config import Label
     from ..inference import Segmentation
     from ..quality import Assessment
 
@@ -186,20 +187,25 @@ class Findings:
 
     def side(self, output: str, segmentation: Segmentation, verdict: Assessment) -> dict[str, Any]:
         """What is said of each of an adaptation's two results, and of the one result without."""
-        names = {label.value: label.name for label in self.card.labels}
         return {
             "output": output,
             "trusted": verdict.trusted,
             "reason": verdict.reason,
             "measures": verdict.measures,
-            "structures": [
-                {
-                    "value": value,
-                    "structure": names[value],
-                    "volume_ml": ml,
-                    "confidence": segmentation.confidence.get(value, math.nan),
-                }
-                for value, ml in segmentation.volumes_ml.items()
-            ],
+            "structures": structure_rows(self.card.labels, segmentation),
             "notes": segmentation.notes,
         }
+
+
+def structure_rows(labels: Iterable[Label], segmentation: Segmentation) -> list[dict[str, Any]]:
+    """What is said of every structure; the confidence of one that was not found is NaN."""
+    names = {label.value: label.name for label in labels}
+    return [
+        {
+            "value": value,
+            "structure": names[value],
+            "volume_ml": ml,
+            "confidence": segmentation.confidence.get(value, math.nan),
+        }
+        for value, ml in segmentation.volumes_ml.items()
+    ]

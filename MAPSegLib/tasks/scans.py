@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from .reading import tell_notes, track
 if TYPE_CHECKING:
     import numpy as np
 
+    from ..config import InferenceOptions
     from ..datasets import Source
     from ..inference import Progress, Segmentation
     from ..preprocessing import Scan
@@ -42,7 +43,8 @@ def segment(job: SegmentJob, report: Report) -> dict[str, Any]:
     """Segment every scan and judge every result. See :class:`~MAPSegLib.jobs.SegmentJob`."""
     given = collect_scans(job.scans)
     outputs = ScanOutputs.plan(job.output, given)
-    kinds = [kind for kind in MAPS if getattr(job, kind)]
+    maps = {kind: getattr(job, kind) for kind in MAPS}
+    kinds = [kind for kind, asked in maps.items() if asked]
     path = resolve(job.model)
     card = load_card(path, choice=True)
     with output_folder(outputs.folder), resume.alone(outputs.beside(resume.LOCK)):
@@ -79,19 +81,30 @@ def segment(job: SegmentJob, report: Report) -> dict[str, Any]:
 
             findings.forget_results_before([scan])
             with findings.isolated(scan):
-                found = _segment_one(candidates, scan, job, progress)
-                findings.add(_write_segmented(findings, scan, *found))
+                begun_scan = time.monotonic()
+                volume = read_image(scan)
+                segmentation, verdict = segment_one(candidates, volume, job.options, maps, progress)
+                segmentation.seconds = time.monotonic() - begun_scan
+                findings.add(_write_segmented(findings, scan, volume, segmentation, verdict))
         return findings.finish()
 
 
-def _segment_one(
-    candidates: Sequence[Candidate], scan: Path, job: SegmentJob, progress: Progress
-) -> tuple[Volume, Segmentation, Assessment]:
+def segment_one(
+    candidates: Sequence[Candidate],
+    volume: Volume,
+    options: InferenceOptions,
+    maps: Mapping[str, bool],
+    progress: Progress = lambda done, total: None,
+) -> tuple[Segmentation, Assessment]:
+    """The result of the model that suits a scan, and the verdict on it.
+
+    Args:
+        maps: which of ``MAPS`` are asked for.
+        progress: told percents done, and 100.
+    """
     from ..inference import segment_scan
     from ..quality import assess
 
-    started = time.monotonic()
-    volume = read_image(scan)
     # In percent of the windows: two quick looks by each model, and the result, which has about as many as seven.
     looking = 100 * 2 * len(candidates) / (2 * len(candidates) + 7)
 
@@ -101,15 +114,12 @@ def _segment_one(
     def segmented(done: int, total: int) -> None:
         progress(round(looking + (100 - looking) * done / total), 100)
 
-    views = view(candidates, prepared(candidates, volume), job.options, looked)
+    views = view(candidates, prepared(candidates, volume), options, looked)
     best, why = choose(candidates, [one.score for one in views])
     (model, card, _), (ready, looks, _) = candidates[best], views[best]
-    maps = {kind: getattr(job, kind) for kind in MAPS}
-    segmentation = segment_scan(model, card.labels, ready, job.options, **maps, progress=segmented)
-    verdict = assess(card, looks, ready.grid.working_spacing, segmentation.classes)
-    segmentation.seconds = time.monotonic() - started
+    segmentation = segment_scan(model, card.labels, ready, options, **maps, progress=segmented)
     segmentation.notes += [why] if why else []
-    return volume, segmentation, verdict
+    return segmentation, assess(card, looks, ready.grid.working_spacing, segmentation.classes)
 
 
 def _write_segmented(

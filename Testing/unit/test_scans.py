@@ -8,16 +8,15 @@ from volume_cases import noise_scan
 
 from MAPSegLib import quality
 from MAPSegLib.config import InferenceOptions
-from MAPSegLib.jobs import AdaptJob, SegmentJob
+from MAPSegLib.jobs import AdaptJob
 from MAPSegLib.models import load_card
 from MAPSegLib.tasks.candidates import Candidate
 from MAPSegLib.tasks.outputs import ScanOutputs
-from MAPSegLib.tasks.scans import _save_adapted, _segment_one
+from MAPSegLib.tasks.scans import _save_adapted, segment_one
 from MAPSegLib.training.adaptation import Adapted
-from MAPSegLib.volumes import write_volume
 
 
-def test_the_verdict_is_on_the_result_and_not_on_a_quick_look(tmp_path, monkeypatch):
+def test_the_verdict_is_on_the_result_and_not_on_a_quick_look(monkeypatch):
     judged, assess, seen = [], quality.assess, []
 
     def watched(card, looks, spacing, classes=None):
@@ -25,17 +24,11 @@ def test_the_verdict_is_on_the_result_and_not_on_a_quick_look(tmp_path, monkeypa
         return assess(card, looks, spacing, classes)
 
     monkeypatch.setattr(quality, "assess", watched)
-    like = noise_scan((20, 18, 22))
-    scan = write_volume(tmp_path / "scan.nii.gz", like.array, like)
-    job = SegmentJob(
-        model="tiny",
-        scans=[scan],
-        output=tmp_path,
-        options=InferenceOptions(device="cpu", precision="fp32"),
-    )
+    options = InferenceOptions(device="cpu", precision="fp32")
     model = tiny_model()
     candidates = [Candidate(model, card_of(model), None)]
-    _, found, _ = _segment_one(candidates, scan, job, lambda *told: seen.append(told))
+    scan = noise_scan((20, 18, 22))
+    found, _ = segment_one(candidates, scan, options, {}, lambda *told: seen.append(told))
     values = np.array([0, *(label.value for label in PAIRED)])
     assert np.array_equal(values[judged[-1]], found.labels) and np.unique(found.labels).size > 1
     assert seen == sorted(seen) and seen[-1] == (100, 100)

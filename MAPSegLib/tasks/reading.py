@@ -33,7 +33,12 @@ def tell_notes(notes: Mapping[str, Collection[Path]], report: Report, settled: b
         settled: the modality is that of a model to start from.
     """
     from ..levels import LIKE_CT, UNLIKE_CT
+    from ..preprocessing import COARSE, FINE
 
+    advice = dict.fromkeys((COARSE, FINE), " --spacing chooses others.")
+    if not settled:
+        advice |= dict.fromkeys((LIKE_CT, UNLIKE_CT), " --modality says which it is.")
     for note, files in notes.items():
-        advice = "" if settled or note not in (LIKE_CT, UNLIKE_CT) else " --modality says which it is."
-        report("log", message=f"{first_few(sorted(path.name for path in files))}: {note}{advice}")
+        report(
+            "log", message=f"{first_few(sorted(path.name for path in files))}: {note}{advice.get(note, '')}"
+        )

@@ -113,6 +113,23 @@ def test_structures_that_no_label_map_holds_are_told(data, tmp_path):
     assert len({label.color for label in labels}) == 3
 
 
+def test_voxels_far_from_a_millimetre_are_told_unless_a_size_is_chosen(data, tmp_path):
+    scans, labels = tmp_path / "scans", tmp_path / "labels"
+    for kind, folder in (("images", scans), ("labels", labels)):
+        folder.mkdir()
+        for path in (data / kind).iterdir():
+            image = nib.load(path)
+            nib.save(type(image)(image.dataobj, image.affine @ np.diag([2, 2, 2, 1])), folder / path.name)
+    coarse = "Its voxels are far larger than 1 mm, which they become: that takes time and shows no more."
+    told = f"case0.nii.gz, case1.nii.gz, case2.nii.gz: {coarse} --spacing chooses others."
+    what = ["--name", "x", "--preset", "tiny", "--steps", 1]
+    commands = [("train", ["--images", scans, "--labels", labels, *what]), ("pretrain", [scans, *what])]
+    for command, arguments in commands:
+        assert told in mapseg(command, *arguments, "-o", tmp_path / command, *CPU)[1]
+        chosen = [*arguments, "--spacing", 2, "-o", tmp_path / f"{command}-2"]
+        assert "far larger" not in mapseg(command, *chosen, *CPU)[1]
+
+
 def test_values_of_the_other_modality_are_told(model, data, tmp_path):
     """CT that is taken for MR keeps no Hounsfield units, and no step would tell."""
     scans = tmp_path / "scans"

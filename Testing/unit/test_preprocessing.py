@@ -11,10 +11,13 @@ from MAPSegLib.config import Preprocessing
 from MAPSegLib.errors import InputError
 from MAPSegLib.levels import mr_levels
 from MAPSegLib.preprocessing import (
+    COARSE,
+    FINE,
     canonical,
     interpolation_weights,
     labels_to_working,
     prepare,
+    prepare_to_learn,
     resample,
     restore,
     to_native,
@@ -376,6 +379,23 @@ def test_a_scan_that_would_fill_the_memory_is_refused():
     volume, _ = blob_scan(np.diag([50.0, 50.0, 50.0, 1.0]), (60, 60, 60))
     with pytest.raises(InputError, match="2900 x 2900 x 2900 mm large"):
         prepare(volume, Preprocessing(spacing=(1.0, 1.0, 1.0)))
+
+
+@pytest.mark.parametrize(
+    ("spacing", "told"),
+    [
+        ((0.5, 0.5, 0.5), (FINE,)),
+        ((0.5, 0.5, 0.6), ()),
+        ((1.25, 1.25, 5), ()),
+        ((1.25, 1.25, 5.2), (COARSE,)),
+        ((2, 2, 2), (COARSE,)),
+    ],
+)
+def test_voxels_far_from_those_that_nobody_chose_are_told_to_who_trains(spacing, told):
+    volume, _ = blob_scan(np.diag([*spacing, 1.0]))
+    assert prepare_to_learn(volume, Preprocessing(modality="mr")).notes == told
+    assert prepare_to_learn(volume, Preprocessing(spacing=(1.0, 1.0, 1.0))).notes == ()
+    assert prepare(volume, Preprocessing()).notes == ()
 
 
 def test_the_volume_of_a_sheared_voxel_is_that_of_its_box():

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from data_set_cases import plant
 
 from MAPSegLib.config import Preprocessing
 from MAPSegLib.errors import InputError
@@ -21,14 +22,6 @@ from MAPSegLib.manifests import (
 )
 from MAPSegLib.tasks.label_table import names_in, stated_names
 from MAPSegLib.tasks.material import manifest as convert
-
-
-def plant(folder, *files):
-    """Make empty files, and their folders."""
-    for name in files:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
-    return folder
 
 
 def names(pairs):
@@ -171,37 +164,6 @@ def test_of_other_data_sets_the_modality_is_not_known(tmp_path):
 
 def test_nnunet_without_labels_has_scans(tmp_path):
     assert len(list_scans(nnunet(tmp_path, {}, "imagesTr/a.nii.gz", "imagesTr/b.nii.gz"))) == 2
-
-
-# --- BIDS -----------------------------------------------------------------------------------------------------------
-
-
-def test_bids(tmp_path):
-    scans = [f"sub-{i}/ses-{i}/anat/sub-{i}_ses-{i}_T1w.nii.gz" for i in (1, 2)]
-    scans += [f"sub-3/anat/sub-3_run-{i}_T1w.nii.gz" for i in (1, 2)]
-    plant(tmp_path, *scans, "sub-1/func/sub-1_bold.nii.gz", "sub-1/ses-1/anat/sub-1_ses-1_T1w.json")
-    assert list_scans(tmp_path) == [tmp_path / scan for scan in scans[2:] + scans[:2]]
-    labels = [f"sub-{i}/ses-{i}/anat/sub-{i}_ses-{i}_space-orig_desc-aseg_dseg.nii.gz" for i in (1, 2)]
-    labels += [f"sub-3/anat/sub-3_run-{i}_label-L_mask.nii.gz" for i in (1, 2)]
-    labels += ["sub-1/ses-1/anat/sub-1_ses-1_desc-preproc_T1w.nii.gz"]
-    plant(tmp_path / "derivatives" / "tool", *labels)
-    pairs = {i.relative_to(tmp_path).as_posix(): label.name for i, label in list_pairs(tmp_path)}
-    assert pairs == {scan: label.rsplit("/", 1)[-1] for scan, label in zip(scans, labels, strict=False)}
-
-
-def test_bids_refuses_mixed_contrasts_two_labels_and_gaps(tmp_path):
-    mixed = plant(tmp_path / "a", "sub-1/anat/sub-1_T1w.nii.gz", "sub-1/anat/sub-1_T2w.nii.gz")
-    with pytest.raises(InputError, match="holds T1w and T2w scans") as refusal:
-        list_scans(mixed)
-    assert "manifest" in refusal.value.advice
-    twice = plant(tmp_path / "b", "sub-1/anat/sub-1_T1w.nii.gz")
-    plant(twice / "derivatives", *(f"{tool}/sub-1/anat/sub-1_dseg.nii.gz" for tool in "xy"))
-    with pytest.raises(InputError, match=r"x/sub-1/anat/sub-1_dseg.nii.gz and .* label the same scan"):
-        list_pairs(twice)
-    gap = plant(tmp_path / "c", "sub-1/anat/sub-1_T1w.nii.gz", "sub-2/anat/sub-2_T1w.nii.gz")
-    plant(gap / "derivatives/x/sub-1/anat", "sub-1_dseg.nii.gz")
-    with pytest.raises(InputError, match="no label map for sub-2_T1w.nii.gz"):
-        list_pairs(gap)
 
 
 # --- the authors' layout --------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ Spacing = Annotated[
     str | None,
     typer.Option(metavar="MM", help="Voxel size that it works on, mm: one number (1), or three: 1x1x3."),
 ]
-Modality = Annotated[str | None, typer.Option(help="mr or ct; mr unless a dataset.json says CT.")]
+Modality = Annotated[str | None, typer.Option(help="mr or ct; mr unless a data set says CT.")]
 LabelTable = Annotated[
     str | None, typer.Option("--label-table", help="JSON file of structures, or `brain` for FreeSurfer's.")
 ]

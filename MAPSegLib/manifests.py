@@ -5,7 +5,7 @@ Told apart by what is in the folder, the first that fits:
 manifest   a JSON file ``{"cases": [{"image": ..., "label": ..., "domain": ...}, ...]}``, paths relative to it, the last
            two optional; beside ``cases`` also ``labels``, what values are called (``{"1": "myocardium"}``)
 nnU-Net    ``dataset.json`` with ``imagesTr`` and ``labelsTr``; the Medical Segmentation Decathlon's is the same
-BIDS       ``sub-*/[ses-*/]anat``, label maps (``_dseg``, ``_seg``, ``_mask``) under ``derivatives``
+BIDS       ``sub-*/[ses-*/]anat`` or ``ct``, label maps (``_dseg``, ``_seg``, ``_mask``) under ``derivatives``
 authors'   ``*_img`` and ``*_label`` files side by side, in the folder or in its ``*_train`` sub-folders
 plain      scans alone; label maps, named alike, in a folder that is given beside it
 """
@@ -105,17 +105,15 @@ def domains(place: Path) -> dict[Path, str]:
 
 
 def as_stated(given: Preprocessing, places: Sequence[Path]) -> Preprocessing:
-    """The same, of CT where its modality is left open and every data set is one of nnU-Net's layout that says CT.
+    """The same, of CT where its modality is left open and every data set says CT, of nnU-Net's layout or of BIDS.
 
     Raises:
-        InputError: a ``dataset.json`` cannot be read.
+        InputError: a ``dataset.json`` cannot be read, or a data set of BIDS is broken.
     """
-    if "modality" in given.model_fields_set or not all(
-        (place / "dataset.json").is_file() for place in places
-    ):
+    if "modality" in given.model_fields_set:
         return given
-    stated = {channel.upper() for place in places for channel in _channels(place)}
-    return given.model_copy(update={"modality": "ct"}) if stated == {"CT"} else given
+    stated = {frozenset(map(str.upper, _channels(place))) for place in places}
+    return given.model_copy(update={"modality": "ct"}) if stated == {frozenset({"CT"})} else given
 
 
 def list_scans(place: Path) -> list[Path]:
@@ -290,7 +288,9 @@ def _manifest(path: Path) -> list[Case]:
 
 
 def _channels(folder: Path) -> list[str]:
-    """What a ``dataset.json`` calls the channels of its scans; empty where it does not say."""
+    """What a ``dataset.json``, or the names of BIDS, call the channels of scans; empty where neither is there."""
+    if not (folder / "dataset.json").is_file():
+        return _contrasts(_anatomical(folder))
     about = read_json(folder / "dataset.json", "a data set")
     named = (about.get("channel_names") or about.get("modality")) if isinstance(about, dict) else None
     return list(map(str, named.values() if isinstance(named, dict) else named or []))
@@ -317,13 +317,18 @@ def _authors(folder: Path) -> list[Case]:
 
 def _anatomical(folder: Path) -> list[Path]:
     """The scans of a BIDS data set, or nothing where the folder is none."""
-    anat = [p for pattern in ("sub-*/anat", "sub-*/ses-*/anat") for p in sorted(folder.glob(pattern))]
-    return [scan for place in anat for scan in _scans_of(place)]
+    patterns = [f"{whose}/{kind}" for whose in ("sub-*", "sub-*/ses-*") for kind in ("anat", "ct")]
+    places = [place for pattern in patterns for place in sorted(folder.glob(pattern))]
+    return [scan for place in places for scan in _scans_of(place)]
+
+
+def _contrasts(scans: Iterable[Path]) -> list[str]:
+    """What the names of BIDS end in: ``T1w``, ``ct``."""
+    return sorted({scan_stem(scan).rsplit("_", 1)[-1] for scan in scans})
 
 
 def _bids(folder: Path, scans: list[Path]) -> list[Case]:
-    contrasts = sorted({scan_stem(scan).rsplit("_", 1)[-1] for scan in scans})
-    if len(contrasts) > 1:
+    if len(contrasts := _contrasts(scans)) > 1:
         raise InputError(
             f"{folder} holds {' and '.join(contrasts)} scans; one contrast is needed.",
             "List the scans of one, or write a manifest.",

@@ -1,10 +1,11 @@
-"""Data sets in the layout of BIDS: their scans, and the label maps."""
+"""Data sets in the layout of BIDS: their scans and label maps, and the contrast."""
 
 import pytest
 from data_set_cases import plant
 
+from MAPSegLib.config import Preprocessing
 from MAPSegLib.errors import InputError
-from MAPSegLib.manifests import list_pairs, list_scans
+from MAPSegLib.manifests import as_stated, list_pairs, list_scans
 
 
 def test_bids(tmp_path):
@@ -33,3 +34,38 @@ def test_bids_refuses_mixed_contrasts_two_labels_and_gaps(tmp_path):
     plant(gap / "derivatives/x/sub-1/anat", "sub-1_dseg.nii.gz")
     with pytest.raises(InputError, match="no label map for sub-2_T1w.nii.gz"):
         list_pairs(gap)
+
+
+def test_folders_of_ct_are_read(tmp_path):
+    """Beside some with anatomical scans, too: a subject may have another folder than the next."""
+    scans = ["sub-1/anat/sub-1_ct.nii.gz", "sub-2/ct/sub-2_ct.nii.gz", "sub-3/ses-1/ct/sub-3_ses-1_ct.nii.gz"]
+    plant(tmp_path, *scans)
+    labels = [scan.replace("_ct", "_dseg") for scan in scans]
+    plant(tmp_path / "derivatives" / "manual", *labels)
+    expected = [
+        (tmp_path / a, tmp_path / "derivatives" / "manual" / b) for a, b in zip(scans, labels, strict=True)
+    ]
+    assert list_pairs(tmp_path) == expected
+    plant(tmp_path, "sub-2/anat/sub-2_T1w.nii.gz")
+    with pytest.raises(InputError, match="holds T1w and ct scans"):
+        list_scans(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("scans", "found"),
+    [
+        (["sub-1/ct/sub-1_ct.nii.gz", "sub-2/anat/sub-2_ct.nii.gz"], "ct"),
+        (["sub-1/anat/sub-1_T1w.nii.gz"], "mr"),
+        (["sub-1/ct/sub-1_ct.nii.gz", "sub-1/anat/sub-1_T1w.nii.gz"], "mr"),  # refused when they are listed
+    ],
+)
+def test_names_of_scans_say_that_they_are_ct(tmp_path, scans, found):
+    place = plant(tmp_path / "bids", *scans)
+    assert as_stated(Preprocessing(), [place]).modality == found
+    assert as_stated(Preprocessing(modality="mr"), [place]).modality == "mr"
+    plant(tmp_path / "nnunet", "dataset.json").joinpath("dataset.json").write_text(
+        '{"modality": {"0": "CT"}}'
+    )
+    assert as_stated(Preprocessing(), [place, tmp_path / "nnunet"]).modality == found
+    (tmp_path / "nnunet" / "dataset.json").write_text("{}")  # does not say it
+    assert as_stated(Preprocessing(), [place, tmp_path / "nnunet"]).modality == "mr"

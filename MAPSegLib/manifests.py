@@ -5,7 +5,8 @@ Told apart by what is in the folder, the first that fits:
 manifest   a JSON file ``{"cases": [{"image": ..., "label": ..., "domain": ...}, ...]}``, paths relative to it, the last
            two optional; beside ``cases`` also ``labels``, what values are called (``{"1": "myocardium"}``)
 nnU-Net    ``dataset.json`` with ``imagesTr`` and ``labelsTr``; the Medical Segmentation Decathlon's is the same
-BIDS       ``sub-*/[ses-*/]anat`` or ``ct``, label maps (``_dseg``, ``_seg``, ``_mask``) under ``derivatives``
+BIDS       ``sub-*/[ses-*/]anat`` or ``ct``, label maps (``_dseg``, ``_seg``, ``_mask``) under ``derivatives``; what
+           values are called in tables there (``_dseg.tsv``), beside a ``_dseg`` map or in a folder above it
 authors'   ``*_img`` and ``*_label`` files side by side, in the folder or in its ``*_train`` sub-folders
 plain      scans alone; label maps, named alike, in a folder that is given beside it
 """
@@ -114,6 +115,30 @@ def as_stated(given: Preprocessing, places: Sequence[Path]) -> Preprocessing:
         return given
     stated = {frozenset(map(str.upper, _channels(place))) for place in places}
     return given.model_copy(update={"modality": "ct"}) if stated == {frozenset({"CT"})} else given
+
+
+def tables_of(place: Path) -> list[Path]:
+    """Where a data set may say what values are called: itself, or tables of BIDS, of each label map the nearest.
+
+    Raises:
+        InputError: as for :func:`list_cases`.
+    """
+    if place.suffix == ".json" or (place / "dataset.json").is_file():
+        return [place]
+    scans = _anatomical(place)
+    if not scans:
+        return []
+    tables: dict[Path, list[Path]] = {}
+    for table in sorted((place / "derivatives").rglob("*dseg.tsv")):
+        tables.setdefault(table.parent, []).append(table)
+    found: dict[Path, None] = {}
+    for label in filter(None, (case.label for case in _bids(place, scans))):
+        parts = set(scan_stem(label).split("_"))
+        fitting = (
+            [t for t in tables.get(up, ()) if parts.issuperset(t.stem.split("_"))] for up in label.parents
+        )
+        found |= dict.fromkeys(next(filter(None, fitting), ()))
+    return list(found)
 
 
 def list_scans(place: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import csv
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +12,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from ..config import Label, check_path
 from ..errors import InputError, first_problem
-from ..reports import read_json
+from ..manifests import tables_of
+from ..reports import read_json, reason
 
 IGNORE = "ignore"
 """What nnU-Net calls voxels that nobody labelled."""
@@ -76,19 +78,35 @@ def names_in(data: Path) -> dict[int, str]:
     """Names of values, as far as a data set gives any (:func:`stated_names`), to train or to score by.
 
     Raises:
-        InputError: it has voxels to ignore.
+        InputError: it has voxels to ignore, or its tables are broken or differ.
     """
-    names = stated_names(data)
-    if IGNORE in names.values():
-        raise InputError(
-            f"{_about(data)}: voxels to ignore are not supported.",
-            "Choose structures by a label table or, to score, by a mapping; such voxels then count as background.",
-        )
+    names: dict[int, str] = {}
+    origin: dict[int, Path] = {}
+    for table in tables_of(data):
+        stated = stated_names(table)
+        if IGNORE in stated.values():
+            raise InputError(
+                f"{_about(table)}: voxels to ignore are not supported.",
+                "Choose structures by a label table or, to score, by a mapping; such voxels then count as background.",
+            )
+        for value, name in stated.items():
+            if names.setdefault(value, name) != name:
+                raise InputError(
+                    f"The value {value} is called {names[value]} in {origin[value]} and {name} in {table}.",
+                    "Let the tables agree, or name structures by a label table or, to score, by a model.",
+                )
+            origin.setdefault(value, table)
     return names
 
 
 def stated_names(data: Path) -> dict[int, str]:
-    """What a manifest, or the ``dataset.json`` of nnU-Net or the Decathlon, calls the values of its label maps."""
+    """What a manifest, the ``dataset.json`` of nnU-Net or the Decathlon, or a table of BIDS calls the values.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    if data.suffix == ".tsv":
+        return _look_up(data)
     path = _about(data)
     about = read_json(path, "a data set") if path.is_file() else None
     stated = about.get("labels") if isinstance(about, dict) else None
@@ -102,7 +120,40 @@ def stated_names(data: Path) -> dict[int, str]:
 
 
 def _about(data: Path) -> Path:
-    return data if data.suffix == ".json" else data / "dataset.json"
+    return data if data.suffix in (".json", ".tsv") else data / "dataset.json"
+
+
+def _look_up(path: Path) -> dict[int, str]:
+    """What a table of BIDS calls the values of label maps; its row of the background is left out."""
+
+    def broken(why: str) -> InputError:
+        advice = "It needs the columns index, of whole numbers, and name, with tabs between."
+        return InputError(f"{path} is not a label table: {why}.", advice)
+
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            table = csv.DictReader(file, delimiter="\t", strict=True)
+            rows, columns = list(table), table.fieldnames or ()
+    except OSError as error:
+        raise broken(reason(error)) from error
+    except UnicodeDecodeError as error:
+        raise broken("it is not UTF-8") from error
+    except csv.Error as error:
+        raise broken(f"the row after line {table.line_num} cannot be read, {error}") from error
+    if lacking := [column for column in ("index", "name") if column not in columns]:
+        raise broken(f"it has no column {' and no column '.join(lacking)}")
+    names: dict[int, str] = {}
+    for row in rows:
+        index, name = ((row[column] or "").strip() for column in ("index", "name"))
+        if name in ("", "n/a"):  # as BIDS has it
+            continue
+        try:
+            value = int(index)
+        except ValueError:
+            raise broken(f"the index of {name} is {index or 'missing'}") from None
+        if names.setdefault(value, name) != name:
+            raise broken(f"{value} is {names[value]} and {name}")
+    return {value: name for value, name in names.items() if value}
 
 
 def infer_labels(values: Iterable[int], names: Mapping[int, str]) -> tuple[Label, ...]:

@@ -10,7 +10,7 @@ from ..checkpoints import import_checkpoint
 from ..config import Preprocessing, check_path
 from ..errors import InputError
 from ..jobs import DemoJob, ImportJob, ManifestJob, Report, SynthesiseJob
-from ..manifests import Case, by_name, domain_name, list_cases, list_pairs, within, write_manifest
+from ..manifests import Case, by_name, domain_name, list_cases, list_pairs, tables_of, within, write_manifest
 from ..model_files import SUFFIX, user_folder
 from ..volumes import Volume, find_scans, scan_stem, write_volume
 from .label_table import IGNORE, read_label_table, stated_names
@@ -48,13 +48,14 @@ def manifest(job: ManifestJob, report: Report) -> dict[str, Any]:
 def _names(places: Sequence[Path], report: Report) -> dict[int, str]:
     """What all data sets that name a value call it; where two differ, that is told. What one ignores stays so."""
     found: dict[int, dict[str, Path]] = {}
-    for place in places:
-        for value, name in stated_names(place).items():
+    tables = [table for place in places for table in tables_of(place)]
+    for table in tables:
+        for value, name in stated_names(table).items():
             if value:
-                found.setdefault(value, {}).setdefault(name, place)
+                found.setdefault(value, {}).setdefault(name, table)
     for value, names in found.items():
         if len(names) > 1:
-            told = " and ".join(f"{name} in {domain_name(place, places)}" for name, place in names.items())
+            told = " and ".join(f"{name} in {domain_name(table, tables)}" for name, table in names.items())
             report("log", message=f"The value {value} is called {told}: see whether it means the same.")
     return {
         value: IGNORE if IGNORE in names else next(iter(names))

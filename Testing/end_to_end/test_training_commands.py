@@ -44,6 +44,22 @@ def test_values_that_a_data_set_does_not_name_are_told(data, tmp_path):
     assert "The label maps hold 1, which set does not name (1 is in case0.nii.gz): each is learnt" in told
 
 
+def test_a_training_reads_what_the_layout_of_bids_says(data, tmp_path):
+    places = {"images": tmp_path / "set", "labels": tmp_path / "set" / "derivatives" / "manual"}
+    for i in range(3):
+        for kind, ending in (("images", "ct"), ("labels", "dseg")):
+            folder = places[kind] / f"sub-{i}" / "ct"
+            folder.mkdir(parents=True)
+            shutil.copy(data / kind / f"case{i}.nii.gz", folder / f"sub-{i}_{ending}.nii.gz")
+    (places["labels"] / "dseg.tsv").write_text("index\tname\n2\tcore\n")
+    arguments = ["--images", tmp_path / "set", "--name", "x", "--preset", "tiny", "--steps", 1]
+    _, told = mapseg("train", *arguments, "--spacing", 4, "-o", tmp_path / "out", *CPU)
+    assert "structures: 2; CT at 4 x 4 x 4 mm." in told
+    assert "The label maps hold 1, which set does not name (1 is in sub-0_dseg.nii.gz)" in told
+    card = load_card(tmp_path / "out" / "x.safetensors")
+    assert [label.name for label in card.labels] == ["structure 1", "core"]
+
+
 def test_data_sets_that_a_manifest_joins_are_domains(model, data, tmp_path, monkeypatch):
     for site, cases in (("site-a", [0]), ("site-b", [1, 2])):
         (tmp_path / site).mkdir()

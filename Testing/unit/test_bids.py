@@ -1,11 +1,14 @@
-"""Data sets in the layout of BIDS: their scans and label maps, and the contrast."""
+"""Data sets in the layout of BIDS: their scans and label maps, the contrast, and what structures are called."""
 
 import pytest
 from data_set_cases import plant
 
 from MAPSegLib.config import Preprocessing
 from MAPSegLib.errors import InputError
-from MAPSegLib.manifests import as_stated, list_pairs, list_scans
+from MAPSegLib.jobs import build_job
+from MAPSegLib.manifests import as_stated, list_cases, list_pairs, list_scans, tables_of
+from MAPSegLib.tasks.label_table import names_in, stated_names
+from MAPSegLib.tasks.material import manifest
 
 
 def test_bids(tmp_path):
@@ -69,3 +72,123 @@ def test_names_of_scans_say_that_they_are_ct(tmp_path, scans, found):
     assert as_stated(Preprocessing(), [place, tmp_path / "nnunet"]).modality == found
     (tmp_path / "nnunet" / "dataset.json").write_text("{}")  # does not say it
     assert as_stated(Preprocessing(), [place, tmp_path / "nnunet"]).modality == "mr"
+
+
+# --- what structures are called -------------------------------------------------------------------------------------
+
+LIVER, SPLEEN = "index\tname\n0\tBackground\n1\tliver\n", "index\tname\n1\tspleen\n2\tkidney\n"
+
+
+def labelled(folder, tables, of=("desc-x_dseg",) * 2):
+    """Two subjects, the label maps of whom have names that end so, and tables in the folder of the pipeline."""
+    pipeline = folder / "derivatives" / "manual"
+    for subject, ending in enumerate(of, 1):
+        plant(folder, f"sub-{subject}/anat/sub-{subject}_T1w.nii.gz")
+        plant(pipeline, f"sub-{subject}/anat/sub-{subject}_{ending}.nii.gz")
+    for name, text in tables.items():
+        (pipeline / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "desc-x_dseg.tsv",
+        "dseg.tsv",
+        "../dseg.tsv",
+        "sub-1/sub-1_dseg.tsv",
+        "sub-2/anat/sub-2_desc-x_dseg.tsv",
+    ],
+)
+def test_a_table_names_structures(tmp_path, table):
+    """Beside a label map, or in a folder above it."""
+    assert names_in(labelled(tmp_path, {})) == {}
+    assert names_in(labelled(tmp_path, {table: LIVER})) == {1: "liver"}
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "desc-y_dseg.tsv",
+        "sub-1/anat/sub-2_dseg.tsv",
+        "sub-3_dseg.tsv",
+        "._dseg.tsv",
+        "xdseg.tsv",
+        "../../dseg.tsv",
+    ],
+)
+def test_tables_of_other_label_maps_name_nothing(tmp_path, table):
+    """They may be broken."""
+    assert names_in(labelled(tmp_path, {table: ""})) == {}
+    assert names_in(labelled(tmp_path / "masks", {"dseg.tsv": ""}, ["mask"])) == {}
+
+
+def test_of_a_label_map_the_nearest_table_counts(tmp_path):
+    tables = {"dseg.tsv": SPLEEN, "sub-1/sub-1_dseg.tsv": LIVER, "sub-2/anat/sub-2_dseg.tsv": LIVER}
+    place = labelled(tmp_path, tables)
+    assert [path.name for path in tables_of(place)] == ["sub-1_dseg.tsv", "sub-2_dseg.tsv"]
+    assert names_in(place) == {1: "liver"}
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [{"sub-1/sub-1_dseg.tsv": LIVER, "dseg.tsv": SPLEEN}, {"desc-x_dseg.tsv": LIVER, "dseg.tsv": SPLEEN}],
+)
+def test_tables_that_differ_are_refused_in_training_and_told_in_a_manifest(tmp_path, tables):
+    place, logged = labelled(tmp_path / "set", tables), []
+    first, second = (f".*{name.rsplit('/', 1)[-1]}" for name in tables)
+    with pytest.raises(
+        InputError, match=f"value 1 is called liver in {first} and spleen in {second}"
+    ) as refusal:
+        names_in(place)
+    assert "label table" in refusal.value.advice
+    output = tmp_path / "all.json"
+    job = build_job({"task": "manifest", "places": [place], "output": output})
+    manifest(job, lambda event, message: logged.append(message))
+    assert logged[0].startswith("The value 1 is called liver in ") and "spleen in dseg.tsv: see" in logged[0]
+    assert len(list_cases(output)) == 2 and names_in(output) == {2: "kidney"}
+
+
+def test_voxels_to_ignore_are_refused_by_the_name_of_the_table(tmp_path):
+    place = labelled(tmp_path, {"dseg.tsv": "index\tname\n3\tignore\n"})
+    with pytest.raises(InputError, match="manual.dseg.tsv: voxels to ignore are not supported"):
+        names_in(place)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        (b"\xef\xbb\xbfindex\tname\r\n0\tBackground\r\n7\tgro\xc3\x9f\r\n", {7: "gro\u00df"}),  # Windows'
+        (b'"color"\t"name"\t"index"\n"#ff0000"\t"left ""one"""\t"7"\n', {7: 'left "one"'}),  # R's
+        (b"index\tname\n7\ta\tb\n\n8\n9\tn/a\n10\t \n\t\n7\ta\n", {7: "a"}),  # rows of another length
+        (b"index\tname\n", {}),
+    ],
+)
+def test_tables_as_programs_write_them(tmp_path, text, names):
+    path = tmp_path / "dseg.tsv"
+    path.write_bytes(text)
+    assert stated_names(path) == names
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (b"", "it has no column index and no column name"),
+        (b"index,name\n1,liver\n", "it has no column index and no column name"),
+        (b"index\tlabel\n1\tliver\n", "it has no column name"),
+        (b"name\nliver\n", "it has no column index"),
+        (b"index\tname\n1.5\tliver\n", "the index of liver is 1.5"),
+        (b"name\tindex\nliver\n", "the index of liver is missing"),
+        (b"index\tname\n1\tliver\n1\tspleen\n", "1 is liver and spleen"),
+        (b'index\tname\n1\t"liver\n2\tspleen\n', "the row after line 1 cannot be read, unexpected end"),
+        ("index\tname\n1\tliver\n".encode("utf-16"), "it is not UTF-8"),
+        (None, "it does not exist"),
+    ],
+)
+def test_a_broken_table_is_named(tmp_path, text, told):
+    place = labelled(tmp_path, {})
+    path = place / "derivatives" / "manual" / "dseg.tsv"
+    path.symlink_to("gone") if text is None else path.write_bytes(text)
+    with pytest.raises(InputError, match=f"manual.dseg.tsv is not a label table: {told}") as refusal:
+        names_in(place)
+    assert "columns index" in refusal.value.advice

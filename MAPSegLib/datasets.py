@@ -218,13 +218,7 @@ class Matched:
 
 
 EMPTY = "Its label map is empty: that none of the structures is there will be learnt."
-
-
-def _without_structures(path: Path, known: Iterable[int]) -> InputError:
-    return InputError(
-        f"{path}: holds none of the model's label values {sorted(known)}.",
-        "Leave the case out, or give a label table with the values that the label maps hold.",
-    )
+OTHERS = "Its label map holds other values alone: that none of the structures is there will be learnt."
 
 
 class ScanSource:
@@ -235,8 +229,8 @@ class ScanSource:
             often as a large one.
 
     Raises:
-        InputError: a file cannot be read, or does not fit its partner; or a label map holds other values than those of
-            the structures, or all are empty. The message names it.
+        InputError: a file cannot be read, or does not fit its partner, or no label map holds a structure. The message
+            names it.
     """
 
     def __init__(
@@ -255,23 +249,27 @@ class ScanSource:
         self.notes: dict[str, list[Path]] = {}
         """What is to know of scans, and of which."""
         groups: dict[str | None, list[int]] = {}
+        held = False
         for index, (image_path, label_path) in enumerate(pairs):
             image, label = read_in_full(read_image, image_path), read_in_full(read_labels, label_path)
             check_same_grid(image, label)
             scan = prepare_to_learn(image, preprocessing)
             classes = map_values(label.array, lookup)
-            empty = not label.array.any()
-            if not (empty or classes.any()):
-                raise _without_structures(label_path, lookup)
-            for note in (*scan.notes, *((EMPTY,) if empty else ())):
+            known = bool(classes.any())
+            held = held or known
+            lacking = () if known else (OTHERS,) if label.array.any() else (EMPTY,)
+            for note in (*scan.notes, *lacking):
                 self.notes.setdefault(note, []).append(image_path)
             working = labels_to_working(classes, scan.grid).to(torch.int16)
             self.scans.append((scan.image, working))
             self.spacings.append(scan.grid.working_spacing)
             groups.setdefault((domains or {}).get(image_path), []).append(index)
         self.groups = list(groups.values())
-        if self.scans and len(self.notes.get(EMPTY, [])) == len(self.scans):
-            raise _without_structures(label_path, lookup)
+        if self.scans and not held:
+            raise InputError(
+                f"No label map holds any of the structures' values {sorted(lookup)}; the last is {label_path}.",
+                "Give a label table with the values that the label maps hold, or keep more cases.",
+            )
 
     def draw(self, generator: Generator) -> tuple[Tensor, Tensor]:
         index = self._pick(generator)

@@ -365,7 +365,7 @@ def test_trainings_that_cannot_start(data, tmp_path):
     assert "label map" in refused("train", "--images", data / "labels", *labels, *out)
     table = tmp_path / "table.json"
     table.write_text('{"7": "nothing"}')
-    assert "none of the model's label values" in refused(
+    assert "No label map holds any of the structures' values [7]" in refused(
         "train", *images, *labels, "--label-table", table, *out
     )
     assert files(tmp_path) == ["table.json"] and not (tmp_path / "out").exists()

@@ -12,6 +12,7 @@ from model_cases import generator
 from MAPSegLib.config import Preprocessing
 from MAPSegLib.datasets import (
     EMPTY,
+    OTHERS,
     Matched,
     PatchBatch,
     Recoloured,
@@ -244,8 +245,20 @@ def test_scans_for_measuring_shapes_keep_theirs(pair):
 
 def test_labels_that_the_model_does_not_know_are_refused(pair, tmp_path):
     foreign = save(tmp_path / "other.nii.gz", (head() > 0).numpy() * 999, "LPI", np.int32)
-    with pytest.raises(InputError, match="none of the model's label values"):
+    with pytest.raises(
+        InputError, match=r"No label map holds any of the structures' values \[.*other.nii.gz"
+    ):
         ScanSource([(pair[0], foreign)], LABELS, FOUR)
+
+
+def test_a_label_map_of_other_structures_is_learnt_from_beside_others(pair, tmp_path):
+    """Of many organs one is to be learnt, which some scans do not show."""
+    image = tmp_path / "b_img.nii.gz"
+    shutil.copy(pair[0], image)
+    foreign = save(tmp_path / "b_label.nii.gz", (head() > 0).numpy() * 999, "LPI", np.int32)
+    source = ScanSource([pair, (image, foreign)], LABELS, FOUR)
+    assert source.notes == {OTHERS: [image]}
+    assert [bool(classes.any()) for _, classes in source.scans] == [True, False]
 
 
 def test_an_empty_label_map_is_learnt_from_beside_others(pair, tmp_path):
@@ -259,7 +272,7 @@ def test_an_empty_label_map_is_learnt_from_beside_others(pair, tmp_path):
     assert any(drawn) and not all(drawn)
     shown = [source.draw_undeformed(generator(seed))[0] for seed in range(8)]
     assert all(torch.equal(x > 0, source.scans[1][0] > 0) for x in shown)  # to measure shapes on
-    with pytest.raises(InputError, match="b_label.nii.gz: holds none of the model's label values"):
+    with pytest.raises(InputError, match="No label map holds any of.*b_label.nii.gz"):
         ScanSource([(image, none)], LABELS, FOUR)
 
 

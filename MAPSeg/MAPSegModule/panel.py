@@ -9,6 +9,7 @@ import time
 import ctk
 import qt
 import slicer
+import vtk
 from slicer.i18n import tr as _
 
 from MAPSegLib.errors import InputError
@@ -78,8 +79,13 @@ class Panel:
         self.volumes.changed.connect(self._update)
         self.volumes.changed.connect(self.results.judge)
         self.results.model_saved.connect(self.models.refresh)
-        self.volumes.addObserver(slicer.mrmlScene, slicer.mrmlScene.NodeRemovedEvent, self._node_left)
-        self.volumes.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self._scene_closed)
+        scene = slicer.mrmlScene
+        for event, take in (
+            (scene.NodeAboutToBeRemovedEvent, self._node_leaves),
+            (scene.NodeRemovedEvent, self._node_left),
+            (scene.EndCloseEvent, self._scene_closed),
+        ):
+            self.volumes.addObserver(scene, event, take)
         ui.segmentButton.connect("clicked()", lambda: self._pressed(adapt=False))
         ui.adaptButton.connect("clicked()", lambda: self._pressed(adapt=True))
         ui.stopButton.connect("clicked()", self._stop)
@@ -349,6 +355,10 @@ class Panel:
             self._say(*((texts.WARNING, "!") if doubtful else (texts.GOOD, "✓")), told)
         self.results.refresh()
         self._update()
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def _node_leaves(self, caller, event, node=None) -> None:
+        self.results.uncover(node.GetID() if node is not None else "")
 
     def _node_left(self, caller, event) -> None:
         self.results.prune()

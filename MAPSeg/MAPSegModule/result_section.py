@@ -90,6 +90,16 @@ class ResultSection:
         self._let_go()
         self._choose()
 
+    def uncover(self, node_id: str) -> None:
+        """Take away the uncertainty map before it, its volume or its result leaves the scene.
+
+        Also while another module is shown: it is there that users delete nodes, and what the map covers is theirs.
+        """
+        item = self._overlaid
+        if item is not None and node_id in (item.volume_id, item.segmentation_id, item.uncertainty_id):
+            self._overlaid = None
+            overlay.show_overlay(None, None)
+
     def prune(self) -> None:
         """Forget results whose nodes left the scene."""
         node = slicer.mrmlScene.GetNodeByID
@@ -97,7 +107,8 @@ class ResultSection:
         if self._to_show is not None and node(self._to_show.segmentation_id) is None:
             self._to_show = None
         self._previews = [item for item in self._previews if node(item.segmentation_id) is not None]
-        if self._preview not in self._previews:
+        lost = self._preview is not None and self._preview not in self._previews
+        if lost:
             self._preview = None
         if self._overlaid is not None and node(self._overlaid.uncertainty_id) is None:
             self._overlaid = None
@@ -112,6 +123,8 @@ class ResultSection:
             self._results = kept
             self._let_go()
             self._fill(shown)
+        elif lost and self.item is not None:  # the result that had made room for it is in view again
+            self._choose()
 
     def close(self) -> None:
         """Delete the working files of all runs."""
@@ -149,11 +162,12 @@ class ResultSection:
 
         Once: when the preview is renewed, what is shown and what is hidden by then is the user's choice.
         """
-        before, self._previews = self._previews, [each for each in run.items if each.segmentation_id]
+        there = slicer.mrmlScene.GetNodeByID
+        before, self._previews = self._previews, [each for each in run.items if there(each.segmentation_id)]
         if self._passed_over and self.item is not None:
             self._to_hide.update(self._previews)
             self._arrange()
-        elif item is self._preview:
+        elif item is self._preview or item not in self._previews:  # deleted: the next one will be shown
             self._to_hide.update(each for each in self._previews if each not in before)
             self._arrange()
         else:

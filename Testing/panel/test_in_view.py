@@ -60,3 +60,18 @@ def test_when_the_volume_in_view_goes_previews_of_another_one_are_seen(result, t
     slicer.mrmlScene.RemoveNode(slicer.mrmlScene.GetNodeByID(items[0].volume_id))
     items[0].state = run.FAILED
     assert renewed() == ["other preview"]
+
+
+def test_a_result_comes_back_into_view_when_users_delete_the_preview_before_it(result):
+    results = result.panel.results
+    run, mine = preview(result.item)
+    results.show_previews(run, mine)
+    assert seen() == ["preview"] and "preview" in result.ui.verdictLabel.text
+    slicer.mrmlScene.RemoveNode(slicer.mrmlScene.GetNodeByID(mine.segmentation_id))
+    assert seen() == ["ball MAPSeg"] and "preview" not in result.ui.verdictLabel.text
+    run.items += preview(result.item)[0].items  # that of another volume, which is not the one in view
+    results.show_previews(run, mine)
+    assert seen() == ["ball MAPSeg"] and "preview" not in result.ui.verdictLabel.text
+    mine.segmentation_id = preview(result.item)[1].segmentation_id
+    results.show_previews(run, mine)
+    assert seen() == ["preview"] and "preview" in result.ui.verdictLabel.text

@@ -230,6 +230,22 @@ def test_a_result_that_users_delete_leaves_nothing_behind(result):
     result.wait(lambda: "done" not in result.state("ball"), 5)
 
 
+@pytest.mark.parametrize("module", ["MAPSeg", "Data"])
+@pytest.mark.parametrize("what", ["segmentation_id", "uncertainty_id", "volume_id"])
+def test_what_a_map_covers_comes_back_when_users_delete_it_or_its_result(result, what, module):
+    [view], other = add_slices("Red"), add_ball("other").GetID()
+    view.SetForegroundVolumeID(other)
+    view.SetForegroundOpacity(0.3)
+    result.click("overlayCheckBox")
+    assert view.GetForegroundVolumeID() == result.item.uncertainty_id
+    if module == "Data":
+        slicer.modules.MAPSegWidget.exit()
+    slicer.mrmlScene.RemoveNode(slicer.mrmlScene.GetNodeByID(getattr(result.item, what)))
+    assert (view.GetForegroundVolumeID(), view.GetForegroundOpacity()) == (other, 0.3)
+    slicer.modules.MAPSegWidget.enter()
+    assert (view.GetForegroundVolumeID(), view.GetForegroundOpacity()) == (other, 0.3)
+
+
 def test_slices_stay_as_users_arrange_them(screen, tmp_path, monkeypatch):
     fitted = []
     layers = slicer.util.setSliceViewerLayers

@@ -183,14 +183,25 @@ def _show_scans(result: dict[str, Any]) -> None:
             sure = "" if row["confidence"] is None else f"{row['confidence']:.2f}"
             table.add_row(escape(row["structure"]), f"{row['volume_ml']:.2f}", sure)
         _out.print(table)
+    shared = _shared_notes(result["scans"])
     for scan in result["scans"]:
         gate = f"kept the {scan['chosen']} result; " if "chosen" in scan else ""
         style = "green" if scan["trusted"] else "bold yellow"
         told = f"{escape(Path(scan['file']).name)}: {gate}[{style}]{escape(scan['reason'])}[/]"
         _out.print(told, highlight=False, soft_wrap=True)
-        for note in ([scan["gate"]] if "gate" in scan else []) + scan["notes"]:
+        own = [note for note in scan["notes"] if note not in shared]
+        for note in ([scan["gate"]] if "gate" in scan else []) + own:
             _out.print(f"  {escape(note)}", highlight=False, soft_wrap=True)
+    for note in shared:
+        _out.print(f"All: {escape(note)}", highlight=False, soft_wrap=True)
     _out.print("Research software: not for clinical use.", style="dim")
+
+
+def _shared_notes(scans: list[dict[str, Any]]) -> list[str]:
+    """What is to know of every one of several scans alike, such as of the source that all were adapted beside."""
+    if len(scans) < 2:
+        return []
+    return [note for note in scans[0]["notes"] if all(note in scan["notes"] for scan in scans)]
 
 
 def _show_scores(result: dict[str, Any]) -> None:

@@ -250,7 +250,7 @@ class Run:
             if event.get("eta") is not None:
                 self.eta_history.append((self.step, event["eta"]))
             self._now_running(item)
-        elif kind == "log":  # such as what is to know of source scans
+        elif kind == "log":  # what is to know of a result, its notes tell as well
             logging.getLogger(__name__).info("%s", event["message"])
         elif kind == "result":
             self._model_file = event.get("model_file", "")

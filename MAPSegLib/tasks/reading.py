@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -10,6 +11,7 @@ from ..jobs import Report
 from ..reports import first_few
 
 Item = TypeVar("Item")
+_NUMBER = re.compile(r"\d[\d.]*(e[+-]\d+)?")
 
 
 def track(
@@ -26,8 +28,8 @@ def track(
         yield item
 
 
-def tell_notes(notes: Mapping[str, Collection[Path]], report: Report, settled: bool = False) -> None:
-    """Tell what is to know of scans to learn from, a line each, with the files.
+def tell_notes(notes: Mapping[str, Collection[Path]], report: Report, settled: bool = False) -> list[str]:
+    """Tell what is to know of scans to learn from, and return it: a line for all files of which alike is to know.
 
     Args:
         settled: the modality is that of a model to start from.
@@ -38,7 +40,14 @@ def tell_notes(notes: Mapping[str, Collection[Path]], report: Report, settled: b
     advice = dict.fromkeys((COARSE, FINE), " --spacing chooses others.")
     if not settled:
         advice |= dict.fromkeys((LIKE_CT, UNLIKE_CT), " --modality says which it is.")
+    kinds: dict[str, list[tuple[str, str]]] = {}
     for note, files in notes.items():
-        report(
-            "log", message=f"{first_few(sorted(path.name for path in files))}: {note}{advice.get(note, '')}"
-        )
+        kinds.setdefault(_NUMBER.sub("#", note), []).extend((path.name, note) for path in files)
+    lines = []
+    for found in map(sorted, kinds.values()):
+        (first, note), names = found[0], [name for name, _ in found]
+        others = any(other != note for _, other in found)
+        more = f" These are the numbers of {first}." if others else advice.get(note, "")
+        lines.append(f"{first_few(names)}: {note}{more}")
+        report("log", message=lines[-1])
+    return lines

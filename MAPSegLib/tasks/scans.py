@@ -162,7 +162,7 @@ def adapt(job: AdaptJob, report: Report) -> dict[str, Any]:
             return distributed.on_first(findings.finish)
         chosen, why = _chosen(candidates, ready, job, report)
         findings.card = chosen.card
-        source = _source(job, chosen.card, known, report)
+        source, notes = _source(job, chosen.card, known, report)
         with resume.claim(folder, job, [chosen.path, *volumes, *files], begun.results) as resumed:
             if resumed:
                 report("log", message="Continuing an adaptation that was interrupted.")
@@ -170,7 +170,7 @@ def adapt(job: AdaptJob, report: Report) -> dict[str, Any]:
             adapted = _adapt(chosen, own, volumes, source, job, folder, report)
             for result in adapted.results:
                 for side in (result.source, result.adapted):
-                    side.notes += [why] if why else []
+                    side.notes += [line for line in (why, *notes) if line]
             return distributed.on_first(lambda: _write_all(findings, volumes, adapted))
 
 
@@ -225,21 +225,22 @@ def _source_files(job: AdaptJob) -> list[tuple[Path | None, Path]]:
 
 def _source(
     job: AdaptJob, card: ModelCard, files: Sequence[tuple[Path | None, Path]], report: Report
-) -> Source | None:
+) -> tuple[Source | None, list[str]]:
+    """What to train on as well, and what is to know of it."""
     from ..augmentation import published_source
     from ..datasets import ScanSource, SyntheticSource
 
     if job.source_from_labels:
         maps = [label for _, label in files]
-        return SyntheticSource(track(maps, report), card.labels, card.preprocessing, job.source_contrast)
+        source = SyntheticSource(track(maps, report), card.labels, card.preprocessing, job.source_contrast)
+        return source, []
     if not files:
-        return None
+        return None, []
     pairs = track(files, report, [image for image, _ in files])
     source = ScanSource(
         pairs, card.labels, card.preprocessing, published_source, domains(check_path(job.source))
     )
-    tell_notes(source.notes, report, settled=True)
-    return source
+    return source, [f"Source scans: {line}" for line in tell_notes(source.notes, report, settled=True)]
 
 
 def _adapt(

@@ -177,9 +177,15 @@ def test_values_of_the_other_modality_are_told(model, data, tmp_path):
         "Its values do not go far below 0, as Hounsfield units of air and fat do, but it is taken for CT."
     )
     assert unlike_ct in mapseg("segment", ct, scan, "-o", tmp_path / "ct", *CPU)[0]
-    arguments = [model, scan, "--source", scans, "--source-labels", data / "labels", "--steps", 1]
-    _, told = mapseg("adapt", *arguments, "--warmup", 0, "-o", tmp_path / "adapted", *CPU)
+    more = data / "images" / "case1.nii.gz"
+    arguments = [model, scan, more, "--source", scans, "--source-labels", data / "labels", "--steps", 1]
+    text, told = mapseg("adapt", *arguments, "--warmup", 0, "-o", tmp_path / "adapted", *CPU)
     assert f"case2.nii.gz: {like_ct}" in told
+    told = f"Source scans: case0.nii.gz, case1.nii.gz, case2.nii.gz: {like_ct}"
+    assert f"All: {told}" in text and text.count(told) == 1
+    entries = json.loads((tmp_path / "adapted" / "report.json").read_text(encoding="utf-8"))["scans"]
+    for entry in entries:  # front ends show it with the result
+        assert all(told in side["notes"] for side in (entry, entry["source"], entry["adapted"]))
 
 
 def test_a_value_that_no_structure_can_have_is_told_with_its_file(data, tmp_path):

@@ -356,7 +356,7 @@ def test_options_that_do_not_exist_fail_the_run_with_the_workers_sentence(start)
 
 
 def test_what_the_worker_tells_of_source_scans_is_in_the_applications_log(caplog):
-    """Of the scans to be segmented, results tell it; these have none."""
+    """Results tell it as well, once there are some."""
     caplog.set_level(logging.INFO)
     told = {"event": "log", "message": "case0.nii.gz: its label map is empty."}
     runs.Run([], Parameters())._take(told)

@@ -197,7 +197,8 @@ def _from_internet(wanted: list[str]) -> bool:
 
 def _agreed(wanted: list[str], origin: str) -> bool:
     question = _("MAPSeg needs {names}. Install them from {origin}?")
-    return slicer.util.confirmOkCancelDisplay(question.format(names=", ".join(wanted), origin=origin))
+    question = question.format(names=", ".join(wanted), origin=origin)
+    return slicer.util.confirmOkCancelDisplay(texts.literal(question))
 
 
 @contextmanager

@@ -119,7 +119,7 @@ class ModelSection:
         """Delete a model of the user's, after asking."""
         entry = self.entry
         question = _("Delete the model {name}? Its file is removed from this computer.")
-        if entry and slicer.util.confirmOkCancelDisplay(question.format(name=entry.name)):
+        if entry and slicer.util.confirmOkCancelDisplay(texts.literal(question.format(name=entry.name))):
             with slicer.util.tryWithErrorDisplay(_("The model could not be removed.")):
                 models.remove(entry)
                 self.refresh()

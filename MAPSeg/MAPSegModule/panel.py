@@ -391,7 +391,7 @@ class Panel:
         ):
             button.text = (_("Cancelling…") if self._cancelling else _("Cancel")) if running else text
             end = _("End now. What is complete stays.")
-            button.toolTip = end if running else problem or tip
+            button.toolTip = end if running else texts.literal(problem) or tip
             button.enabled = not (self._cancelling if running else problem)
         self._offer_stop()
         if self._cancelling and running:

@@ -336,7 +336,7 @@ class ResultSection:
         path = self._ask_path(_("Save the labels"), name, kinds)
         if path and Path(path) == _file_of(item.volume_id):
             told = _("{path} is the scan itself. Choose another name for the labels.")
-            slicer.util.errorDisplay(told.format(path=path))
+            slicer.util.errorDisplay(texts.literal(told.format(path=path)))
         elif path:
             self.judge()
             with slicer.util.tryWithErrorDisplay(_("The labels could not be written."), waitCursor=True):
@@ -352,7 +352,7 @@ class ResultSection:
                 "The adapted result was kept for no volume: the model may be no better than {model}, which it "
                 "started from. Save it all the same?"
             )
-            if not slicer.util.confirmOkCancelDisplay(question.format(model=item.model)):
+            if not slicer.util.confirmOkCancelDisplay(texts.literal(question.format(model=item.model))):
                 return
         # A lost volume's ID may be another one's by now.
         volume = item.present_name if item is self.item else item.name
@@ -360,7 +360,7 @@ class ResultSection:
         name = qt.QInputDialog.getText(
             self.ui.resultSection,
             _("Save the adapted model"),
-            _("Name of the model that was adapted to {volume}:").format(volume=volume),
+            texts.literal(_("Name of the model that was adapted to {volume}:").format(volume=volume)),
             qt.QLineEdit.Normal,
             suggested,
         )
@@ -391,7 +391,7 @@ class ResultSection:
         if path.endswith(tuple(kinds)):
             return path
         path += ending  # the dialog has asked about the name without it
-        question = _("{path} exists already. Replace it?").format(path=path)
+        question = texts.literal(_("{path} exists already. Replace it?").format(path=path))
         return path if not Path(path).exists() or slicer.util.confirmOkCancelDisplay(question) else ""
 
 
@@ -408,7 +408,8 @@ def _may_replace(item: runs.Item) -> bool:
     question = _(
         "The labels of {name} were edited. If the other result takes their place, the edits are lost."
     )
-    return not item.edited or slicer.util.confirmOkCancelDisplay(question.format(name=item.present_name))
+    question = texts.literal(question.format(name=item.present_name))
+    return not item.edited or slicer.util.confirmOkCancelDisplay(question)
 
 
 def _set_visible(segmentation_id: str, visible: bool) -> None:

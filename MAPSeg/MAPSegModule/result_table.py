@@ -45,7 +45,7 @@ def fill(table, item: Item) -> None:
         color = colors.get(row["structure"])
         if color:
             cells[_COLOR].setIcon(_swatch(color))
-        cells[_STRUCTURE].setToolTip(row["structure"])
+        cells[_STRUCTURE].setToolTip(texts.literal(row["structure"]))
         for cell in cells[_VOLUME:]:
             cell.setTextAlignment(qt.Qt.AlignRight | qt.Qt.AlignVCenter)
         confidence = row.get("confidence")

@@ -24,6 +24,11 @@ def marked(color: str, mark: str, text: str) -> str:
     return f'<span style="color:{color}">{mark}</span>&nbsp; {rich(text)}'
 
 
+def literal(text: str) -> str:
+    """Plain text for tool tips and dialogs, which take what looks like tags for rich text: names may hold such."""
+    return f"<qt>{rich(text)}</qt>" if "<" in text or "&lt;" in text else text
+
+
 def duration(seconds: float) -> str:
     """A span of time as a person would say it."""
     if seconds < 60:

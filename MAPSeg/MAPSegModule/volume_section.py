@@ -169,7 +169,7 @@ class VolumeSection(slicer.util.VTKObservationMixin):
             name = qt.QTableWidgetItem(node.GetName())
             name.setFlags(qt.Qt.ItemIsEnabled | qt.Qt.ItemIsSelectable | qt.Qt.ItemIsUserCheckable)
             name.setCheckState(qt.Qt.Checked if node.GetID() in self._checked else qt.Qt.Unchecked)
-            name.setToolTip(node.GetName())
+            name.setToolTip(texts.literal(node.GetName()))
             table.setItem(row, _NAME, name)
             for column in (_SCAN, _STATE):
                 table.setItem(row, column, qt.QTableWidgetItem(""))
@@ -261,7 +261,7 @@ class VolumeSection(slicer.util.VTKObservationMixin):
         text, color, tip = "", "", ""
         if flight is not None:
             scan.setText(_scan_text(flight))
-            scan.setToolTip(flight.summary)
+            scan.setToolTip(texts.literal(flight.summary))
             if flight.problem:
                 text, color, tip = "✗ " + _("unusable"), texts.BAD, flight.problem
             elif flight.foreign:
@@ -270,7 +270,7 @@ class VolumeSection(slicer.util.VTKObservationMixin):
                 text = _("ready")
         text, color, tip = self._state(node) or (text, color, tip)
         state.setText(text)
-        state.setToolTip(tip)
+        state.setToolTip(texts.literal(tip))
         state.setData(qt.Qt.ForegroundRole, qt.QBrush(qt.QColor(color)) if color else None)
 
     def _show_hint(self, *_cell: int) -> None:

@@ -51,7 +51,7 @@ def segment(job: SegmentJob, report: Report) -> dict[str, Any]:
         begun = begin(job, outputs, given, kinds, members(path))
         scans = remaining(given, begun.done)
         remove_leftovers(begun.results)
-        candidates = load_candidates(path, job.options.device)
+        candidates = load_candidates(path, job.options.device) if scans else []
         findings = Findings(job, card, outputs, report, begun)
         changed = begun.changed & begun.asked
         if done := len(given) - len(scans) - len(changed):

@@ -177,3 +177,11 @@ def test_a_job_that_is_through_keeps_its_results(changed, model, data, tmp_path)
         written = (out / "case0_seg.nii.gz").stat().st_mtime_ns
     mapseg("segment", model, scans, "-o", out, *CPU, *options, "--overwrite")
     assert (out / "case0_seg.nii.gz").stat().st_mtime_ns > written
+
+
+def test_a_job_that_is_through_reads_no_weights(model, data, tmp_path, monkeypatch):
+    first = api.segment(model, data / "images", tmp_path, device="cpu", threads=1)
+    read = []
+    monkeypatch.setattr("MAPSegLib.tasks.scans.load_candidates", lambda *given: read.append(given))
+    again = api.segment(model, data / "images", tmp_path, device="cpu", threads=1)
+    assert again["scans"] == first["scans"] and not read

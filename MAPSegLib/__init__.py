@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # who checks types follows no __getattr__
     from .api import evaluate as evaluate
     from .api import list_models as list_models
     from .api import pretrain as pretrain
+    from .api import review as review
     from .api import segment as segment
     from .api import train as train
     from .predictor import Predictor as Predictor
@@ -23,6 +24,7 @@ _PUBLIC = {
     "train": "api",
     "pretrain": "api",
     "evaluate": "api",
+    "review": "api",
     "list_models": "api",
     "Predictor": "predictor",
 }

@@ -19,7 +19,7 @@ from .jobs import Emit, build_job
 from .models import list_models
 from .worker import explained, run_job
 
-__all__ = ["adapt", "evaluate", "list_models", "pretrain", "segment", "train"]
+__all__ = ["adapt", "evaluate", "list_models", "pretrain", "review", "segment", "train"]
 
 PathLike = str | os.PathLike
 
@@ -268,6 +268,24 @@ def evaluate(
     )
 
 
+def review(results: PathLike, *, overwrite: bool = False, report: Emit | None = None) -> dict[str, Any]:
+    """Draw the label maps of :func:`segment` or :func:`adapt` over their scans, and put them on a page.
+
+    Needs matplotlib (extra ``demo``).
+
+    Args:
+        results: folder that these wrote, or a report in it.
+
+    Returns:
+        ``files``: the page, ``review.html`` in that folder, and its pictures; ``failed``: scans that are not to be
+        drawn.
+
+    Raises:
+        InputError: no report, no scan that can be drawn, matplotlib is missing, or a page is there already.
+    """
+    return _run(report, task="review", results=path_of(results, "results"), overwrite=overwrite)
+
+
 def path_of(given: Any, what: str) -> str | Path:
     """A path in whatever form; ``what`` it is of goes into the message."""
     if isinstance(given, str):
@@ -312,7 +330,7 @@ def _run(report: Emit | None, **content: Any) -> dict[str, Any]:
 
     try:
         job = build_job(content)
-        with _settings_kept() if job.task != "evaluate" else nullcontext():
+        with nullcontext() if job.task in ("evaluate", "review") else _settings_kept():
             return run_job(job, emit, lambda: bool(stopped))
     except MAPSegError:
         if broken:
@@ -323,6 +341,6 @@ def _run(report: Emit | None, **content: Any) -> dict[str, Any]:
 
 
 def _settings_kept() -> AbstractContextManager:
-    from .devices import settings_kept  # scoring does without PyTorch
+    from .devices import settings_kept  # scoring and drawing do without PyTorch
 
     return settings_kept()

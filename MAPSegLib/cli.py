@@ -326,6 +326,15 @@ def evaluate(
     _run("evaluate", job)
 
 
+@app.command()
+def review(
+    results: Annotated[Path, typer.Argument(help="Folder that segment or adapt wrote, or a report in it.")],
+    overwrite: Overwrite = False,
+) -> None:
+    """Draw label maps over their scans, on one page, RESULTS/review.html: those to look at first at the top."""
+    _run("review", {"results": results, "overwrite": overwrite})
+
+
 @app.command(cls=_OnceForData)
 def manifest(
     places: Annotated[

@@ -33,6 +33,7 @@ _TITLES = {
     "train": "Training",
     "pretrain": "Pretraining",
     "evaluate": "Scoring",
+    "review": "Drawing",
     "synthesise": "Drawing",
     "round": "Training",
 }

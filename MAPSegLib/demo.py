@@ -21,6 +21,7 @@ from .config import AdaptationOptions, InferenceOptions, Label, check_path
 from .errors import InputError
 from .jobs import Report
 from .metrics import dice_scores, mean
+from .pages import DISCLAIMER
 from .pictures import Curve, Panel, curves, overlay
 from .reports import replacing, write_json, write_text
 from .tasks.outputs import output_folder, refuse_existing
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from .quality import Assessment
     from .training.adaptation import Adapted
 
-DISCLAIMER = "Research software: not for clinical use."
 FORMULA = "0.5 + 0.5 sin(2 pi x - 0.6)"
 TISSUES = {
     "grey matter": (3, 42, 8, 47, 10, 49, 11, 50, 12, 51, 13, 52, 17, 53, 18, 54, 26, 58),

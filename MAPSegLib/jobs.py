@@ -7,7 +7,7 @@ tells events, which are plain dictionaries; ``python -m MAPSegLib.worker job.jso
 ``progress``  ``stage``, ``step``, ``steps``, ``seconds_left`` (None while unknown); where they apply ``scan``,
               ``losses`` (by name) and ``eta`` (share of sure voxels in the pseudo-labels). Stages: ``read``,
               ``search`` (for an intensity curve), ``adapt``, ``segment``, ``train``, ``pretrain``, ``evaluate``,
-              ``synthesise``, and ``round``, of a ``site`` and with a ``round``
+              ``review``, ``synthesise``, and ``round``, of a ``site`` and with a ``round``
 ``preview``   ``file``, a label map of the adaptation so far, with its ``scan`` and ``step``; it goes with the next one
 ``scan``      a scan is done and its files are written: what the result will say of it, under ``entry``
 ``log``       ``message``, something to know
@@ -230,6 +230,14 @@ class EvaluateJob(Options):
     overwrite: bool = False
 
 
+class ReviewJob(Options):
+    """Draw the label maps of a segmentation or an adaptation over their scans, and put them on a page."""
+
+    task: Literal["review"] = "review"
+    results: GivenPath = Field(description="folder of the results, or the report in it")
+    overwrite: bool = False
+
+
 class ManifestJob(Options):
     """List the cases of data sets, in whatever layouts, in one manifest."""
 
@@ -304,6 +312,7 @@ Job = Annotated[
     | TrainJob
     | PretrainJob
     | EvaluateJob
+    | ReviewJob
     | ManifestJob
     | SynthesiseJob
     | ImportJob

@@ -24,8 +24,10 @@ Theme = Literal["light", "dark"]
 _FILL = 0.4  # opacity of a structure's area; its outline is opaque
 _DPI = 150
 _SHOWN = 30  # voxels in a plane from which a structure can be seen there
-_MM_PER_INCH = 46.0  # of anatomy on the picture
-_COLUMNS = 6  # of the legend
+_MM_PER_INCH = 46.0  # of anatomy on the picture, unless it would be narrow
+_NARROW = 7.0  # inches
+_COLUMNS = 6  # of the legend, at most
+_LETTER, _ENTRY = 0.068, 0.45  # inches that a letter in the legend takes, and what surrounds a name
 _INK, _FAINT = "#e8ebee", "#9aa3ad"  # on the black of an overlay
 _THEMES = {
     "light": {"face": "#ffffff", "ink": "#1f2328", "grid": "#dde2e7", "line": "#1f6feb", "best": "#c2410c"},
@@ -96,7 +98,7 @@ def overlay(panels: Sequence[Panel], table: Sequence[Label], path: str | Path) -
         for name, (_, *axes, _) in _PLANES.items()
     }
     legend = _legend(labels, table)
-    figure, cells = _canvas(len(panels), sizes, len(legend))
+    figure, cells, columns = _canvas(len(panels), sizes, list(legend))
     for panel, image, values, column in zip(panels, images, labels, cells, strict=True):
         low, high = _window(image)
         for (name, (across, *_, edges)), cell in zip(_PLANES.items(), column, strict=True):
@@ -111,7 +113,7 @@ def overlay(panels: Sequence[Panel], table: Sequence[Label], path: str | Path) -
                     x, 0.5, side, transform=cell.transAxes, color=_INK, fontsize=9, ha=align, va="center"
                 )
         column[0].set_title(panel.title, color=_INK, fontsize=11, loc="left", pad=8)
-    _write_legend(figure, legend)
+    _write_legend(figure, legend, columns)
     return _save(figure, path)
 
 
@@ -285,52 +287,68 @@ def _legend(labels: Sequence[np.ndarray], table: Sequence[Label]) -> dict[str, C
 # --- canvas -----------------------------------------------------------------------------------------------------
 
 
-def _figure(width: float, height: float, face: str) -> Figure:
-    """An empty figure of a size in inches, without any display."""
+def drawing() -> type[Figure]:
+    """What figures are drawn with, without any display. Raises InputError where matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise InputError(
             "Pictures need matplotlib.", "Install it with: pip install 'mapseg[demo]'"
         ) from error
-    return Figure((width, height), dpi=_DPI, facecolor=face)
+    return Figure
+
+
+def _figure(width: float, height: float, face: str) -> Figure:
+    """An empty figure of a size in inches."""
+    return drawing()((width, height), dpi=_DPI, facecolor=face)
 
 
 def _canvas(
-    panels: int, sizes: Mapping[str, Sequence[float]], entries: int
-) -> tuple[Figure, list[list[Axes]]]:
-    """A black figure at the scale of the anatomy, and the axes of every panel's planes."""
+    panels: int, sizes: Mapping[str, Sequence[float]], names: Sequence[str]
+) -> tuple[Figure, list[list[Axes]], int]:
+    """A black figure at the scale of the anatomy, the axes of every panel's planes, and columns of the legend."""
     widths, heights = zip(*sizes.values(), strict=True)
     if panels == 1:
         columns, rows = list(widths), [max(heights)]
     else:
         columns, rows = [max(widths)] * panels, list(heights)
+    scale = min(_MM_PER_INCH, sum(columns) / _NARROW)
+    columns, rows = ([mm / scale for mm in edges] for edges in (columns, rows))
     gap, top = 0.12, 0.42
-    bottom = 0.34 + 0.21 * -(-entries // _COLUMNS)
-    width = sum(columns) / _MM_PER_INCH + gap * (len(columns) + 1)
-    height = sum(rows) / _MM_PER_INCH + gap * (len(rows) - 1) + top + bottom
+    width = sum(columns) + gap * (len(columns) + 1)
+    across = _legend_columns(names, width)
+    bottom = 0.34 + 0.21 * -(-len(names) // across)
+    height = sum(rows) + gap * (len(rows) - 1) + top + bottom
     figure = _figure(width, height, "black")
     cells, y = [[] for _ in range(panels)], height - top
     for r, row in enumerate(rows):
-        x, y = gap, y - row / _MM_PER_INCH
+        x, y = gap, y - row
         for c, column in enumerate(columns):
-            place = (x / width, y / height, column / _MM_PER_INCH / width, row / _MM_PER_INCH / height)
-            cell = figure.add_axes(place, facecolor="black")
+            cell = figure.add_axes((x / width, y / height, column / width, row / height), facecolor="black")
             cell.axis("off")
             cells[c if panels > 1 else r].append(cell)
-            x += column / _MM_PER_INCH + gap
+            x += column + gap
         y -= gap
-    return figure, cells
+    return figure, cells, across
 
 
-def _write_legend(figure: Figure, legend: Mapping[str, Colour]) -> None:
+def _legend_columns(names: Sequence[str], width: float) -> int:
+    """As many as fit into a width in inches, filled one after the other."""
+    for columns in range(min(_COLUMNS, len(names)), 1, -1):
+        longest = [max(map(len, part)) for part in np.array_split(np.array(names, object), columns)]
+        if sum(_LETTER * letters + _ENTRY for letters in longest) <= width:
+            return columns
+    return 1
+
+
+def _write_legend(figure: Figure, legend: Mapping[str, Colour], columns: int) -> None:
     from matplotlib.patches import Patch
 
     height = figure.get_figheight()
     handles = [Patch(facecolor=[c / 255 for c in colour], label=name) for name, colour in legend.items()]
     if handles:
         figure.legend(
-            handles=handles, ncols=min(_COLUMNS, len(handles)), loc="lower center", bbox_to_anchor=(0.5, 0.22 / height),
+            handles=handles, ncols=columns, loc="lower center", bbox_to_anchor=(0.5, 0.22 / height),
             frameon=False, labelcolor=_INK, fontsize=8.5, handlelength=1, handleheight=1, borderaxespad=0,
         )  # fmt: skip
     note = "Radiological convention: the patient's right (R) is on the left of the picture."

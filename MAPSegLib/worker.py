@@ -37,6 +37,7 @@ _TASKS = {
     "train": ("training", "train"),
     "pretrain": ("pretraining", "pretrain"),
     "evaluate": ("evaluation", "evaluate"),
+    "review": ("review", "review"),
     "manifest": ("material", "manifest"),
     "synthesise": ("material", "synthesise"),
     "import": ("material", "import_model"),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pytest
 
 from MAPSegLib import api
 from MAPSegLib.jobs import build_job
@@ -177,3 +178,16 @@ def test_no_gate_keeps_the_adapted_result(model, data, tmp_path):
         json.loads((tmp_path / "x_report.json").read_text(encoding="utf-8"))["scans"][0]["chosen"]
         == "adapted"
     )
+
+
+def test_results_are_put_on_a_page_to_look_at(model, data, tmp_path):
+    pytest.importorskip("matplotlib", reason="needs the extra 'demo'")
+    mapseg("adapt", model, data / "images", "-o", tmp_path / "out", "--steps", 1, *CPU)
+    told, _ = mapseg("review", tmp_path / "out")
+    assert "review.html" in told
+    page = (tmp_path / "out" / "review.html").read_text(encoding="utf-8")
+    assert all(f"<h2>case{i}.nii.gz</h2>" in page for i in range(3)) and "(score" in page
+    assert files(tmp_path / "out" / "review") == [f"case{i}_seg.png" for i in range(3)]
+    assert "already there" in refused("review", tmp_path / "out")
+    told, _ = mapseg("evaluate", tmp_path / "out", data / "labels", "-o", tmp_path / "scores")
+    assert "Dice" in told  # what lies beside them does not disturb the results

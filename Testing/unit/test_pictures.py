@@ -7,7 +7,15 @@ import pytest
 
 from MAPSegLib.config import Label
 from MAPSegLib.errors import InputError
-from MAPSegLib.pictures import Curve, Panel, Reconstruction, curves, overlay, reconstructions
+from MAPSegLib.pictures import (
+    Curve,
+    Panel,
+    Reconstruction,
+    _legend_columns,
+    curves,
+    overlay,
+    reconstructions,
+)
 from MAPSegLib.volumes import Volume
 
 image_module = pytest.importorskip("matplotlib.image", reason="needs the extra 'demo'")
@@ -129,3 +137,18 @@ def test_without_matplotlib_the_sentence_says_what_to_install(head, tmp_path, mo
     with pytest.raises(InputError, match="matplotlib") as error:
         overlay([head], TABLE, tmp_path / "no.png")
     assert "demo" in error.value.advice
+
+
+def test_a_legend_has_as_many_columns_as_fit():
+    names = [f"structure {i}" for i in range(16)]  # 0.068 inches a letter, and 0.45 for each
+    assert [_legend_columns(names, width) for width in (20, 7.6, 7.2, 2.5, 1)] == [6, 6, 5, 2, 1]
+    assert [_legend_columns(few, 20) for few in (names[:2], names[:1], [])] == [2, 1, 1]
+    assert _legend_columns([*names, "a structure of an uncommonly long name"], 7.6) == 4
+
+
+def test_small_anatomy_is_drawn_large_enough_for_its_names(head, tmp_path):
+    small = Panel(
+        "crop", Volume(head.image.array, head.image.affine @ np.diag([0.2, 0.2, 0.2, 1])), head.labels
+    )
+    one, other = (image_module.imread(overlay([p], TABLE, tmp_path / "a.png")) for p in (head, small))
+    assert abs(one.shape[1] - other.shape[1]) <= 2 and one.shape[1] > 7 * 150

@@ -1,0 +1,138 @@
+"""Results to look at: a picture of every label map over its scan, and a page with all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ValidationError
+
+from ..config import Label, check_path
+from ..errors import InputError, MAPSegError, first_problem
+from ..jobs import Report, ReviewJob
+from ..reports import read_json, replacing, write_text
+from ..volumes import check_same_grid, read_image, read_labels, scan_stem
+from .earlier import REPORTS
+from .outputs import output_folder, refuse_existing
+from .reading import track
+
+NAME = "review"
+"""Of the folder of the pictures and, with its suffix, of the page."""
+
+
+class Structure(BaseModel):
+    """What a report tells of a structure."""
+
+    value: int
+    structure: str
+    volume_ml: float
+    confidence: float | None = None
+
+
+class Side(BaseModel):
+    """And of a result."""
+
+    output: Path
+    trusted: bool
+    reason: str
+    notes: list[str] = []
+    structures: list[Structure] = []
+    measures: dict[str, float | None] = {}
+
+
+class Entry(Side):
+    """And of a scan; of an adaptation, also of both results that the gate chose from."""
+
+    file: Path
+    chosen: Literal["source", "adapted"] | None = None
+    gate: str = ""
+    source: Side | None = None
+    adapted: Side | None = None
+
+
+class Results(BaseModel):
+    """What is read of ``report.json``."""
+
+    task: Literal["segment", "adapt"]
+    model: str
+    labels: list[Label]
+    scans: list[Entry]
+    failed: list[dict[str, str]] = []
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A scan's results and their picture, by its path from the page."""
+
+    entry: Entry
+    picture: str
+
+
+def review(job: ReviewJob, report: Report) -> dict[str, Any]:
+    """Draw the results of a segmentation or an adaptation. See :class:`~MAPSegLib.jobs.ReviewJob`."""
+    from ..pictures import drawing
+    from ..review_page import page
+
+    drawing()  # told once, and not for every scan
+    file = check_path(job.results)
+    if file.suffix != ".json":
+        file /= REPORTS[0]
+    found = _read(file)
+    mine = file.name.removesuffix(REPORTS[0])  # of a job that named its result, the name's beginning
+    folder, written = file.parent / f"{mine}{NAME}", file.parent / f"{mine}{NAME}.html"
+    pictures = [folder / f"{scan_stem(entry.output)}.png" for entry in found.scans]
+    refuse_existing([written, *pictures], job.overwrite)
+    shown: list[Shown] = []
+    failed: list[dict[str, Any]] = []
+    errors: list[MAPSegError] = []
+    with output_folder(folder):
+        paths = [entry.file for entry in found.scans]
+        for entry, picture in track(list(zip(found.scans, pictures, strict=True)), report, paths, NAME):
+            try:
+                _draw(entry, found.labels, file.parent, picture, job.overwrite)
+            except InputError as error:
+                errors.append(error)
+                failed.append({**error.record(), "scan": str(entry.file)})
+                report("error", **failed[-1])
+            else:
+                shown.append(Shown(entry, f"{folder.name}/{picture.name}"))
+        if not shown:
+            raise errors[0]
+        write_text(written, page(found, shown, failed), job.overwrite)
+    files = [written, *(folder / Path(one.picture).name for one in shown)]
+    return {"files": list(map(str, files)), "failed": failed}
+
+
+def _read(file: Path) -> Results:
+    content = read_json(file, "a report")
+    try:
+        found = Results.model_validate(content)
+    except ValidationError as error:
+        raise InputError(
+            f"{file} is not the report of a segmentation or an adaptation: {first_problem(error)}.",
+            "Give the folder of the results.",
+        ) from error
+    if not found.scans:
+        raise InputError(f"{file} tells of no results yet.", "Finish the job first.")
+    return found
+
+
+def _draw(entry: Entry, labels: Sequence[Label], folder: Path, picture: Path, overwrite: bool) -> None:
+    """Raises InputError where a file is missing, or lies elsewhere than it did."""
+    from ..pictures import Panel, overlay
+
+    image = read_image(entry.file)
+    sides: dict[str, Side] = {"": entry}
+    if entry.source and entry.adapted:
+        sides = {"the model as it was": entry.source, "adapted": entry.adapted}
+        if entry.chosen == "adapted":  # what was kept comes first: planes are chosen for it
+            sides = dict(reversed(sides.items()))
+    panels = []
+    for title, side in sides.items():
+        found = read_labels(folder / side.output.name)  # the folder may have moved since
+        check_same_grid(image, found)
+        panels.append(Panel(f"kept: {title}" if title and not panels else title, image, found.array))
+    with replacing(picture, overwrite) as temporary:
+        overlay(panels, labels, temporary)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -17,6 +18,7 @@ from rich.table import Table
 
 from . import distributed
 from .errors import InputError, MAPSegError
+from .pages import DISCLAIMER
 from .worker import execute, explained, listen_for_stop
 
 if TYPE_CHECKING:
@@ -195,7 +197,10 @@ def _show_scans(result: dict[str, Any]) -> None:
             _out.print(f"  {escape(note)}", highlight=False, soft_wrap=True)
     for note in shared:
         _out.print(f"All: {escape(note)}", highlight=False, soft_wrap=True)
-    _out.print("Research software: not for clinical use.", style="dim")
+    if len(result["scans"]) > 1:
+        folder = subprocess.list2cmdline([Path(result["files"][-1]).parent])  # of the reports
+        _out.print(f"To look at them: mapseg review {escape(folder)}", highlight=False, soft_wrap=True)
+    _out.print(DISCLAIMER, style="dim")
 
 
 def _shared_notes(scans: list[dict[str, Any]]) -> list[str]:

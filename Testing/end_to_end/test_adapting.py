@@ -182,12 +182,14 @@ def test_no_gate_keeps_the_adapted_result(model, data, tmp_path):
 
 def test_results_are_put_on_a_page_to_look_at(model, data, tmp_path):
     pytest.importorskip("matplotlib", reason="needs the extra 'demo'")
-    mapseg("adapt", model, data / "images", "-o", tmp_path / "out", "--steps", 1, *CPU)
-    told, _ = mapseg("review", tmp_path / "out")
+    out = tmp_path / "the results"
+    told, _ = mapseg("adapt", model, data / "images", "-o", out, "--steps", 1, *CPU)
+    assert f'To look at them: mapseg review "{out}"' in told
+    told, _ = mapseg("review", out)
     assert "review.html" in told
-    page = (tmp_path / "out" / "review.html").read_text(encoding="utf-8")
+    page = (out / "review.html").read_text(encoding="utf-8")
     assert all(f"<h2>case{i}.nii.gz</h2>" in page for i in range(3)) and "(score" in page
-    assert files(tmp_path / "out" / "review") == [f"case{i}_seg.png" for i in range(3)]
-    assert "already there" in refused("review", tmp_path / "out")
-    told, _ = mapseg("evaluate", tmp_path / "out", data / "labels", "-o", tmp_path / "scores")
+    assert files(out / "review") == [f"case{i}_seg.png" for i in range(3)]
+    assert "already there" in refused("review", out)
+    told, _ = mapseg("evaluate", out, data / "labels", "-o", tmp_path / "scores")
     assert "Dice" in told  # what lies beside them does not disturb the results

@@ -120,9 +120,14 @@ def unpack(image: Any, name: str) -> Loaded:
     if isinstance(image, nib.Nifti1Image | nib.MGHImage):
         return guard(Path(name), lambda path: _from_nibabel(path, image))  # its voxels may still be in a file
     if isinstance(image, sitk.Image):
+        if "label" in image.GetPixelIDTypeAsString():  # asked for more of it, SimpleITK ends the process
+            raise InputError(
+                f"{name} is a label map of SimpleITK.", "Give the scan that the labels were drawn on."
+            )
         return _from_itk(Path(name), image)
     raise InputError(
-        f"{name} is of type {type(image).__name__}, and an image of nibabel or SimpleITK is needed.",
+        f"{name} is of type {type(image).__name__}, and an image of nibabel (NIfTI in one file, MGH) or SimpleITK is "
+        "needed.",
         "Read a file with nibabel.load(path); make an image of an array with nibabel.Nifti1Image(array, affine), the "
         "affine leading from voxels to mm right, anterior and superior.",
     )
@@ -349,13 +354,24 @@ def _from_itk(path: Path, image: Any, sized: bool = True) -> Loaded:
     squeezed_shape(path.name, image.GetSize())
     while image.GetDimension() > 3:
         image = image[..., 0]
-    space = image.GetMetaData("NRRD_space") if image.HasMetaDataKey("NRRD_space") else ""
-    oriented = path.suffix.lower() not in (".nrrd", ".nhdr") or space == "left-posterior-superior"
-    geometry = ItkGeometry(image.GetSpacing(), image.GetOrigin(), image.GetDirection(), oriented, sized)
+    geometry = ItkGeometry(
+        image.GetSpacing(), image.GetOrigin(), image.GetDirection(), _is_oriented(image), sized
+    )
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(geometry.direction, (3, 3)) * np.array(geometry.spacing)
     affine[:3, 3] = geometry.origin
     return sitk.GetArrayFromImage(image).transpose(2, 1, 0), _LPS @ affine, geometry
+
+
+def _is_oriented(image: Any) -> bool:
+    """Whether the file that ITK read says which way its axes run; what was made in memory says so itself."""
+
+    def told(key: str) -> str:
+        return image.GetMetaData(key) if image.HasMetaDataKey(key) else ""
+
+    if told("ITK_InputFilterName") == "NrrdImageIO":
+        return told("NRRD_space") == "left-posterior-superior"
+    return (told("sform_code"), told("qform_code")) != ("0", "0")  # of NIfTI
 
 
 def quietly(call: Callable[[], Any]) -> Any:

@@ -12,7 +12,7 @@ from volume_cases import affines, make_affine, noise_scan
 import MAPSegLib as mapseg
 from MAPSegLib.errors import InputError, MAPSegError
 from MAPSegLib.models import save_model
-from MAPSegLib.volumes import image_in_memory, in_memory, write_volume
+from MAPSegLib.volumes import image_in_memory, in_memory, read_image, write_volume
 
 COMPUTE = {"device": "cpu", "precision": "fp32", "threads": 1}
 OBLIQUE = make_affine((1, 2, 0), (-1, 1, -1), (0.9, 1.0, 1.2), (5, -8, 12), (30, -40, 50))
@@ -112,17 +112,36 @@ def test_an_image_without_orientation_is_told(predictor):
     assert any("states no orientation" in note for note in predictor.segment(image).notes)
 
 
+@pytest.mark.parametrize("suffix", [".nrrd", ".nii"])
+def test_what_a_file_leaves_open_is_told_of_its_image_in_simpleitk(suffix, tmp_path):
+    path, array = tmp_path / f"scan{suffix}", noise_scan((9, 9, 9)).array
+    if suffix == ".nrrd":
+        about = "type: float\ndimension: 3\nsizes: 9 9 9\nspacings: 1 1 1\nendian: little\nencoding: raw"
+        path.write_bytes(f"NRRD0004\n{about}\n\n".encode() + array.astype("<f4").tobytes())
+    else:
+        nib.save(nib.Nifti1Image(array, None), path)
+    (note,) = image_in_memory(sitk.ReadImage(path)).notes
+    assert "states no orientation" in note and read_image(path).notes == (note,)
+    write_volume(path, array, image_in_memory(nib.Nifti1Image(array, np.eye(4))), overwrite=True)
+    assert not image_in_memory(sitk.ReadImage(path)).notes
+
+
 @pytest.mark.parametrize(
     ("image", "told"),
     [
-        (np.ones((9, 9, 9)), r"is of type ndarray, and an image of nibabel or SimpleITK.*Nifti1Image\(array"),
+        (
+            np.ones((9, 9, 9)),
+            r"is of type ndarray, and an image of nibabel .* or SimpleITK.*Nifti1Image\(array",
+        ),
         ("scan.nii.gz", r"is of type str.*nibabel\.load\(path\)"),
+        (nib.Nifti1Pair(noise_scan().array, np.eye(4)), r"is of type Nifti1Pair, .*NIfTI in one file"),
         (nib.Nifti1Image(np.ones((9, 9, 9, 2), np.float32), np.eye(4)), "is a 4D image"),
         (nib.Nifti1Image(np.zeros((9, 9, 9), np.float32), np.eye(4)), "holds only zeros"),
         (nib.Nifti1Image(np.full((9, 9, 9), np.nan, np.float32), np.eye(4)), "NaN or infinite"),
         (nib.Nifti1Image(noise_scan().array, np.diag([0.001, 1, 1, 1])), "voxel spacing of 0.001 x 1 x 1 mm"),
         (sitk.Image([9, 9, 9], sitk.sitkVectorFloat32, 3), "is a colour"),
         (sitk.Image([9, 9], sitk.sitkFloat32), "is a 2D image"),
+        (sitk.Image([9, 9, 9], sitk.sitkLabelUInt8), "is a label map of SimpleITK"),
     ],
     ids=lambda given: None if isinstance(given, str) else type(given).__name__,
 )

@@ -352,11 +352,10 @@ def _from_itk(path: Path, image: Any, sized: bool = True) -> Loaded:
             f"{path.name} holds complex numbers.", "Give a scan with one real intensity per voxel."
         )
     squeezed_shape(path.name, image.GetSize())
+    oriented = _is_oriented(image)  # which a part of it no longer tells
     while image.GetDimension() > 3:
         image = image[..., 0]
-    geometry = ItkGeometry(
-        image.GetSpacing(), image.GetOrigin(), image.GetDirection(), _is_oriented(image), sized
-    )
+    geometry = ItkGeometry(image.GetSpacing(), image.GetOrigin(), image.GetDirection(), oriented, sized)
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(geometry.direction, (3, 3)) * np.array(geometry.spacing)
     affine[:3, 3] = geometry.origin

@@ -112,12 +112,20 @@ def test_an_image_without_orientation_is_told(predictor):
     assert any("states no orientation" in note for note in predictor.segment(image).notes)
 
 
-@pytest.mark.parametrize("suffix", [".nrrd", ".nii"])
-def test_what_a_file_leaves_open_is_told_of_its_image_in_simpleitk(suffix, tmp_path):
-    path, array = tmp_path / f"scan{suffix}", noise_scan((9, 9, 9)).array
-    if suffix == ".nrrd":
-        about = "type: float\ndimension: 3\nsizes: 9 9 9\nspacings: 1 1 1\nendian: little\nencoding: raw"
-        path.write_bytes(f"NRRD0004\n{about}\n\n".encode() + array.astype("<f4").tobytes())
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        "",
+        "dimension: 3\nsizes: 9 9 9\nspacings: 1 1 1",
+        "dimension: 4\nsizes: 9 9 9 1\nspacings: 1 1 1 1",
+    ],
+)
+def test_what_a_file_leaves_open_is_told_of_its_image_in_simpleitk(sizes, tmp_path):
+    """NRRD of such a header, and NIfTI."""
+    path, array = tmp_path / ("scan.nrrd" if sizes else "scan.nii"), noise_scan((9, 9, 9)).array
+    if sizes:
+        header = f"NRRD0004\n{sizes}\ntype: float\nendian: little\nencoding: raw\n\n"
+        path.write_bytes(header.encode() + array.astype("<f4").tobytes())
     else:
         nib.save(nib.Nifti1Image(array, None), path)
     (note,) = image_in_memory(sitk.ReadImage(path)).notes

@@ -24,8 +24,8 @@ Theme = Literal["light", "dark"]
 _FILL = 0.4  # opacity of a structure's area; its outline is opaque
 _DPI = 150
 _SHOWN = 30  # voxels in a plane from which a structure can be seen there
-_MM_PER_INCH = 46.0  # of anatomy on the picture, unless it would be narrow
-_NARROW = 7.0  # inches
+_MM_PER_INCH = 46.0  # of anatomy on the picture, unless it would be narrow or large
+_NARROW, _LARGE = 7.0, 20.0  # inches
 _COLUMNS = 6  # of the legend, at most
 _LETTER, _ENTRY = 0.068, 0.45  # inches that a letter in the legend takes, and what surrounds a name
 _INK, _FAINT = "#e8ebee", "#9aa3ad"  # on the black of an overlay
@@ -189,7 +189,15 @@ def reconstructions(rows: Sequence[Reconstruction], path: str | Path) -> Path:
     figure = _figure(width, height, "black")
     for r, row in enumerate(rows):
         y = height - top - (r + 1) * (size + 0.22) + 0.04
-        figure.text(left / width, (y + size + 0.03) / height, row.title, color=_INK, fontsize=8, va="bottom")
+        figure.text(
+            left / width,
+            (y + size + 0.03) / height,
+            row.title,
+            color=_INK,
+            fontsize=8,
+            va="bottom",
+            parse_math=False,
+        )
         for c, (plane, kind) in enumerate(columns):
             image = getattr(row, kind)
             where: list[Any] = [slice(None)] * 3
@@ -252,7 +260,7 @@ def _window(image: np.ndarray) -> tuple[float, float]:
     sample = image[::3, ::3, ::3]
     bright = sample[sample > sample.min()]
     low = float(sample.min())
-    return low, float(np.percentile(bright, 99.5)) if bright.size else low + 1
+    return low, float(np.percentile(bright, 99.5) if bright.size else image.max())
 
 
 # --- colours ----------------------------------------------------------------------------------------------------
@@ -275,12 +283,14 @@ def tint(values: np.ndarray, table: Sequence[Label]) -> np.ndarray:
 
 
 def _legend(labels: Sequence[np.ndarray], table: Sequence[Label]) -> dict[str, Colour]:
-    """Name and colour of the structures that occur, both sides as one."""
+    """Name and colour of the structures that occur, both sides as one where their colour is one."""
     present = set().union(*(np.unique(a).tolist() for a in labels))
+    colors = {label.value: label.color for label in table}
     entries: dict[str, Colour] = {}
     for label in table:
         if label.value in present:
-            entries.setdefault(label.sideless, label.color)
+            name = label.sideless if colors.get(label.mirror) == label.color else label.name
+            entries.setdefault(name, label.color)
     return entries
 
 
@@ -312,17 +322,18 @@ def _canvas(
         columns, rows = list(widths), [max(heights)]
     else:
         columns, rows = [max(widths)] * panels, list(heights)
-    scale = min(_MM_PER_INCH, sum(columns) / _NARROW)
+    scale = max(min(_MM_PER_INCH, sum(columns) / _NARROW), sum(columns) / _LARGE, sum(rows) / _LARGE)
     columns, rows = ([mm / scale for mm in edges] for edges in (columns, rows))
     gap, top = 0.12, 0.42
-    width = sum(columns) + gap * (len(columns) + 1)
+    margin = gap + max(0.0, _NARROW - sum(columns)) / 2  # of a spine, too, the names need room
+    width = sum(columns) + gap * (len(columns) - 1) + 2 * margin
     across = _legend_columns(names, width)
     bottom = 0.34 + 0.21 * -(-len(names) // across)
     height = sum(rows) + gap * (len(rows) - 1) + top + bottom
     figure = _figure(width, height, "black")
     cells, y = [[] for _ in range(panels)], height - top
     for r, row in enumerate(rows):
-        x, y = gap, y - row
+        x, y = margin, y - row
         for c, column in enumerate(columns):
             cell = figure.add_axes((x / width, y / height, column / width, row / height), facecolor="black")
             cell.axis("off")
@@ -345,12 +356,16 @@ def _write_legend(figure: Figure, legend: Mapping[str, Colour], columns: int) ->
     from matplotlib.patches import Patch
 
     height = figure.get_figheight()
-    handles = [Patch(facecolor=[c / 255 for c in colour], label=name) for name, colour in legend.items()]
+    handles = [Patch(facecolor=[c / 255 for c in colour], label=" ") for colour in legend.values()]
     if handles:
-        figure.legend(
+        drawn = figure.legend(
             handles=handles, ncols=columns, loc="lower center", bbox_to_anchor=(0.5, 0.22 / height),
             frameon=False, labelcolor=_INK, fontsize=8.5, handlelength=1, handleheight=1, borderaxespad=0,
         )  # fmt: skip
+        for text, name in zip(
+            drawn.get_texts(), legend, strict=True
+        ):  # matplotlib would leave out a name "_x"
+            text.set(text=name, parse_math=False)
     note = "Radiological convention: the patient's right (R) is on the left of the picture."
     figure.text(0.5, 0.08 / height, note, color=_FAINT, fontsize=7.5, ha="center", va="bottom")
 

@@ -71,7 +71,7 @@ def _turned(affine: np.ndarray, size: int) -> np.ndarray:
 
 
 def test_thick_slices_keep_their_proportions(head, tmp_path):
-    picture = image_module.imread(overlay([head], TABLE, tmp_path / "one.png"))
+    picture = image_module.imread(overlay([head], (), tmp_path / "one.png"))  # without a legend
     drawn = picture[..., :3].max(-1) > 0.2
     heights = []
     for third in (slice(0, picture.shape[1] // 3), slice(picture.shape[1] // 3, 2 * picture.shape[1] // 3)):
@@ -152,3 +152,51 @@ def test_small_anatomy_is_drawn_large_enough_for_its_names(head, tmp_path):
     )
     one, other = (image_module.imread(overlay([p], TABLE, tmp_path / "a.png")) for p in (head, small))
     assert abs(one.shape[1] - other.shape[1]) <= 2 and one.shape[1] > 7 * 150
+
+
+@pytest.mark.parametrize("size", [(20, 20, 900), (4, 900, 4), (900, 900, 900)])
+def test_no_anatomy_makes_a_picture_that_no_browser_shows(size, tmp_path):
+    """Of that scale, a page of hundreds could not be opened; and the names have room beside a spine, too."""
+    array = np.random.default_rng(0).random((20, 20, 20), np.float32)
+    panel = Panel("", Volume(array, np.diag([*np.divide(size, 20), 1])), np.full(array.shape, 10, np.uint8))
+    for panels in ([panel], [panel] * 2):
+        shape = image_module.imread(overlay(panels, TABLE, tmp_path / "a.png")).shape
+        assert max(shape) < 22 * 150 and shape[1] > 7 * 150
+
+
+def test_a_scan_with_a_few_bright_voxels_is_a_picture(head, tmp_path):
+    array = np.zeros((20, 20, 20), np.float32)
+    array[7, 8, 8], array[10, 11, 11] = 0.01, 0.03  # apart from those that grey levels are taken from
+    panel = Panel("", Volume(array, np.eye(4)), np.zeros(array.shape, np.uint8))
+    assert overlay([panel], TABLE, tmp_path / "a.png").is_file()
+
+
+def names_drawn(monkeypatch, panel, table, path):
+    """What the legend of a picture says, as it was drawn."""
+    from matplotlib.legend import Legend
+
+    found, draw = [], Legend.draw
+
+    def watched(self, renderer):
+        found.extend(text.get_text() for text in self.get_texts())
+        return draw(self, renderer)
+
+    monkeypatch.setattr(Legend, "draw", watched)
+    overlay([panel], table, path)
+    return found
+
+
+def test_names_are_drawn_as_they_are(head, tmp_path, monkeypatch):
+    """What matplotlib takes for mathematics, or for a name to leave out, too."""
+    names = ["_hidden", r"$\frac{$"]
+    table = [Label(value=value, name=name) for value, name in zip((10, 49), names, strict=True)]
+    assert names_drawn(monkeypatch, head, table, tmp_path / "a.png") == names
+    rows = [Reconstruction(r"$\frac{$, patch", *[head.image.array] * 3)]
+    assert reconstructions(rows, tmp_path / "b.png").is_file()
+
+
+def test_sides_of_two_colours_have_an_entry_each(head, tmp_path, monkeypatch):
+    both = names_drawn(monkeypatch, head, TABLE, tmp_path / "a.png")
+    assert both == ["left thalamus", "right thalamus"]
+    table = [label.model_copy(update={"color": (0, 0, 255)}) for label in TABLE]
+    assert names_drawn(monkeypatch, head, table, tmp_path / "b.png")[-1:] == ["thalamus"]

@@ -325,20 +325,20 @@ def _canvas(
     scale = max(min(_MM_PER_INCH, sum(columns) / _NARROW), sum(columns) / _LARGE, sum(rows) / _LARGE)
     columns, rows = ([mm / scale for mm in edges] for edges in (columns, rows))
     gap, top = 0.12, 0.42
-    margin = gap + max(0.0, _NARROW - sum(columns)) / 2  # of a spine, too, the names need room
-    width = sum(columns) + gap * (len(columns) - 1) + 2 * margin
+    apart = max(gap, (_NARROW - sum(columns)) / (len(columns) + 1))  # of a spine, too, names need room
+    width = sum(columns) + apart * (len(columns) + 1)
     across = _legend_columns(names, width)
     bottom = 0.34 + 0.21 * -(-len(names) // across)
     height = sum(rows) + gap * (len(rows) - 1) + top + bottom
     figure = _figure(width, height, "black")
     cells, y = [[] for _ in range(panels)], height - top
     for r, row in enumerate(rows):
-        x, y = margin, y - row
+        x, y = apart, y - row
         for c, column in enumerate(columns):
             cell = figure.add_axes((x / width, y / height, column / width, row / height), facecolor="black")
             cell.axis("off")
             cells[c if panels > 1 else r].append(cell)
-            x += column + gap
+            x += column + apart
         y -= gap
     return figure, cells, across
 

@@ -13,7 +13,7 @@ from ..config import Label, check_path
 from ..errors import InputError, MAPSegError, first_problem
 from ..jobs import Report, ReviewJob
 from ..reports import read_json, replacing, write_text
-from ..volumes import check_same_grid, read_image, read_labels, scan_stem
+from ..volumes import check_same_grid, read_image, read_labels
 from .earlier import REPORTS
 from .outputs import output_folder, refuse_existing
 from .reading import track
@@ -82,7 +82,7 @@ def review(job: ReviewJob, report: Report) -> dict[str, Any]:
     found = _read(file)
     mine = file.name.removesuffix(REPORTS[0])  # of a job that named its result, the name's beginning
     folder, written = file.parent / f"{mine}{NAME}", file.parent / f"{mine}{NAME}.html"
-    pictures = [folder / f"{scan_stem(entry.output)}.png" for entry in found.scans]
+    pictures = [folder / f"{entry.output.name}.png" for entry in found.scans]
     refuse_existing([written, *pictures], job.overwrite)
     shown: list[Shown] = []
     failed: list[dict[str, Any]] = []
@@ -116,6 +116,11 @@ def _read(file: Path) -> Results:
         ) from error
     if not found.scans:
         raise InputError(f"{file} tells of no results yet.", "Finish the job first.")
+    names = [entry.output.name for entry in found.scans]
+    if twice := [
+        name for name in names if names.count(name) > 1
+    ]:  # and its picture would be that of one scan
+        raise InputError(f"{file} tells of two results called {twice[0]}.", "Keep one of the entries.")
     return found
 
 
@@ -123,7 +128,7 @@ def _draw(entry: Entry, labels: Sequence[Label], folder: Path, picture: Path, ov
     """Raises InputError where a file is missing, or lies elsewhere than it did."""
     from ..pictures import Panel, overlay
 
-    image = read_image(entry.file)
+    image = read_image(folder / entry.file)  # which reports write in full; another path starts from them
     sides: dict[str, Side] = {"": entry}
     if entry.source and entry.adapted:
         sides = {"the model as it was": entry.source, "adapted": entry.adapted}

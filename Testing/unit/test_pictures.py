@@ -161,7 +161,7 @@ def test_no_anatomy_makes_a_picture_that_no_browser_shows(size, tmp_path):
     panel = Panel("", Volume(array, np.diag([*np.divide(size, 20), 1])), np.full(array.shape, 10, np.uint8))
     for panels in ([panel], [panel] * 2):
         shape = image_module.imread(overlay(panels, TABLE, tmp_path / "a.png")).shape
-        assert max(shape) < 22 * 150 and shape[1] > 7 * 150
+        assert max(shape) < 22 * 150 and shape[1] >= 7 * 150 - 1
 
 
 def test_a_scan_with_a_few_bright_voxels_is_a_picture(head, tmp_path):

@@ -4,6 +4,7 @@ import builtins
 import json
 import re
 import shutil
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -61,10 +62,12 @@ def test_doubtful_results_come_first_and_names_are_shown_as_they_are(tmp_path):
     assert "&lt;mine&gt;" in page and "dark &lt;core&gt;" in page and "a &amp; b of good" in page
     assert "not for clinical use" in page and page.count('class="verdict warn"') == 2
     sources = re.findall('src="(.*?)"', page)
-    assert sources[0] == "review/a%3Cb%3E%26c%20%231_seg.png"
-    pictures = {str(out / "review" / f"{name}_seg.png") for name in ("a<b>&c #1", "bad", "fair", "good")}
+    assert sources[0] == "review/a%3Cb%3E%26c%20%231_seg.nii.gz.png"
+    pictures = {
+        str(out / "review" / f"{name}_seg.nii.gz.png") for name in ("a<b>&c #1", "bad", "fair", "good")
+    }
     assert set(result["files"]) == {str(out / "review.html"), *pictures} and result["failed"] == []
-    assert all((out / "review" / f"{name}_seg.png").is_file() for name in ("a<b>&c #1", "bad"))
+    assert all((out / "review" / f"{name}_seg.nii.gz.png").is_file() for name in ("a<b>&c #1", "bad"))
 
 
 @pytest.mark.parametrize("chosen", ["source", "adapted"])
@@ -109,11 +112,38 @@ def test_results_that_moved_are_found_and_a_lost_scan_stops_no_other(tmp_path):
     assert not list((out / "review").glob("[ab]_*"))
 
 
+def test_scans_of_one_name_have_a_picture_each(tmp_path):
+    """Two commands may segment ``a.nii.gz`` and ``a.nrrd`` into one folder."""
+    entries = [entry_of(tmp_path, "a"), entry_of(tmp_path, "b")]
+    for kind in ("file", "output"):
+        path = Path(entries[1][kind])
+        other = path.with_name(path.name.replace("b", "a").removesuffix(".gz"))
+        nib.save(nib.load(path), other)
+        entries[1][kind] = str(other)
+    out = report_of(tmp_path, entries)
+    assert api.review(out, overwrite=True)["failed"] == []
+    page = (out / "review.html").read_text(encoding="utf-8")
+    assert sorted(re.findall('src="(.*?)"', page)) == ["review/a_seg.nii.gz.png", "review/a_seg.nii.png"]
+
+
+def test_two_results_of_one_name_are_refused(tmp_path):
+    """As in a report that was put together by hand: one picture would stand for both."""
+    out = report_of(tmp_path, [entry_of(tmp_path, name) for name in "aba"])
+    with pytest.raises(InputError, match=r"tells of two results called a_seg\.nii\.gz"):
+        api.review(out, overwrite=True)
+
+
+def test_relative_paths_in_a_report_start_from_it(tmp_path):
+    entry = entry_of(tmp_path, "a")
+    out = report_of(tmp_path, [{**entry, "file": "../a.nii.gz", "output": "a_seg.nii.gz"}])
+    assert api.review(out)["failed"] == []
+
+
 def test_a_job_that_named_its_result_has_a_page_of_its_own(tmp_path):
     out = report_of(tmp_path, [entry_of(tmp_path, "a")], name="a_seg_report.json")
     api.review(out / "a_seg_report.json")
     found = sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.suffix in (".html", ".png"))
-    assert found == ["a_seg_review.html", "a_seg_review/a_seg.png"]
+    assert found == ["a_seg_review.html", "a_seg_review/a_seg.nii.gz.png"]
 
 
 def test_no_page_is_replaced_unasked(tmp_path):

@@ -189,7 +189,7 @@ def test_results_are_put_on_a_page_to_look_at(model, data, tmp_path):
     assert "review.html" in told
     page = (out / "review.html").read_text(encoding="utf-8")
     assert all(f"<h2>case{i}.nii.gz</h2>" in page for i in range(3)) and "(score" in page
-    assert files(out / "review") == [f"case{i}_seg.png" for i in range(3)]
+    assert files(out / "review") == [f"case{i}_seg.nii.gz.png" for i in range(3)]
     assert "already there" in refused("review", out)
     told, _ = mapseg("evaluate", out, data / "labels", "-o", tmp_path / "scores")
     assert "Dice" in told  # what lies beside them does not disturb the results

@@ -40,6 +40,10 @@ def guard(path: Path, reader: Callable[[Path], Any]) -> Any:
         raise InputError(
             f"{path.name} cannot be opened: permission denied.", "Check the file's permissions."
         ) from error
+    except FileNotFoundError as error:  # nibabel's images read their voxels when these are asked for
+        raise InputError(
+            f"{path.name} cannot be opened: {error.filename} is no longer there.", "Keep its file until then."
+        ) from error
     except Exception as error:
         text = str(error).lower()
         for name in (str(path), f"{path.parent}{os.sep}"):  # whose words say nothing

@@ -165,6 +165,9 @@ def test_an_image_whose_file_is_damaged_is_refused_as_the_file_is(predictor, tmp
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(InputError, match="^The image is damaged"):
         predictor.segment(image)
+    path.unlink()
+    with pytest.raises(InputError, match="^The image cannot be opened: .*scan.nii is no longer there"):
+        predictor.segment(image)
 
 
 def test_a_predictor_refuses_what_a_command_does(file):

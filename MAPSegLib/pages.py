@@ -15,7 +15,7 @@ _STYLE = """
   --line: #343b44; --before: #5d6772; --after: #6cb2ff; --warn: #ff9d5c; --good: #5fd38a; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--face); color: var(--ink); font: 16px/1.55 system-ui, sans-serif; }
-main { max-width: 62rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
+main { max-width: 62rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .4rem; }
 h2 { font-size: 1.3rem; margin: 3rem 0 .6rem; }
 p { max-width: 46rem; margin: .5rem 0; }

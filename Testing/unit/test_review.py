@@ -60,6 +60,7 @@ def test_doubtful_results_come_first_and_names_are_shown_as_they_are(tmp_path):
     assert "<b>4</b><span>results" in page and "<b>1</b><span>not to be trusted" in page
     assert "<b>1</b><span>failed" in page and "lost.nii is empty. Export it." in page
     assert "&lt;mine&gt;" in page and "dark &lt;core&gt;" in page and "a &amp; b of good" in page
+    assert "overflow-wrap: anywhere" in page  # names of scans often have no spaces
     assert "not for clinical use" in page and page.count('class="verdict warn"') == 2
     sources = re.findall('src="(.*?)"', page)
     assert sources[0] == "review/a%3Cb%3E%26c%20%231_seg.nii.gz.png"

@@ -5,8 +5,8 @@ Told apart by what is in the folder, the first that fits:
 manifest   a JSON file ``{"cases": [{"image": ..., "label": ..., "domain": ...}, ...]}``, paths relative to it, the last
            two optional; beside ``cases`` also ``labels``, what values are called (``{"1": "myocardium"}``)
 nnU-Net    ``dataset.json`` with ``imagesTr`` and ``labelsTr``; the Medical Segmentation Decathlon's is the same
-BIDS       ``sub-*/[ses-*/]anat`` or ``ct``, label maps (``_dseg``, ``_seg``, ``_mask``) under ``derivatives``; what
-           values are called in tables there (``_dseg.tsv``), beside a ``_dseg`` map or in a folder above it
+BIDS       ``sub-*/[ses-*/]anat``, or else ``ct``; label maps (``_dseg``, ``_seg``, ``_mask``) under ``derivatives``;
+           what values are called in tables there (``_dseg.tsv``), beside a ``_dseg`` map or in a folder above it
 authors'   ``*_img`` and ``*_label`` files side by side, in the folder or in its ``*_train`` sub-folders
 plain      scans alone; label maps, named alike, in a folder that is given beside it
 """
@@ -341,10 +341,10 @@ def _authors(folder: Path) -> list[Case]:
 
 
 def _anatomical(folder: Path) -> list[Path]:
-    """The scans of a BIDS data set, or nothing where the folder is none."""
-    patterns = [f"{whose}/{kind}" for whose in ("sub-*", "sub-*/ses-*") for kind in ("anat", "ct")]
-    places = [place for pattern in patterns for place in sorted(folder.glob(pattern))]
-    return [scan for place in places for scan in _scans_of(place)]
+    """The scans of a BIDS data set, or nothing where the folder is none; a subject's CT where there is nothing else."""
+    whose = [place for pattern in ("sub-*", "sub-*/ses-*") for place in sorted(folder.glob(pattern))]
+    kinds = [[place / kind for kind in ("anat", "ct") if (place / kind).exists()] for place in whose]
+    return [scan for places in kinds for place in places[:1] for scan in _scans_of(place)]
 
 
 def _contrasts(scans: Iterable[Path]) -> list[str]:

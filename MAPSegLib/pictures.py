@@ -190,14 +190,9 @@ def reconstructions(rows: Sequence[Reconstruction], path: str | Path) -> Path:
     for r, row in enumerate(rows):
         y = height - top - (r + 1) * (size + 0.22) + 0.04
         figure.text(
-            left / width,
-            (y + size + 0.03) / height,
-            row.title,
-            color=_INK,
-            fontsize=8,
-            va="bottom",
-            parse_math=False,
-        )
+            left / width, (y + size + 0.03) / height, row.title,
+            color=_INK, fontsize=8, va="bottom", parse_math=False,
+        )  # fmt: skip
         for c, (plane, kind) in enumerate(columns):
             image = getattr(row, kind)
             where: list[Any] = [slice(None)] * 3
@@ -362,9 +357,8 @@ def _write_legend(figure: Figure, legend: Mapping[str, Colour], columns: int) ->
             handles=handles, ncols=columns, loc="lower center", bbox_to_anchor=(0.5, 0.22 / height),
             frameon=False, labelcolor=_INK, fontsize=8.5, handlelength=1, handleheight=1, borderaxespad=0,
         )  # fmt: skip
-        for text, name in zip(
-            drawn.get_texts(), legend, strict=True
-        ):  # matplotlib would leave out a name "_x"
+        # Only now: matplotlib would leave out a name that begins with "_".
+        for text, name in zip(drawn.get_texts(), legend, strict=True):
             text.set(text=name, parse_math=False)
     note = "Radiological convention: the patient's right (R) is on the left of the picture."
     figure.text(0.5, 0.08 / height, note, color=_FAINT, fontsize=7.5, ha="center", va="bottom")

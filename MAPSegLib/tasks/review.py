@@ -116,11 +116,13 @@ def _read(file: Path) -> Results:
         ) from error
     if not found.scans:
         raise InputError(f"{file} tells of no results yet.", "Finish the job first.")
-    names = [entry.output.name for entry in found.scans]
-    if twice := [
-        name for name in names if names.count(name) > 1
-    ]:  # and its picture would be that of one scan
-        raise InputError(f"{file} tells of two results called {twice[0]}.", "Keep one of the entries.")
+    known: set[str] = set()
+    for entry in found.scans:  # one picture would stand for both
+        if entry.output.name in known:
+            raise InputError(
+                f"{file} tells of two results called {entry.output.name}.", "Keep one of the entries."
+            )
+        known.add(entry.output.name)
     return found
 
 

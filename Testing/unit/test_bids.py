@@ -52,6 +52,8 @@ def test_folders_of_ct_are_read(tmp_path):
     plant(tmp_path, "sub-2/anat/sub-2_T1w.nii.gz")
     with pytest.raises(InputError, match="holds T1w and ct scans"):
         list_scans(tmp_path)
+    plant(tmp_path / "other", "sub-1/anat/sub-1_T1w.nii.gz", "sub-1/ct/sub-1_ct.nii.gz")
+    assert [scan.name for scan in list_scans(tmp_path / "other")] == ["sub-1_T1w.nii.gz"]
 
 
 @pytest.mark.parametrize(
@@ -59,7 +61,7 @@ def test_folders_of_ct_are_read(tmp_path):
     [
         (["sub-1/ct/sub-1_ct.nii.gz", "sub-2/anat/sub-2_ct.nii.gz"], "ct"),
         (["sub-1/anat/sub-1_T1w.nii.gz"], "mr"),
-        (["sub-1/ct/sub-1_ct.nii.gz", "sub-1/anat/sub-1_T1w.nii.gz"], "mr"),  # refused when they are listed
+        (["sub-1/ct/sub-1_ct.nii.gz", "sub-1/anat/sub-1_T1w.nii.gz"], "mr"),
     ],
 )
 def test_names_of_scans_say_that_they_are_ct(tmp_path, scans, found):

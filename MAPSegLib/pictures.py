@@ -25,7 +25,7 @@ _FILL = 0.4  # opacity of a structure's area; its outline is opaque
 _DPI = 150
 _SHOWN = 30  # voxels in a plane from which a structure can be seen there
 _MM_PER_INCH = 46.0  # of anatomy on the picture, unless it would be narrow or large
-_NARROW, _LARGE = 7.0, 20.0  # inches
+_NARROW, _LARGE = 7.0, 12.0  # inches
 _COLUMNS = 6  # of the legend, at most
 _LETTER, _ENTRY = 0.068, 0.45  # inches that a letter in the legend takes, and what surrounds a name
 _INK, _FAINT = "#e8ebee", "#9aa3ad"  # on the black of an overlay
@@ -99,6 +99,9 @@ def overlay(panels: Sequence[Panel], table: Sequence[Label], path: str | Path) -
     }
     legend = _legend(labels, table)
     figure, cells, columns = _canvas(len(panels), sizes, list(legend))
+    from matplotlib.patheffects import withStroke
+
+    edged = [withStroke(linewidth=2, foreground="black")]  # to be read on bright tissue
     for panel, image, values, column in zip(panels, images, labels, cells, strict=True):
         low, high = _window(image)
         for (name, (across, *_, edges)), cell in zip(_PLANES.items(), column, strict=True):
@@ -110,8 +113,9 @@ def overlay(panels: Sequence[Panel], table: Sequence[Label], path: str | Path) -
             cell.imshow(tint(drawn, table), extent=extent, interpolation="nearest")
             for side, (x, align) in zip(edges, ((0.01, "left"), (0.99, "right")), strict=True):
                 cell.text(
-                    x, 0.5, side, transform=cell.transAxes, color=_INK, fontsize=9, ha=align, va="center"
-                )
+                    x, 0.5, side, transform=cell.transAxes, color=_INK, fontsize=9, ha=align, va="center",
+                    path_effects=edged,
+                )  # fmt: skip
         column[0].set_title(panel.title, color=_INK, fontsize=11, loc="left", pad=8)
     _write_legend(figure, legend, columns)
     return _save(figure, path)

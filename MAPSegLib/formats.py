@@ -118,6 +118,9 @@ def unpack(image: Any, name: str) -> Loaded:
     import SimpleITK as sitk
 
     if isinstance(image, nib.Nifti1Image | nib.MGHImage):
+        file = image.get_filename()
+        if isinstance(image, nib.Nifti1Image) and file and os.path.exists(file):
+            _check_pixdim(Path(file), image)  # the image no longer tells
         return guard(Path(name), lambda path: _from_nibabel(path, image))  # its voxels may still be in a file
     if isinstance(image, sitk.Image):
         if "label" in image.GetPixelIDTypeAsString():  # asked for more of it, SimpleITK ends the process

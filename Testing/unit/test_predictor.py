@@ -170,6 +170,16 @@ def test_an_image_whose_file_is_damaged_is_refused_as_the_file_is(predictor, tmp
         predictor.segment(image)
 
 
+def test_a_negative_voxel_spacing_is_refused_though_nibabel_takes_it_for_a_positive_one(predictor, tmp_path):
+    path = tmp_path / "scan.nii"
+    nib.save(nib.Nifti1Image(noise_scan((16, 16, 16)).array, np.eye(4)), path)
+    raw = bytearray(path.read_bytes())
+    raw[80:84] = np.float32(-1).tobytes()  # pixdim[1]
+    path.write_bytes(raw)
+    with pytest.raises(InputError, match="^scan.nii has a negative voxel spacing"):
+        predictor.segment(nib.load(path))
+
+
 def test_a_predictor_refuses_what_a_command_does(file):
     with pytest.raises(InputError, match="overlap"):
         mapseg.Predictor(file, overlap=2)

@@ -7,6 +7,7 @@ and its size, whichever way a scan lies.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -18,6 +19,9 @@ NARROWEST = 0.1
 """Deviation of log extents, at least: a few label maps may happen to be alike."""
 FURTHEST = 10.0
 """Deviations that a structure counts at most, and one that is missing altogether."""
+MANY, LARGER = 8, 1.5
+"""From so many structures on, a size that they have in common is no deviation, up to this factor either way: small and
+large heads are no errors. Fewer structures that are too small, all of them, may well be."""
 OFTEN = 0.1
 """Share of the source's label maps without a structure from which a scan may well lack it."""
 
@@ -81,6 +85,8 @@ def shape_deviation(
 ) -> float | None:
     """Mean distance of the structures' log extents from the source's, in its deviations; None where it states none.
 
+    A size that many structures have in common does not count (:data:`MANY`).
+
     Args:
         classes: indices (X, Y, Z).
         priors: of the model card; ``extents`` is what :func:`extent_priors` returns. A structure that is missing counts
@@ -96,6 +102,9 @@ def shape_deviation(
     excused = torch.tensor([labels[index].value in absent for index in known]) & extents.isnan().any(1)
     if excused.all():
         return FURTHEST  # of nothing, nothing can be said
-    extents, mean, deviation = (each[~excused] for each in (extents, mean, deviation))
-    distance = (extents - mean).abs() / deviation.clamp(min=NARROWEST)
+    apart, deviation = (extents - mean)[~excused], deviation[~excused]
+    sizes = apart.mean(1)[~apart.isnan().any(1)]
+    if len(sizes) >= MANY:
+        apart = apart - sizes.median().clamp(-math.log(LARGER), math.log(LARGER))
+    distance = apart.abs() / deviation.clamp(min=NARROWEST)
     return float(distance.nan_to_num(FURTHEST).clamp(max=FURTHEST).mean())

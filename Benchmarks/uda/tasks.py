@@ -17,7 +17,7 @@ from MAPSegLib.synthesis import brain_labels
 from .. import oasis
 from . import data
 
-VERSION = 10
+VERSION = 11
 """Raised with every change that changes figures, of the library, the scans or what a method starts from: results of
 another are refused."""
 TEST_TIME = ("test-time", "test-time-strong")

@@ -99,6 +99,8 @@ def test_the_score_and_the_verdict_have_the_numbers_that_the_page_states():
         f"+ {quality.BORDER_WEIGHT:g} × border contrast",
         f"turned by {quality.TURN:g}° about the axis from back to front and made smaller by {quality.SHRINK:g}",
         f"({shapes.NARROWEST:g} at least), at most {shapes.FURTHEST:g} each",
+        f"where {shapes.MANY} structures or more are found",
+        f"up to a factor of {shapes.LARGER:g}",
         f"the worst of {TRUST_DRAWS} draws of its own scans",
         f"a slack of {1 - room['agreement']:g} in agreement and {room['shape_deviation']:g} in shape deviation",
         f"never below {quality.LOWEST:g} or above {quality.HIGHEST:g}",

@@ -7,7 +7,8 @@ import torch
 from model_cases import PAIRED
 
 from MAPSegLib.augmentation import rotation, sample, warp_grid
-from MAPSegLib.shapes import FURTHEST, NARROWEST, extent_priors, log_extents, shape_deviation
+from MAPSegLib.config import Label
+from MAPSegLib.shapes import FURTHEST, LARGER, MANY, NARROWEST, extent_priors, log_extents, shape_deviation
 
 MM = (1.0, 1.0, 1.0)
 SCALE = math.sqrt(12)
@@ -75,6 +76,45 @@ def test_tight_priors_are_widened_and_missing_structures_count_most():
     both = stated((4, 8, 12), (6, 6, 6))
     assert shape_deviation(PAIRED, boxes((4, 8, 12)), MM, both) == pytest.approx(FURTHEST / 2)
     assert shape_deviation(PAIRED, boxes((4, 8, 12)), MM, stated((1e-9, 1e-9, 1e-9))) == FURTHEST
+
+
+def several(count, scale=1.0, **others):
+    """As many bodies of 4 x 6 x 8 mm times ``scale``, and label values; ``others`` have edges of their own."""
+    edges = [others.get(f"s{i}", (4, 6, 8)) for i in range(count)]
+    classes = boxes(*edges, shape=(sum(a for a, _, _ in edges) + count + 2, 40, 40))
+    labels = tuple(Label(value=i + 1, name=f"s{i}") for i in range(count))
+    return labels, classes, (scale,) * 3
+
+
+def known_of(count):
+    row = [[math.log(edge / SCALE), 0.1] for edge in (8, 6, 4)]
+    return {"extents": {str(i + 1): row for i in range(count)}}
+
+
+@pytest.mark.parametrize("scale", [1 / LARGER, 0.8, 1.0, 1.2, LARGER])
+def test_a_size_that_many_structures_have_in_common_is_no_deviation(scale):
+    assert shape_deviation(*several(MANY, scale), known_of(MANY)) == pytest.approx(0.0, abs=1e-9)
+    few = shape_deviation(*several(MANY - 1, scale), known_of(MANY - 1))
+    assert few == pytest.approx(abs(math.log(scale)) / 0.1)
+
+
+def test_a_size_beyond_that_of_any_head_is_one():
+    for scale in (1 / (2 * LARGER), 2 * LARGER):
+        found = shape_deviation(*several(MANY, scale), known_of(MANY))
+        assert found == pytest.approx(math.log(2) / 0.1)
+
+
+def test_structures_that_differ_from_the_others_or_are_missing_count_beside_a_common_size():
+    labels, classes, mm = several(MANY + 1, 0.8, s2=(8, 12, 16))
+    apart = math.log(2) / 0.1
+    assert shape_deviation(labels, classes, mm, known_of(MANY + 1)) == pytest.approx(apart / (MANY + 1))
+    classes[classes == 1] = 0
+    lost = shape_deviation(labels, classes, mm, known_of(MANY + 1))
+    assert lost == pytest.approx((apart + FURTHEST) / (MANY + 1))
+    classes[classes == 2] = 0  # fewer are left than can tell a size
+    few = shape_deviation(labels, classes, mm, known_of(MANY + 1))
+    small = -math.log(0.8) / 0.1
+    assert few == pytest.approx((2 * FURTHEST + apart - small + (MANY - 2) * small) / (MANY + 1))
 
 
 def test_only_structures_that_the_source_states_count():

@@ -6,13 +6,29 @@ Only what ``--help`` needs is imported here; everything else when a command runs
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
+from .cli_arguments import (
+    Contrast,
+    Device,
+    LabelTable,
+    Modality,
+    Model,
+    OnceForData,
+    OptionsFile,
+    Output,
+    OutputFile,
+    Overwrite,
+    Precision,
+    Scans,
+    Seed,
+    Spacing,
+    Threads,
+    Uncertainty,
+)
 from .federated.cli import app as federate
 
 app = typer.Typer(
@@ -24,57 +40,6 @@ app = typer.Typer(
 )
 
 app.add_typer(federate, name="federate")
-
-Model = Annotated[str, typer.Argument(help="Name (see `mapseg models`) or file of a model.", metavar="MODEL")]
-Scans = Annotated[
-    list[Path],
-    typer.Argument(
-        help="Scans, DICOM series folders, folders of scans, data sets, or manifests.",
-        metavar="SCAN...",
-        show_default=False,
-        readable=False,  # one that cannot be read stops no other
-    ),
-]
-Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
-OutputFile = Annotated[Path, typer.Option("--output", "-o", help="Folder, or a file name for one scan.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")]
-Uncertainty = Annotated[bool, typer.Option("--uncertainty", help="Write uncertainty maps too.")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")]
-Precision = Annotated[str | None, typer.Option(help="auto, bf16 or fp32.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; all cores, or OMP_NUM_THREADS, by default.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of all random numbers.")]
-OptionsFile = Annotated[
-    Path | None,
-    typer.Option("--options", help="JSON file with more options, by their names in MAPSegLib/config.py."),
-]
-Spacing = Annotated[
-    str | None,
-    typer.Option(metavar="MM", help="Voxel size that it works on, mm: one number (1), or three: 1x1x3."),
-]
-Modality = Annotated[str | None, typer.Option(help="mr or ct; mr unless a data set says CT.")]
-LabelTable = Annotated[
-    str | None, typer.Option("--label-table", help="JSON file of structures, or `brain` for FreeSurfer's.")
-]
-Contrast = Annotated[str, typer.Option(help="t1, t2, random or mixed.")]
-
-
-_DATA = ("source", "source_labels", "source_from_labels", "images", "labels", "from_labels")
-
-
-class _OnceForData(TyperCommand):
-    """Refuses data that are given twice, of which the parser would keep the last and say nothing."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        given = Counter(param.name for param in self.make_parser(ctx).parse_args(args=list(args))[2])
-        for name in _DATA:
-            if given[name] > 1:
-                advice = (
-                    "Put the label maps into one folder."
-                    if "labels" in name
-                    else "`mapseg manifest` makes one data set of several."
-                )
-                ctx.fail(f"--{name.replace('_', '-')} can be given once. {advice}")
-        return super().parse_args(ctx, args)
 
 
 @app.callback(invoke_without_command=True)
@@ -124,7 +89,7 @@ def segment(
     _run("segment", job, flags, options)
 
 
-@app.command(cls=_OnceForData)
+@app.command(cls=OnceForData)
 def adapt(
     model: Model,
     scans: Scans,
@@ -193,7 +158,7 @@ def adapt(
     _run("adapt", job, flags, options)
 
 
-@app.command(cls=_OnceForData)
+@app.command(cls=OnceForData)
 def train(
     output: Output,
     name: Annotated[str, typer.Option(help="Name of the model.")],
@@ -249,7 +214,7 @@ def train(
     _run("train", job, flags, options)
 
 
-@app.command(cls=_OnceForData)
+@app.command(cls=OnceForData)
 def pretrain(
     output: Output,
     name: Annotated[str, typer.Option(help="Name of the encoder.")],
@@ -335,7 +300,7 @@ def review(
     _run("review", {"results": results, "overwrite": overwrite})
 
 
-@app.command(cls=_OnceForData)
+@app.command(cls=OnceForData)
 def manifest(
     places: Annotated[
         list[Path],

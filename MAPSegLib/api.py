@@ -341,6 +341,6 @@ def _run(report: Emit | None, **content: Any) -> dict[str, Any]:
 
 
 def _settings_kept() -> AbstractContextManager:
-    from .devices import settings_kept  # scoring and drawing do without PyTorch
+    from .devices import settings_kept  # PyTorch, which scoring does without, and drawing sets nothing of
 
     return settings_kept()

@@ -115,13 +115,15 @@ def unpack(image: Any, name: str) -> Loaded:
         InputError: it is neither, or not one 3D scalar volume.
     """
     import nibabel as nib
-    import SimpleITK as sitk
 
     if isinstance(image, nib.Nifti1Image | nib.MGHImage):
         file = image.get_filename()
         if isinstance(image, nib.Nifti1Image) and file and os.path.exists(file):
             _check_pixdim(Path(file), image)  # the image no longer tells
         return guard(Path(name), lambda path: _from_nibabel(path, image))  # its voxels may still be in a file
+
+    import SimpleITK as sitk
+
     if isinstance(image, sitk.Image):
         if "label" in image.GetPixelIDTypeAsString():  # asked for more of it, SimpleITK ends the process
             raise InputError(

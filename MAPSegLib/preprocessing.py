@@ -24,7 +24,7 @@ Triple = tuple[float, float, float]
 MOST_VOXELS = 1e9
 """Of a working grid: an image alone takes 4 GB then."""
 _MUCH = 8
-"""Times as many voxels, or an eighth of them: so far is a working grid of 1 mm from none that clinics scan on."""
+"""Times as many voxels, or an eighth of them: from there on, a working grid that nobody chose is told."""
 FINE = "Its voxels are far smaller than 1 mm, which they become: fine structures may be lost."
 COARSE = "Its voxels are far larger than 1 mm, which they become: that takes time and shows no more."
 _PIECE = 8_000_000  # voxels of the output that label resampling handles at once

@@ -10,8 +10,10 @@ from urllib.parse import quote
 from .pages import DISCLAIMER, document, figures, swatch, verdict
 
 if TYPE_CHECKING:
-    from .config import Label
     from .tasks.review import Entry, Results, Shown
+
+Colors = Mapping[int, tuple[int, int, int]]
+"""Of structures, by their values."""
 
 
 def page(found: Results, shown: Sequence[Shown], failed: Sequence[Mapping[str, str]]) -> str:
@@ -28,7 +30,7 @@ def page(found: Results, shown: Sequence[Shown], failed: Sequence[Mapping[str, s
         tiles.append((sum(one.entry.chosen == "adapted" for one in shown), "kept the adapted result"))
     if lost := [*found.failed, *failed]:
         tiles.append((len(lost), "failed"))
-    colors = {label.value: label for label in found.labels}
+    colors = {label.value: label.color for label in found.labels}
     ordered = sorted(shown, key=lambda one: (one.entry.trusted, one.entry.measures.get("score") or 0.0))
     body = f"""<h1>Results of {escape(found.model)}</h1>
 <p class="soft">Those not to be trusted come first, then those with the lowest scores. Look at every one: the verdict
@@ -46,25 +48,24 @@ def _failure(one: Mapping[str, str]) -> str:
     return f'<div class="verdict warn">{escape(told)}</div>\n'
 
 
-def _scan(one: Shown, labels: Mapping[int, Label]) -> str:
+def _scan(one: Shown, colors: Colors) -> str:
     entry = one.entry
     notes = "".join(f'<p class="soft">{escape(note)}</p>' for note in [entry.gate, *entry.notes] if note)
-    name = escape(entry.file.name)
+    name, picture = escape(entry.file.name), quote("/".join(one.picture.parts[-2:]))  # from the page on
     return f"""
 <h2>{name}</h2>
 {verdict(entry.trusted, entry.reason)}
 {notes}
-<img loading="lazy" src="{quote(one.picture)}" alt="{name} with its structures in three planes">
-<details><summary>Volumes</summary>{_table(entry, labels)}</details>
+<img loading="lazy" src="{picture}" alt="{name} with its structures in three planes">
+<details><summary>Volumes</summary>{_table(entry, colors)}</details>
 """
 
 
-def _table(entry: Entry, labels: Mapping[int, Label]) -> str:
+def _table(entry: Entry, colors: Colors) -> str:
     rows = []
     for row in entry.structures:
-        label = labels.get(row.value)
         sure = "-" if row.confidence is None else f"{row.confidence:.2f}"
-        named = f"{swatch(label and label.color)}{escape(row.structure)}"
+        named = f"{swatch(colors.get(row.value))}{escape(row.structure)}"
         rows.append(f"<tr><td>{named}</td><td>{row.volume_ml:.2f}</td><td>{sure}</td></tr>\n")
     head = "<tr><th>structure</th><th>ml</th><th>confidence</th></tr>"
     return f'<div class="scroll"><table class="narrow">{head}\n{"".join(rows)}</table></div>'

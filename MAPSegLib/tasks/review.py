@@ -64,10 +64,10 @@ class Results(BaseModel):
 
 @dataclass(frozen=True)
 class Shown:
-    """A scan's results and their picture, by its path from the page."""
+    """A scan's results and the file of their picture."""
 
     entry: Entry
-    picture: str
+    picture: Path
 
 
 def review(job: ReviewJob, report: Report) -> dict[str, Any]:
@@ -97,11 +97,11 @@ def review(job: ReviewJob, report: Report) -> dict[str, Any]:
                 failed.append({**error.record(), "scan": str(entry.file)})
                 report("error", **failed[-1])
             else:
-                shown.append(Shown(entry, f"{folder.name}/{picture.name}"))
+                shown.append(Shown(entry, picture))
         if not shown:
             raise errors[0]
         write_text(written, page(found, shown, failed), job.overwrite)
-    files = [written, *(folder / Path(one.picture).name for one in shown)]
+    files = [written, *(one.picture for one in shown)]
     return {"files": list(map(str, files)), "failed": failed}
 
 

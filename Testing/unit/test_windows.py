@@ -9,16 +9,19 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from MAPSegLib import windows, worker
+from MAPSegLib.config import TrainingOptions
 from MAPSegLib.errors import Cancelled, InputError
 from MAPSegLib.jobs import ImportJob
 from MAPSegLib.models import load_card, save_model
 from MAPSegLib.reports import reason, write_text
 from MAPSegLib.tasks import earlier, outputs
 from MAPSegLib.tasks.findings import Findings
+from MAPSegLib.training.loop import Loop
 
 
 @pytest.fixture
@@ -107,6 +110,32 @@ def test_a_file_that_another_program_holds_for_a_moment_is_replaced_and_removed(
     monkeypatch.setattr(Path, "unlink", held(1, unlink))
     windows.remove(tmp_path / "a.txt")
     assert left == [-1, -1] and not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+@pytest.mark.parametrize("limit", [300, 20_000])
+def test_a_checkpoint_that_a_full_disk_cuts_short_is_closed_before_it_is_removed(
+    monkeypatch, tmp_path, limit
+):
+    from resource import RLIMIT_FSIZE, getrlimit, setrlimit
+
+    loop = Loop(torch.nn.Linear(64, 1024), TrainingOptions(device="cpu"), None)
+    unlink = Path.unlink
+
+    def refused_where_open(path, missing_ok=False):
+        if str(path) in {os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")}:
+            raise PermissionError(errno.EACCES, "Access is denied", str(path))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refused_where_open)
+    limits = getrlimit(RLIMIT_FSIZE)
+    setrlimit(RLIMIT_FSIZE, (limit, limits[1]))
+    try:
+        with pytest.raises(InputError, match="could not be written"):
+            loop.save(tmp_path / "checkpoint.pt")
+    finally:
+        setrlimit(RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("here", [True, False])

@@ -42,7 +42,7 @@ def replacing(path: Path, overwrite: bool = False) -> Iterator[Path]:
         raise unwritable(path, error) from error
     finally:
         with contextlib.suppress(OSError):
-            temporary.unlink()
+            windows.remove(temporary)
 
 
 def remove_leftovers(paths: Iterable[Path]) -> None:
@@ -53,7 +53,7 @@ def remove_leftovers(paths: Iterable[Path]) -> None:
     for folder, own in names.items():
         for file in folder.glob(f"{TEMPORARY}*"):
             if file.name[len(".01234567-") :] in own:
-                file.unlink(missing_ok=True)
+                windows.remove(file)
 
 
 def reason(error: OSError) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -50,6 +51,13 @@ def replace(source: Path, target: Path) -> None:
 def remove(path: Path) -> None:
     """Remove a file, if it is there. Raises OSError."""
     patiently(lambda: path.unlink(missing_ok=True))
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder with all that is in it, or all that the system lets go."""
+    with suppress(OSError):
+        patiently(lambda: shutil.rmtree(folder))
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def wait_for_input() -> None:

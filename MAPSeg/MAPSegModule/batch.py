@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import signal
 import sys
 import time
@@ -24,7 +23,7 @@ from MAPSegLib.errors import InputError
 from MAPSegLib.formats import WRITABLE
 from MAPSegLib.reports import plain, read_json, remove_leftovers, unusable, write_csv, write_json
 from MAPSegLib.volumes import read_labels, write_volume
-from MAPSegLib.windows import replace
+from MAPSegLib.windows import remove_folder, replace
 
 from . import dependencies, images, scene, texts, workfiles
 from .cases import REPORTS, Case, find_cases, read_report
@@ -213,11 +212,11 @@ class Batch:
         """End the worker, and delete what is half done: of this batch, and of those that were killed."""
         if self.queue is not None:
             self.queue.close()
-        shutil.rmtree(self.work, ignore_errors=True)
+        remove_folder(self.work)
         workfiles.remove_abandoned(self.output, _WORK)
 
     def _do(self, group: list[Case]) -> int:
-        shutil.rmtree(self.work, ignore_errors=True)
+        remove_folder(self.work)
         self.work.mkdir(parents=True, exist_ok=True)
         staged, unfinished = {}, 0
         for case in group:

@@ -7,7 +7,6 @@ is left for the event loop is a few milliseconds per call of :meth:`Run.poll`.
 from __future__ import annotations
 
 import logging
-import shutil
 import tempfile
 import time
 import weakref
@@ -21,6 +20,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from MAPSegLib.errors import InputError
+from MAPSegLib.windows import remove_folder
 
 from . import images, scene, workfiles
 from .item import CANCELLED, DONE, FAILED, RUNNING, WAITING, Item
@@ -105,7 +105,7 @@ class Run:
         except OSError as error:
             told = _("{folder} cannot be written: {reason}.")
             raise InputError(told.format(folder=slicer.app.temporaryPath, reason=error.strerror)) from error
-        self._delete = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        self._delete = weakref.finalize(self, remove_folder, self._folder)
         self._thread = ThreadPoolExecutor(1, "MAPSeg")
         closing = slicer.vtkMRMLScene.StartCloseEvent
         self._observer = slicer.mrmlScene.AddObserver(closing, lambda *_: self._forget_nodes())

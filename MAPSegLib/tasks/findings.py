@@ -77,7 +77,7 @@ class Findings:
         if stale and not self.written:
             self.write()  # the earlier report must not tell of what is no longer there
         for path in stale:
-            path.unlink()
+            windows.remove(path)
 
     @contextmanager
     def isolated(self, scan: Path) -> Iterator[None]:
@@ -88,7 +88,7 @@ class Findings:
         except BaseException as error:
             if len(self.scans) == done:
                 for file in self.files[before:]:
-                    Path(file).unlink(missing_ok=True)
+                    windows.remove(Path(file))
                 del self.files[before:]
                 if not (self.scans or self.begun.earlier):
                     self.withdraw()  # a report of nothing
@@ -112,7 +112,7 @@ class Findings:
         reports = map(self.outputs.beside, REPORTS) if self.written else ()
         for path in (*map(Path, self.files), *reports):
             with suppress(OSError):
-                path.unlink()
+                windows.remove(path)
         self.files.clear()
         self.written = False
 

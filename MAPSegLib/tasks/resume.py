@@ -62,13 +62,13 @@ def claim(folder: Path, job: Options, files: Iterable[Path], results: Iterable[P
                 kept = (folder / CHECKPOINT).exists()
                 if not kept:
                     release(folder)
-                    (folder / RECORD).unlink(missing_ok=True)
+                    windows.remove(folder / RECORD)
                 if isinstance(error, (KeyboardInterrupt, Cancelled)):
                     error.advice = "The same command continues." if kept else "Nothing was kept."
             raise
         finally:
             if distributed.rank() == 0:
-                (folder / f"{CHECKPOINT}{PART}").unlink(missing_ok=True)
+                windows.remove(folder / f"{CHECKPOINT}{PART}")
 
 
 def _bind(
@@ -93,7 +93,7 @@ def _bind(
                 "Choose another output, or allow overwriting (--overwrite).",
             )
     if differing:
-        checkpoint.unlink(missing_ok=True)
+        windows.remove(checkpoint)
     write_json(owner, mine, overwrite=True)
     return checkpoint.exists()
 

@@ -197,7 +197,7 @@ class Loop:
         temporary = path.with_name(path.name + PART)
         try:
             # A link that somebody has put there would lead into another file.
-            temporary.unlink(missing_ok=True)
+            windows.remove(temporary)
             # By name: through a file of Python's, a signal meanwhile would look like a disk that refuses.
             torch.save(state, temporary)
             windows.replace(temporary, path)
@@ -210,7 +210,7 @@ class Loop:
                 f"The checkpoint {path} could not be written{why}.", "Free some space."
             ) from error
         finally:  # also when interrupted
-            temporary.unlink(missing_ok=True)
+            windows.remove(temporary)
 
     def resume(self, path: Path) -> None:
         """Continue from the checkpoint, if there is one. Raises InputError as :meth:`load` does."""

@@ -72,6 +72,54 @@ def test_a_table_that_is_open_in_a_spreadsheet_costs_no_scan_its_result(on, monk
         found.write(last=number == errno.EACCES)
 
 
+@pytest.fixture
+def held(monkeypatch):
+    """Refuse the removal of files so named, a number of times each."""
+
+    def use(**refusals):
+        def refused(unlink):
+            def tried(path, *arguments, **options):
+                name = Path(path).stem
+                refusals[name] = refusals.get(name, 0) - 1
+                if refusals[name] >= 0:
+                    raise PermissionError(errno.EACCES, "Access is denied", str(path))
+                return unlink(path, *arguments, **options)
+
+            return tried
+
+        monkeypatch.setattr(os, "unlink", refused(os.unlink))
+
+    return use
+
+
+def test_a_folder_goes_when_its_files_are_let_go_and_without_those_that_are_not(
+    on, held, monkeypatch, tmp_path
+):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        for name in (f"{folder}1.nrrd", f"{folder}2.nrrd", f"{folder}3.nrrd"):
+            (tmp_path / folder / name).touch()
+    monkeypatch.setattr(windows, "_PATIENCE", 0.2)
+    held(a1=3, b2=10_000)
+    for folder in ("a", "b", "not there"):
+        windows.remove_folder(tmp_path / folder)
+    assert [path.name for path in tmp_path.rglob("*")] == ["b", "b2.nrrd"]
+
+
+def test_a_map_that_another_program_looks_at_is_removed_with_its_scan(on, held, tmp_path):
+    """A virus scanner does, as soon as it is written; the other scans must go on."""
+    found = object.__new__(Findings)
+    found.scans, found.files, found.failed, found.first_error = [], [], [], None
+    found.begun, found.report = SimpleNamespace(earlier=()), lambda *_, **__: None
+    found.outputs, found.written = SimpleNamespace(beside=lambda name: tmp_path / name), False
+    held(scan_seg=3)
+    with found.isolated(tmp_path / "scan.nii"):
+        (tmp_path / "scan_seg.nii").touch()
+        found.files.append(str(tmp_path / "scan_seg.nii"))
+        raise InputError("It is damaged.")
+    assert found.failed and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("number", [errno.EPIPE, errno.EINVAL])
 def test_a_worker_whose_events_nobody_reads_is_cancelled(monkeypatch, number):
     """Of a pipe whose other end has gone, Windows may say that an argument is invalid."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
@@ -226,8 +226,14 @@ def reported_in(folder: Path) -> set[Path]:
             sides = [side for scan in report.scans for side in (scan, scan.source, scan.adapted) if side]
             names = [name for side in sides for kind in ("output", *MAPS) if (name := getattr(side, kind))]
             names += [*report.unfinished.files, *([report.model_file] if report.model_file else [])]
-            found |= {folder / Path(name).name for name in names}
+            found |= {folder / _file_name(name) for name in names}
     return found
+
+
+def _file_name(told: str) -> str:
+    """Of a path in a report, which may have been written on Windows."""
+    there = PureWindowsPath(told)
+    return there.name if there.is_absolute() else Path(told).name
 
 
 def list_pairs(place: Path, labels: Path | None = None) -> list[tuple[Path, Path]]:

@@ -251,10 +251,11 @@ def test_hidden_files_beside_a_data_set_are_no_scans(tmp_path):
     assert [scan.name for scan in found] == ["sub-1_T1w.nii.gz"]
 
 
-def test_what_a_report_tells_of_is_no_scan(tmp_path):
+@pytest.mark.parametrize("elsewhere", ["/elsewhere/", "C:\\elsewhere\\", "\\\\server\\share\\"])
+def test_what_a_report_tells_of_is_no_scan(tmp_path, elsewhere):
     plant(tmp_path, "a.nii.gz", "a_seg.nii.gz", "a_uncertainty.nii.gz", "a_seg_source.nii.gz")
-    entry = {"output": "/elsewhere/a_seg.nii.gz", "uncertainty": "/elsewhere/a_uncertainty.nii.gz"}
-    entry["source"] = {"output": "/elsewhere/a_seg_source.nii.gz"}
+    entry = {"output": f"{elsewhere}a_seg.nii.gz", "uncertainty": f"{elsewhere}a_uncertainty.nii.gz"}
+    entry["source"] = {"output": f"{elsewhere}a_seg_source.nii.gz"}
     report = tmp_path / "report.json"
     report.write_text(json.dumps({"task": "segment", "scans": [entry]}), encoding="utf-8")
     assert [scan.name for scan in list_scans(tmp_path)] == ["a.nii.gz"]

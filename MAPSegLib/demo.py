@@ -136,7 +136,7 @@ def run_demo(
     """
     missing = [name for name in ("matplotlib", "nilearn") if importlib.util.find_spec(name) is None]
     if missing:
-        raise InputError(f"The demo needs {' and '.join(missing)}.", "Install: pip install 'mapseg[demo]'")
+        raise InputError(f"The demo needs {' and '.join(missing)}.", 'Install: pip install "mapseg[demo]"')
     if not minutes > 0:
         raise InputError("The demo needs more than 0 minutes to adapt.")
 

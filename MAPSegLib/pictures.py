@@ -302,7 +302,7 @@ def drawing() -> type[Figure]:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise InputError(
-            "Pictures need matplotlib.", "Install it with: pip install 'mapseg[demo]'"
+            "Pictures need matplotlib.", 'Install it with: pip install "mapseg[demo]"'
         ) from error
     return Figure
 

@@ -46,7 +46,7 @@ def pretrain(job: PretrainJob, report: Report) -> dict[str, Any]:
     maps = find_scans(check_path(job.from_labels)) if job.from_labels else []
     drawn = job.options.picture_every > 0 and find_spec("matplotlib") is not None
     if job.options.picture_every and not drawn:
-        why = "No pictures of reconstructions: they need matplotlib (pip install 'mapseg[demo]')."
+        why = 'No pictures of reconstructions: they need matplotlib (pip install "mapseg[demo]").'
         report("log", message=why)
     with output_folder(folder):
         domains = _domains(job, scans, maps, report)

@@ -131,7 +131,7 @@ def _need_flare() -> None:
     from importlib.util import find_spec
 
     if find_spec("nvflare") is None:
-        raise InputError("NVIDIA FLARE is not installed.", "Run: pip install 'mapseg[federated]'")
+        raise InputError("NVIDIA FLARE is not installed.", 'Run: pip install "mapseg[federated]"')
 
 
 @contextmanager

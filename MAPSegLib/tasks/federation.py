@@ -75,7 +75,7 @@ def _way_out(plan: Plan) -> Callable[[Update], Update]:
     if find_spec("nvflare") is None:
         raise InputError(
             "The plan's privacy filters are NVIDIA FLARE's, which is not installed.",
-            "Install it with: pip install 'mapseg[federated]'",
+            'Install it with: pip install "mapseg[federated]"',
         )
     from ..federated.flare_privacy import filtered
 

@@ -392,4 +392,4 @@ def test_flare_is_absent(kits, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     result = mapseg("run", kits / "server")
     assert result.exit_code == 2
-    assert result.stderr == "Error: NVIDIA FLARE is not installed. Run: pip install 'mapseg[federated]'\n"
+    assert result.stderr == 'Error: NVIDIA FLARE is not installed. Run: pip install "mapseg[federated]"\n'

@@ -155,3 +155,13 @@ def test_the_page_on_clusters_states_the_defaults():
         assert f"`checkpoint_every` steps are lost ({default(name, 'checkpoint_every')} by default" in text
     assert all(default(name, "accumulate") == "1" for name in COMMANDS)
     assert "`accumulate` of them (an option, 1 by default)" in text
+
+
+def test_commands_to_install_are_quoted_as_every_shell_takes_it():
+    """To that of Windows, single quotes are letters, and to its PowerShell "&&" is none of its own."""
+    texts = [*PAGES, *(ROOT / "MAPSegLib").rglob("*.py")]
+    found = {
+        path.name: re.findall(r"pip install.*(?:'\S*\[|&&)", path.read_text(encoding="utf-8"))
+        for path in texts
+    }
+    assert {name: commands for name, commands in found.items() if commands} == {}

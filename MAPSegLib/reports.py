@@ -38,8 +38,11 @@ def replacing(path: Path, overwrite: bool = False) -> Iterator[Path]:
     try:
         yield temporary
         windows.replace(temporary, path)
-    except OSError as error:
-        raise unwritable(path, error) from error
+    except BaseException as error:
+        windows.close_files(error)
+        if isinstance(error, OSError):
+            raise unwritable(path, error) from error
+        raise
     finally:
         with contextlib.suppress(OSError):
             windows.remove(temporary)

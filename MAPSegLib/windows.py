@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from traceback import clear_frames
 from typing import TypeVar
 
 from .errors import InputError
@@ -51,6 +52,13 @@ def replace(source: Path, target: Path) -> None:
 def remove(path: Path) -> None:
     """Remove a file, if it is there. Raises OSError."""
     patiently(lambda: path.unlink(missing_ok=True))
+
+
+def close_files(failure: BaseException | None) -> None:
+    """Let go what calls that failed still hold: open files, which Windows does not remove."""
+    while failure is not None:
+        clear_frames(failure.__traceback__)
+        failure = failure.__context__
 
 
 def remove_folder(folder: Path) -> None:

@@ -203,8 +203,7 @@ class Loop:
             windows.replace(temporary, path)
             self.saved = self.step
         except (OSError, RuntimeError) as error:  # what PyTorch says is for its programmers
-            for failure in filter(None, (error, error.__context__)):
-                clear_frames(failure.__traceback__)  # they hold the file open, which Windows would not remove
+            windows.close_files(error)
             why = f": {reason(error)}" if isinstance(error, OSError) else ""
             raise InputError(
                 f"The checkpoint {path} could not be written{why}.", "Free some space."

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -22,6 +23,7 @@ from MAPSegLib.reports import reason, write_text
 from MAPSegLib.tasks import earlier, outputs
 from MAPSegLib.tasks.findings import Findings
 from MAPSegLib.training.loop import Loop
+from MAPSegLib.volumes import Volume, read_image, write_volume
 
 
 @pytest.fixture
@@ -160,15 +162,13 @@ def test_a_file_that_another_program_holds_for_a_moment_is_replaced_and_removed(
     assert left == [-1, -1] and not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
-@pytest.mark.parametrize("limit", [300, 20_000])
-def test_a_checkpoint_that_a_full_disk_cuts_short_is_closed_before_it_is_removed(
-    monkeypatch, tmp_path, limit
-):
-    from resource import RLIMIT_FSIZE, getrlimit, setrlimit
-
-    loop = Loop(torch.nn.Linear(64, 1024), TrainingOptions(device="cpu"), None)
-    unlink = Path.unlink
+@pytest.fixture
+def cut_short(monkeypatch):
+    """Let the system cut files at a length, as a full disk does, and remove none that is open."""
+    resource = pytest.importorskip("resource")
+    if not os.path.isdir("/proc/self/fd"):
+        pytest.skip("needs /proc")
+    unlink, before = Path.unlink, resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def refused_where_open(path, missing_ok=False):
         if str(path) in {os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")}:
@@ -176,13 +176,25 @@ def test_a_checkpoint_that_a_full_disk_cuts_short_is_closed_before_it_is_removed
         unlink(path, missing_ok)
 
     monkeypatch.setattr(Path, "unlink", refused_where_open)
-    limits = getrlimit(RLIMIT_FSIZE)
-    setrlimit(RLIMIT_FSIZE, (limit, limits[1]))
-    try:
-        with pytest.raises(InputError, match="could not be written"):
-            loop.save(tmp_path / "checkpoint.pt")
-    finally:
-        setrlimit(RLIMIT_FSIZE, limits)
+    yield lambda length: resource.setrlimit(resource.RLIMIT_FSIZE, (length, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("length", [300, 20_000])
+def test_a_checkpoint_that_a_full_disk_cuts_short_is_closed_before_it_is_removed(cut_short, tmp_path, length):
+    loop = Loop(torch.nn.Linear(64, 1024), TrainingOptions(device="cpu"), None)
+    cut_short(length)
+    with pytest.raises(InputError, match="could not be written"):
+        loop.save(tmp_path / "checkpoint.pt")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".nrrd", ".mha"])
+def test_a_map_that_a_full_disk_cuts_short_is_closed_before_it_is_removed(cut_short, tmp_path, suffix):
+    array = np.random.default_rng(0).integers(0, 1 << 16, (64, 64, 32), np.uint16)
+    cut_short(50_000)
+    with pytest.raises(InputError, match="cannot be written"):
+        write_volume(tmp_path / f"scan{suffix}", array, Volume(array, np.eye(4)))
     assert not list(tmp_path.iterdir())
 
 
@@ -244,10 +256,7 @@ def test_itk_gets_names_of_plain_letters(kernel, tmp_path):
 
 
 def test_itk_reads_and_writes_where_a_path_has_other_letters(kernel, monkeypatch, tmp_path):
-    import numpy as np
     import SimpleITK as sitk
-
-    from MAPSegLib.volumes import Volume, read_image, write_volume
 
     plain, folder = tmp_path / "JRGEN~1", tmp_path / "Jürgen"
     folder.mkdir()

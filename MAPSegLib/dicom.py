@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .compression import check_deflated, check_pictures
 from .errors import InputError
 from .refusals import check_components, guard
 
@@ -52,6 +53,7 @@ def _planes(file: Path, path: Path) -> np.ndarray:
     """Position, orientation, spacing and scale of the slices in a DICOM file of ``path``: (slices, 3 + 6 + 2 + 2)."""
     import pydicom
 
+    _check_inflated(file)
     header = pydicom.dcmread(file, force=True)
     palette = header.get("PhotometricInterpretation") == "PALETTE COLOR"  # read as RGB
     check_components(path, 3 if palette else int(header.get("SamplesPerPixel") or 1))
@@ -60,7 +62,7 @@ def _planes(file: Path, path: Path) -> np.ndarray:
             f"{path.name} is stored inverted (MONOCHROME1): programs differ on the values that it holds.",
             "Export it again as MONOCHROME2, or as NIfTI.",
         )
-    _check_length(header)
+    _check_length(header, file)
     # where frames state nothing of their own, two repeat a position as any larger number does
     count = min(int(header.get("NumberOfFrames") or 1), 2)
     frames = header.get("PerFrameFunctionalGroupsSequence") or [pydicom.Dataset()] * count
@@ -79,12 +81,25 @@ def _planes(file: Path, path: Path) -> np.ndarray:
     return np.array([np.concatenate([stated(frame, *place) for place in _PLANE]) for frame in frames])
 
 
-def _check_length(header: Any) -> None:
+def _check_inflated(file: Path) -> None:
+    """Raise EOFError where a deflated file would fill the memory as its header is read."""
+    from pydicom.filereader import read_file_meta_info
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    about = read_file_meta_info(file)
+    if about.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        # behind the preamble, and the element that tells the length of all others in the clear
+        check_deflated(file, 128 + 4 + 12 + about.FileMetaInformationGroupLength)
+
+
+def _check_length(header: Any, file: Path) -> None:
     """Raise EOFError where voxels are missing, in place of which the reader would give whatever memory holds."""
-    if "PixelData" not in header or header["PixelData"].is_undefined_length:  # so are compressed frames
+    if "PixelData" not in header:
         return
-    sizes = [int(header.get(key) or 1) for key in ("Rows", "Columns", "BitsAllocated", "NumberOfFrames")]
-    if len(header.PixelData) < math.prod(sizes) // 8:
+    voxels = math.prod(int(header.get(key) or 1) for key in ("Rows", "Columns", "NumberOfFrames"))
+    if header["PixelData"].is_undefined_length:  # so are compressed frames
+        check_pictures(file, voxels)
+    elif len(header.PixelData) < voxels * int(header.get("BitsAllocated") or 1) // 8:
         raise EOFError("fewer voxels than the header says")
 
 

@@ -146,13 +146,14 @@ def pack(array: np.ndarray, affine: np.ndarray, header: Any) -> Any:
 def _read_nibabel(path: Path) -> Loaded:
     import nibabel as nib
 
-    held = check_gzip(path) if scan_suffix(path) in (".nii.gz", ".mgz") else path.stat().st_size
     kinds = (nib.Nifti1Image, nib.Nifti2Image, nib.MGHImage)
     kind = next(kind for kind in kinds if kind.path_maybe_image(path)[0])
     # nib.load takes no "Scan.Nii"; mapped, voxels would change with the file, and the process die as it shrinks
     image = kind.from_file_map({"image": nib.FileHolder(path)}, mmap=False)
     shape = _scalar_shape(path, image)
-    if image.dataobj.offset + math.prod(map(int, shape)) * image.get_data_dtype().itemsize > held:
+    needed = image.dataobj.offset + math.prod(map(int, shape)) * image.get_data_dtype().itemsize
+    packed = scan_suffix(path) in (".nii.gz", ".mgz")
+    if needed > (check_gzip(path, 2 * needed) if packed else path.stat().st_size):
         raise EOFError("fewer voxels than the header says")  # for which nibabel would take the memory first
     if isinstance(image, nib.Nifti1Image):
         if int(image.dataobj.offset) < image.header.single_vox_offset:  # nibabel would take header for voxels
@@ -289,9 +290,11 @@ def _read_itk(path: Path) -> Loaded:
         raise InputError(
             f"{path.name} is compressed with bzip2, which ITK does not read.", "Save it with gzip."
         )
-    check_claim(header, math.prod(reader.GetSize()))
+    voxels = math.prod(reader.GetSize())
+    check_claim(header, voxels)
+    voxel = sitk.Image([1, 1], reader.GetPixelID(), reader.GetNumberOfComponents())
+    check_voxels(header, voxels * sitk.GetArrayViewFromImage(voxel).nbytes)
     image = quietly(reader.Execute)
-    check_voxels(header, sitk.GetArrayViewFromImage(image).nbytes)
     if header.foreign_unit:
         raise _not_in_mm(path, header.foreign_unit)
     if header.fields.get("space", "").lower() in _TIMED:
@@ -304,14 +307,13 @@ def _read_itk(path: Path) -> Loaded:
 
 def _checked_header(path: Path, reader: Any) -> TextHeader:
     """The header of NRRD or MetaImage, which ITK must be able to read, and whose voxels must be there."""
-    failure = None
+    header, failure = read_text_header(path), None  # first: there is that which ITK must not be given
     try:
         quietly(reader.ReadImageInformation)
     except RuntimeError as error:
         if path.suffix.lower() != ".nhdr":  # which ITK does not read without its voxels
             raise
         failure = error
-    header = read_text_header(path)
     if lost := [file.name for file in header.files if not file.exists()]:
         raise InputError(
             f"{path.name} is a header alone: the file of its voxels, {lost[0]}, is not there.",

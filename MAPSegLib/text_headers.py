@@ -11,6 +11,10 @@ from pathlib import Path
 
 _MM = ("mm", "millimeter", "millimeters", "millimetre", "millimetres", "", "?", "???")
 """What stands for millimetres, or for no unit at all."""
+_LONGEST = 500
+"""Bytes of a field or of a file's name: of longer ones in NRRD, ITK's complaints are written past the end of memory."""
+_MOST_FILES = 1 << 16
+"""Of one scan: a pattern may claim any number of them."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +51,13 @@ class TextHeader:
 
 
 def read_text_header(path: Path) -> TextHeader:
-    """Parse the header of a file. Of one that SimpleITK cannot read, this may raise anything."""
+    """Parse the header of a file. Of one that SimpleITK cannot read, or must not be given, this may raise anything."""
     fields: dict[str, str] = {}
     blank = "" if path.suffix.lower() in (".nrrd", ".nhdr") else None  # such a line ends NRRD's headers only
     with path.open("rb") as file:
         for line in iter(file.readline, b""):
+            if blank is not None and len(line) > _LONGEST and not line.startswith(b"#") and b":=" not in line:
+                raise ValueError("a field without end")
             # not at ":=", behind which NRRD has what is nobody's but the writer's
             name, *value = re.split(":(?!=)|=", _decoded(line).strip(), maxsplit=1)
             name = name.lower().replace(" ", "")
@@ -62,8 +68,11 @@ def read_text_header(path: Path) -> TextHeader:
         if told.upper() == "LOCAL":
             return TextHeader(fields, (path,), file.tell())
         names = _decoded(file.read()).split("\n") if told.startswith("LIST") else _names(told, fields)
-    names = filter(None, map(str.strip, names))
-    return TextHeader(fields, tuple(path.parent / name for name in names), 0)
+    files = tuple(path.parent / name for name in filter(None, map(str.strip, names)))
+    for file in files:  # a pipe or a device has no end that ITK would come to
+        if len(os.fsencode(file.name)) > _LONGEST or (file.exists() and not file.is_file()):
+            raise ValueError(f"{file} is no file")
+    return TextHeader(fields, files, 0)
 
 
 def _decoded(text: bytes) -> str:
@@ -89,4 +98,8 @@ def _names(told: str, fields: dict[str, str]) -> list[str]:
     most = math.prod(map(int, sizes[-1:] if "dimsize" in fields else sizes))  # NRRD's may hold a voxel each
     last, step = rest if len(rest) == 2 else (int(first) + most - 1, 1)
     end = int(last) + (1 if int(step) > 0 else -1)
-    return [pattern % number for number in range(int(first), end, int(step))[:most]]
+    numbers = range(int(first), end, int(step))[:most]
+    # Whatever else a pattern may hold, ITK hands it to C, which would take numbers for places in memory.
+    if len(numbers) > _MOST_FILES or not re.fullmatch(r"[^%]*%\d{0,2}d[^%]*", pattern):
+        raise ValueError(f"no pattern of files: {pattern}")
+    return [pattern % number for number in numbers]

@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import os
 import zlib
 
 import nibabel as nib
@@ -10,6 +11,8 @@ import pytest
 import SimpleITK as sitk
 from volume_cases import assert_refused, noise, save_nifti
 
+from MAPSegLib import compression
+from MAPSegLib.text_headers import read_text_header
 from MAPSegLib.volumes import read_image, read_labels
 
 SUFFIXES = [".nii.gz", ".mgz", ".nrrd", ".nhdr", ".mha", ".mhd"]
@@ -214,3 +217,78 @@ def test_bzip2_in_a_nrrd_file_is_no_damage(tmp_path, encoding):
     header = header.replace(b"encoding: raw", b"encoding: " + encoding.encode())
     path.write_bytes(header + b"\n\n" + bz2.compress(voxels))
     assert_refused(path, "is compressed with bzip2, which ITK does not read")
+
+
+WRONG = "damaged, truncated or not an image"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "hex"])
+def test_voxels_in_a_text_cannot_be_more_than_its_letters(tmp_path, encoding):
+    header = NRRD.replace("data file: ", "").replace("gzip", encoding).replace("8 7 6", "20000 20000 20000")
+    (tmp_path / "scan.nrrd").write_text(f"{header}\n1 2 3")
+    assert_refused(tmp_path / "scan.nrrd", WRONG)
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "packed.nrrd", "packed.mha"])
+def test_a_stream_of_far_more_than_the_voxels_is_not_read_to_its_end(tmp_path, name, monkeypatch):
+    monkeypatch.setattr(compression, "_SPARE", 1000)
+    path = tmp_path / name
+    content = claim(name, 4)
+    if name.endswith(".gz"):
+        content = gzip.decompress(content)
+        path.write_bytes(gzip.compress(content) + gzip.compress(bytes(10_000)) + b"not looked at")
+    else:
+        start = content.index(zlib.compress(bytes(1000)))
+        pack = gzip.compress if "nrrd" in name else zlib.compress
+        path.write_bytes(content[:start] + pack(bytes(10_000)))
+    assert_refused(path, WRONG)
+
+
+@pytest.mark.parametrize("encoding", ["raw", "gzip", "ascii"])
+@pytest.mark.timeout(20)
+def test_voxels_from_a_pipe_are_not_waited_for(tmp_path, encoding):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "scan.nhdr").write_text(f"{NRRD.replace('gzip', encoding)}pipe\n")
+    assert_refused(tmp_path / "scan.nhdr", WRONG)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"nonsense {'x' * 2000}",
+        f"sizes: 8 7 6 {'x' * 2000}",
+        f"data file: {'x' * 2000}",
+        "data file: s%0999d.raw 1 6 1",
+    ],
+)
+def test_nrrd_that_would_write_past_the_memory_of_its_reader(tmp_path, line):
+    """Which ends the process, unless the text is refused before."""
+    header = [each for each in NRRD.splitlines() if each.split(":")[0] != line.split(":")[0]]
+    (tmp_path / "scan.nhdr").write_text("\n".join([*header, line, ""]))
+    with pytest.raises(ValueError, match="a field without end|no pattern of files"):
+        read_text_header(tmp_path / "scan.nhdr")
+    assert_refused(tmp_path / "scan.nhdr", WRONG)
+
+
+@pytest.mark.parametrize("pattern", ["%s", "%s%d", "s%n.raw", "s%x.raw", "s%0999d.raw"])
+def test_a_pattern_that_is_more_than_a_number_is_not_given_to_itk(tmp_path, pattern):
+    for number in range(1, 7):
+        (tmp_path / f"{number}").write_bytes(bytes(8 * 7 * 4))
+    (tmp_path / "scan.mhd").write_text(f"{PLAIN}ElementDataFile = {pattern} 1 6 1\n")
+    assert_refused(tmp_path / "scan.mhd", WRONG)
+
+
+def test_more_files_than_a_scan_has_are_not_listed(tmp_path):
+    header = NRRD.replace("8 7 6", "2 2 1000000000").replace("gzip", "raw")
+    (tmp_path / "scan.nhdr").write_text(f"{header}s%d.raw 1 1000000000 1\n")
+    with pytest.raises(ValueError, match="no pattern of files"):
+        read_text_header(tmp_path / "scan.nhdr")
+
+
+def test_long_notes_in_a_nrrd_header_do_no_harm(tmp_path):
+    array = noise(8, 8, 8)
+    image = sitk.GetImageFromArray(array.T)
+    image.SetMetaData("note", "x" * 5000)
+    sitk.WriteImage(image, str(tmp_path / "scan.nrrd"))
+    assert b"x" * 5000 in (tmp_path / "scan.nrrd").read_bytes()
+    np.testing.assert_array_equal(read_image(tmp_path / "scan.nrrd").array, array)

@@ -6,6 +6,7 @@ import SimpleITK as sitk
 from dicom_cases import write_frames, write_series
 from volume_cases import assert_refused, make_affine, noise
 
+from MAPSegLib import compression
 from MAPSegLib.errors import InputError
 from MAPSegLib.volumes import (
     check_same_grid,
@@ -315,3 +316,32 @@ def test_a_file_that_lacks_voxels_is_refused(tmp_path, kept):
         file.save_as(path)
         with pytest.raises(InputError, match=f"{path.name} is damaged, truncated or not an image"):
             read_image(read)
+
+
+def test_a_small_deflated_file_of_far_more_than_a_scan_is_not_inflated(tmp_path, monkeypatch):
+    import pydicom
+
+    array, affine = noise(8, 9, 6, dtype=np.int16), make_affine(spacing=(1, 1, 4))
+    path = write_frames(tmp_path / "frames" / "a.dcm", array, affine)
+    file = pydicom.dcmread(path)
+    file.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    file.save_as(path)
+    np.testing.assert_array_equal(np.sort(read_image(path).array, None), np.sort(array, None))
+    file.ImageComments = "0" * 10_000_000
+    file.save_as(path)
+    monkeypatch.setattr(compression, "_SPARE", 1000)
+    assert_refused(path, "damaged, truncated or not an image")
+
+
+def test_compressed_slices_that_claim_to_be_large_take_no_memory(tmp_path):
+    import pydicom
+
+    affine = make_affine(spacing=(1, 1, 4))
+    path = write_frames(tmp_path / "frames" / "a.dcm", noise(8, 9, 6, dtype=np.int16), affine)
+    file = pydicom.dcmread(path)
+    file.compress(pydicom.uid.RLELossless)
+    file.save_as(path)
+    assert read_image(path).shape == (8, 9, 6)
+    file.Rows = file.Columns = 60_000
+    file.save_as(path)
+    assert_refused(path, "damaged, truncated or not an image")

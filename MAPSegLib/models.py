@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .config import Architecture, Label, Name, Options, Preprocessing, check_path
 from .errors import InputError, MAPSegError
@@ -34,6 +34,18 @@ if TYPE_CHECKING:
     from .networks.segmenter import Segmenter
 
 
+_Pair = tuple[float, float]
+
+
+class _Priors(BaseModel):
+    """What is read of a card's priors; what else is in them nobody asks."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+    extents: dict[str, tuple[_Pair, _Pair, _Pair]] = {}
+    often_absent: tuple[int, ...] = ()
+    trust: dict[str, float] = {}
+
+
 class ModelCard(Options):
     """What a model is, was made of, and expects.
 
@@ -50,7 +62,7 @@ class ModelCard(Options):
     preprocessing: Preprocessing
     labels: tuple[Label, ...] = ()
     members: tuple[Name, ...] = Field(
-        default=(), description="of a choice: names of the models, beside it or known by name"
+        default=(), max_length=16, description="of a choice: names of the models, beside it or known by name"
     )
     provenance: dict[str, Any] = Field(default={}, description="data, steps, seed, versions")
     scores: dict[str, Any] = Field(default={}, description="measured Dice, by test set")
@@ -70,6 +82,7 @@ class ModelCard(Options):
             raise ValueError("a segmenter has labels, and an encoder has none")
         if bool(self.members) != (self.kind == "choice"):
             raise ValueError("a choice has members, and no other model has")
+        _Priors.model_validate(self.priors)
         return self
 
     @property
@@ -204,7 +217,11 @@ def _fill(network: nn.Module, path: Path, prefix: str = "") -> None:
                 f"{path.name} is damaged: its weights or its card are not those that were saved.",
                 "Get the file again.",
             )
+        if not all(tensor.is_floating_point() for tensor in tensors.values()):
+            raise RuntimeError("whole numbers")
         state = {name.removeprefix(prefix): tensor.float() for name, tensor in tensors.items()}
+        if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
+            raise InputError(f"{path.name} holds weights that are not finite numbers.", "Get the file again.")
         network.load_state_dict(state)
     except (SafetensorError, RuntimeError) as error:
         raise InputError(

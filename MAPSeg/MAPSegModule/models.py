@@ -18,6 +18,8 @@ from MAPSegLib.windows import RESERVED, replace
 
 _NO_NAME = re.compile(r'[\x00-\x1f/\\:*?"<>|]')
 """What a file's name cannot hold on some system, or what would lead into another folder."""
+_SHOWN = {"description": str, "license": str, "provenance": dict, "scores": dict}
+"""What texts are made of, where a card has it: of another kind it would stop the list of all models."""
 _LONGEST = 200
 """Bytes of a model's name: 255 are the limit for a file's, of which endings take some."""
 
@@ -125,8 +127,10 @@ def _checked(path: Path) -> dict[str, Any]:
         raise InputError(told.format(name=path.name), _("Choose a model."))
     try:
         for label in card["labels"]:
-            int(label["value"]), str(label["name"])
-        card["preprocessing"]["spacing"], card["preprocessing"]["modality"]
+            int(label["value"]), str.strip(label["name"])
+        card["preprocessing"]["spacing"], str.upper(card["preprocessing"]["modality"])
+        if not all(isinstance(card.get(name, kind()), kind) for name, kind in _SHOWN.items()):
+            raise TypeError("not to be shown")
     except (KeyError, TypeError, ValueError) as error:
         told = _("{name} has a damaged model card.").format(name=path.name)
         raise InputError(told, _("Get the file again.")) from error

@@ -96,3 +96,22 @@ def test_of_one_scan_there_is_no_plural():
         assert told in texts.model_details(card | {"scores": scores})
         assert "0.90 (a, 1 scan)" in texts.model_details(card | {"scores": scores})
         assert texts.model_line(card).startswith("1 structure ")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"license": 5},
+        {"description": ["x"]},
+        {"provenance": "x"},
+        {"scores": "x"},
+        {"labels": [{"value": 1, "name": 5}]},
+        {"preprocessing": {"spacing": [1, 1, 1], "modality": 5}},
+    ],
+)
+def test_a_card_that_cannot_be_shown_hides_no_other_model(model, wrong):
+    changed(model, models.user_folder() / "odd.safetensors", lambda card: card.update(wrong))
+    entries = models.list_entries()
+    assert "odd" not in [entry.name for entry in entries] and entries
+    with pytest.raises(InputError, match="damaged model card"):
+        models.find_entry(models.user_folder() / "odd.safetensors")

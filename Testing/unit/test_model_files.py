@@ -215,3 +215,51 @@ def test_damaged_embedded_models_are_noticed(tmp_path):
         damaged.write_bytes(content)
         with pytest.raises(InputError, match="not those that were saved"):
             load_model(damaged)
+
+
+@pytest.mark.parametrize(
+    "priors",
+    [
+        {"trust": 5},
+        {"trust": {"score": "high"}},
+        {"extents": "wide"},
+        {"extents": {"10": [[1.0, 2.0]]}},
+        {"often_absent": 7},
+    ],
+)
+def test_priors_that_no_verdict_can_be_made_of_are_refused(saved, priors):
+    with_card(saved, lambda card: card.update(priors=priors))
+    with pytest.raises(InputError, match="damaged model card"):
+        load_card(saved)
+
+
+def test_a_choice_between_thousands_is_refused(saved):
+    with_card(saved, lambda card: card.update(kind="choice", members=["tiny"] * 1000))
+    with pytest.raises(InputError, match="damaged model card"):
+        members(saved)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "told"), [(torch.int32, "do not fit"), (torch.float32, "not finite numbers")]
+)
+def test_weights_that_are_no_weights_are_refused(saved, dtype, told):
+    """In a file that states no digest, as anybody may write one."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    with safe_open(saved, "pt") as file:
+        card = {"mapseg": file.metadata()["mapseg"]}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    name = next(iter(tensors))
+    wrong = 1 if dtype is torch.int32 else torch.nan
+    tensors[name] = torch.full(tensors[name].shape, wrong, dtype=dtype)
+    save_file(tensors, saved, card)
+    with pytest.raises(InputError, match=told):
+        load_model(saved)
+
+
+def test_a_header_of_a_million_tensors_is_not_read(tmp_path):
+    path = tmp_path / "many.safetensors"
+    path.write_bytes(struct.pack("<Q", 20_000_000) + b" " * 20_000_000)
+    with pytest.raises(InputError, match="not a MAPSeg model file, or is damaged"):
+        load_card(path)

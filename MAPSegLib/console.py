@@ -15,10 +15,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from . import distributed
 from .errors import InputError, MAPSegError
 from .pages import DISCLAIMER
+from .reports import printable
 from .worker import execute, explained, listen_for_stop
 
 if TYPE_CHECKING:
@@ -26,7 +28,19 @@ if TYPE_CHECKING:
 
 LOG_SECONDS = 60.0
 """Between two lines of progress, where they go to a file."""
-_out, _err = Console(emoji=False), Console(stderr=True, emoji=False)  # a name such as sub:x:y means itself
+
+
+class _Console(Console):
+    """Shows names as they are: ``sub:x:y`` holds no emoji, and no terminal obeys one."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(emoji=False, **settings)
+
+    def render_str(self, text: str, **settings: Any) -> Text:
+        return super().render_str(printable(text), **settings)
+
+
+_out, _err = _Console(), _Console(stderr=True)
 _TITLES = {
     "read": "Reading",
     "search": "Looking for a curve",
@@ -128,7 +142,7 @@ class _Display:
         if (event["stage"], scan) != self.stage:
             if self.bar is not None:
                 self.progress.remove_task(self.bar)
-            title = f"{_TITLES.get(event['stage'], event['stage'].capitalize())} {scan}".rstrip()
+            title = printable(f"{_TITLES.get(event['stage'], event['stage'].capitalize())} {scan}".rstrip())
             self.stage = (event["stage"], scan)
             self.bar = self.progress.add_task(title, total=event["steps"], note="")
         notes = []
@@ -283,7 +297,7 @@ def _print_card(card: ModelCard) -> None:
         "grid": f"{card.preprocessing.grid} mm, {card.preprocessing.modality.upper()}",
         "network": f"{sizes.width} channels, {sizes.depth} blocks, patches of {sizes.patch} voxels",
         "adapted from": _adapted(origin),
-        "trained on": "; ".join(map(_material, origin.get("domains", [origin])))
+        "trained on": "; ".join(map(_material, _domains(origin)))
         + (f"; {origin['steps']} steps" if "steps" in origin else ""),
         "measured": "\n".join(f"{_spoken(name)}: {_spoken(found)}" for name, found in card.scores.items()),
         "trusted": ", ".join(
@@ -307,6 +321,12 @@ def _adapted(origin: dict[str, Any]) -> str:
         return ""
     kept = f", {origin['kept']} of {origin['scans']} scans kept its result" if "kept" in origin else ""
     return f"{origin['adapted_from']}{kept}"
+
+
+def _domains(origin: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is told of the scans of a model, by domain; a card may hold anything there."""
+    told = origin.get("domains", [origin])
+    return [domain for domain in told if isinstance(domain, dict)] if isinstance(told, list) else []
 
 
 def _material(origin: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ CHECKPOINT, RECORD = "checkpoint.pt", "metrics.jsonl"
 """What a training keeps in its folder: all that it needs to go on, until it ends, and a line for every step."""
 PART = ".part"
 """How the name of a checkpoint ends that is being written: always alike, as a kill may leave gigabytes."""
+_UNSEEN = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)), "\N{REPLACEMENT CHARACTER}")
 TEMPORARY = f".{'[0-9a-f]' * 8}-"
 """How the names of files that are being written begin, as a pattern."""
 
@@ -158,6 +159,18 @@ def plain(value: Any) -> Any:
     return value
 
 
+def printable(text: str) -> str:
+    """Text for a terminal, to which control characters in a name would be orders; tabs and ends of lines stay."""
+    return text.translate(_UNSEEN)
+
+
+def no_formula(text: str) -> str:
+    """Text for a table: what a spreadsheet would compute, such as the name of a scan ``=x``, gets a ``'`` before."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
 def _cell(value: Any) -> Any:
     value = plain(value)
+    if isinstance(value, str):
+        return no_formula(value)
     return "" if value is None else f"{value:.6g}" if isinstance(value, float) else value

@@ -10,6 +10,8 @@ from typing import Any
 
 from slicer.i18n import tr as _
 
+from MAPSegLib.reports import no_formula
+
 from . import texts
 from .item import Item
 
@@ -52,7 +54,7 @@ def as_text(item: Item) -> str:
         (_("Label value"), _("Structure"), _("Volume, ml"), _("Confidence")),
         *((_value(row), row["structure"], *numbers(row)) for row in item.report.get("structures", [])),
     ]
-    return "\n".join("\t".join(line) for line in lines) + "\n"
+    return "\n".join("\t".join(map(no_formula, line)) for line in lines) + "\n"
 
 
 def as_csv(items: Iterable[Item]) -> str:
@@ -71,7 +73,8 @@ def as_csv(items: Iterable[Item]) -> str:
         ]
         for row in item.report.get("structures", []):
             measured = [row["volume_ml"], row.get("confidence", "")]
-            writer.writerow([*told, _value(row), row["structure"], *measured])
+            cells = [*told, _value(row), row["structure"], *measured]
+            writer.writerow([no_formula(cell) if isinstance(cell, str) else cell for cell in cells])
     return text.getvalue()
 
 

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from ..errors import InputError, MAPSegError
+from ..reports import printable
 from ..worker import explained
 
 app = typer.Typer(
@@ -141,7 +142,7 @@ def _telling() -> Iterator[None]:
         yield
     except (MAPSegError, OSError) as failure:
         error = explained(failure)
-        typer.echo(f"Error: {error}", err=True)
+        typer.echo(printable(f"Error: {error}"), err=True)
         raise typer.Exit(error.exit_code) from failure
     except KeyboardInterrupt as error:
         typer.echo("Cancelled. What runs on other machines goes on.", err=True)

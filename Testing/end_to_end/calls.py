@@ -5,7 +5,6 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from rich.console import Console
 from typer.testing import CliRunner
 
 from MAPSegLib import console
@@ -30,7 +29,7 @@ def refused(*arguments, code=2):
 
 def card_on_a_terminal(name, monkeypatch):
     """What ``mapseg models NAME`` shows a person."""
-    screen = Console(color_system=None, width=200, file=io.StringIO())
+    screen = console._Console(color_system=None, width=200, file=io.StringIO())
     monkeypatch.setattr(screen.file, "isatty", lambda: True)
     monkeypatch.setattr(console, "_out", screen)
     assert console.show_models(name) == 0

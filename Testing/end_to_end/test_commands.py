@@ -13,6 +13,7 @@ import SimpleITK as sitk
 from MAPSegLib import api, console, inference
 from MAPSegLib.models import load_card, load_model, save_model
 from MAPSegLib.volumes import read_image, read_labels, write_volume
+from Testing.model_cards import with_card
 
 from .calls import CPU, card_on_a_terminal, files, labels_of, mapseg, refused
 
@@ -272,6 +273,18 @@ def test_on_a_terminal_a_card_is_for_people(monkeypatch, name, told, untold):
         text in shown for text in [*told, f"{name}: 31 structures", "Not for clinical use", "Apache-2.0"]
     )
     assert not any(text in shown for text in untold)
+
+
+def test_a_card_with_anything_in_it_is_shown_and_orders_no_terminal(model, tmp_path, monkeypatch):
+    odd = Path(shutil.copy(model, tmp_path / "odd.safetensors"))
+    with_card(odd, lambda card: card.update(description="\x1b[2Jx", provenance={"domains": "abc"}))
+    shown = card_on_a_terminal(str(odd), monkeypatch)
+    assert "\ufffd[2Jx" in shown and "\x1b[2J" not in shown
+
+
+def test_the_name_of_a_scan_orders_no_terminal(tmp_path):
+    told = refused("segment", "brain-t1", tmp_path / "a\x1b[2J.nii", "-o", tmp_path / "out")
+    assert "\ufffd[2J" in told and "\x1b" not in told
 
 
 def test_of_a_choice_each_scan_gets_the_better_supported_model(model, data, tmp_path):

@@ -78,3 +78,10 @@ def test_tables_name_the_values_of_label_maps(result):
         ("4", "structure 4"),
         ("17", "structure 17"),
     ]
+
+
+def test_a_spreadsheet_computes_nothing_of_a_name(result):
+    result.report["structures"][0]["structure"] = "=1+1"
+    assert "\t'=1+1\t" in result_texts.as_text(result)
+    rows = list(csv.reader(io.StringIO(result_texts.as_csv([result]))))
+    assert "'=1+1" in rows[1]

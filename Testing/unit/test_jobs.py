@@ -1,5 +1,6 @@
 """Job descriptions, output names, and who owns a checkpoint."""
 
+import csv
 import json
 import math
 import os
@@ -16,7 +17,7 @@ from MAPSegLib.errors import InputError
 from MAPSegLib.jobs import SegmentJob, TrainJob, build_job, parse_job
 from MAPSegLib.model_files import user_folder
 from MAPSegLib.models import resolve
-from MAPSegLib.reports import write_csv, write_json
+from MAPSegLib.reports import printable, write_csv, write_json
 from MAPSegLib.tasks.evaluation import pair_cases
 from MAPSegLib.tasks.outputs import ScanOutputs, collect_scans, output_folder, refuse_embedded
 from MAPSegLib.worker import listen_for_stop
@@ -409,3 +410,14 @@ def test_what_would_do_nothing_is_refused(job, told):
 def test_values_of_a_mapping_are_label_values(mapping):
     with pytest.raises(InputError, match="mapping"):
         build_job(dict(task="evaluate", prediction="p", reference="r", output="o", mapping=mapping))
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+C T1", "-rf", "@x", "\t=x"])
+def test_a_spreadsheet_computes_nothing_of_a_name(tmp_path, name):
+    table = write_csv(tmp_path / "x.csv", [{"scan": name, "ml": -1.5, "value": -2}])
+    [row] = csv.DictReader(table.read_text(encoding="utf-8").splitlines())
+    assert row == {"scan": f"'{name}", "ml": "-1.5", "value": "-2"}
+
+
+def test_no_terminal_obeys_a_name():
+    assert printable("a\x1b[2J\x9b1m\x07b\tc\nd é") == "a\ufffd[2J\ufffd1m\ufffdb\tc\nd é"

@@ -120,11 +120,11 @@ def _has_card(path: Path) -> bool:
 
 
 def _is_weight(value: object) -> bool:
-    """Whether it is a tensor of numbers that are all there: neither sparse nor quantised, nor a mere shape."""
+    """Whether it is a tensor of numbers that are all there: not sparse, quantised, a mere shape or one for many."""
     import torch
 
     dense = isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_meta
-    return dense and value.is_floating_point()
+    return dense and value.is_floating_point() and value.nbytes <= value.untyped_storage().nbytes()
 
 
 def _weights(state: dict[str, Tensor], file: str) -> dict[str, Tensor]:

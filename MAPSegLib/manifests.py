@@ -220,7 +220,7 @@ def _sides_in(folder: Path) -> set[Path]:
 def reported_in(folder: Path) -> set[Path]:
     """The maps in a folder, and the adapted models, that the reports in it tell of."""
     found: set[Path] = set()
-    for path in folder.glob("*report.json"):
+    for path in filter(Path.is_file, folder.glob("*report.json")):  # a pipe would be waited for
         with suppress(InputError, ValidationError):
             report = _Report.model_validate(read_json(path, "a report"))
             sides = [side for scan in report.scans for side in (scan, scan.source, scan.adapted) if side]

@@ -184,7 +184,7 @@ def _structures(references: Sequence[Path], job: EvaluateJob, report: Report) ->
 def _reported_names(results: Path) -> dict[int, str]:
     """What the reports in a folder of results call the values; where they differ, no name."""
     stated: dict[int, set[str]] = {}
-    for path in results.glob("*report.json"):
+    for path in filter(Path.is_file, results.glob("*report.json")):
         with suppress(InputError, ValidationError):
             for label in _Report.model_validate(read_json(path, "a report")).labels:
                 stated.setdefault(label.value, set()).add(label.name)

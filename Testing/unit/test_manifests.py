@@ -18,6 +18,7 @@ from MAPSegLib.manifests import (
     list_cases,
     list_pairs,
     list_scans,
+    results_in,
     scans_by_domain,
 )
 from MAPSegLib.tasks.label_table import names_in, stated_names
@@ -363,3 +364,9 @@ def test_manifests_that_cannot_be_made_leave_none(tmp_path):
 def test_a_domain_is_called_by_no_name_that_another_has():
     places = [Path("/a/study/scans"), Path("/b/study/scans"), Path("/b/study/more")]
     assert [domain_name(place, places) for place in places] == ["a/study/scans", "b/study/scans", "more"]
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_that_is_called_like_a_report_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "report.json")
+    assert results_in(tmp_path) == set()

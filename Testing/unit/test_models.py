@@ -235,6 +235,7 @@ def test_other_checkpoints_are_told_apart(tmp_path):
         (state | {stem: state[stem] * math.nan}, LABELS[:1], "x.pth holds weights that are not finite"),
         (state | {stem: state[stem].to_sparse()}, LABELS[:1], "lacks weights"),
         (state | {stem: state[stem].to("meta")}, LABELS[:1], "lacks weights"),
+        (state | {stem: torch.zeros(1).expand(state[stem].shape)}, LABELS[:1], "lacks weights"),
     ]
     for content, labels, message in cases:
         torch.save(content, path)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import shlex
 import subprocess
 import sys
 import time
@@ -212,9 +214,14 @@ def _show_scans(result: dict[str, Any]) -> None:
     for note in shared:
         _out.print(f"All: {escape(note)}", highlight=False, soft_wrap=True)
     if len(result["scans"]) > 1:
-        folder = subprocess.list2cmdline([Path(result["files"][-1]).parent])  # of the reports
+        folder = _quoted(Path(result["files"][-1]).parent)  # of the reports
         _out.print(f"To look at them: mapseg review {escape(folder)}", highlight=False, soft_wrap=True)
     _out.print(DISCLAIMER, style="dim")
+
+
+def _quoted(path: Path) -> str:
+    """A path as the computer's own shell takes it."""
+    return subprocess.list2cmdline([path]) if os.name == "nt" else shlex.quote(str(path))
 
 
 def _shared_notes(scans: list[dict[str, Any]]) -> list[str]:

@@ -1,6 +1,7 @@
 """Adapting by the command and in Python, at test time and beside a source."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -184,7 +185,7 @@ def test_results_are_put_on_a_page_to_look_at(model, data, tmp_path):
     pytest.importorskip("matplotlib", reason="needs the extra 'demo'")
     out = tmp_path / "the results"
     told, _ = mapseg("adapt", model, data / "images", "-o", out, "--steps", 1, *CPU)
-    assert f'To look at them: mapseg review "{out}"' in told
+    assert f"To look at them: mapseg review {shlex.quote(str(out))}" in told
     told, _ = mapseg("review", out)
     assert "review.html" in told
     page = (out / "review.html").read_text(encoding="utf-8")

@@ -16,10 +16,10 @@ from . import augmentation as aug
 from .augmentation import uniform
 from .config import Contrast, Label, Preprocessing
 from .errors import InputError
-from .preprocessing import canonical, labels_to_working, prepare_to_learn
+from .preprocessing import labels_to_working, prepare_to_learn
 from .reports import first_few
 from .synthesis import OUTSIDE_BRAIN, Anatomy, brain_priors, known_codes, synthesise
-from .volumes import check_same_grid, map_values, read_image, read_in_full, read_labels
+from .volumes import canonical, check_same_grid, map_values, read_image, read_in_full, read_labels
 
 
 class Source(Protocol):

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from .errors import InputError
-from .preprocessing import canonical
-from .volumes import Volume, map_values
+from .volumes import Volume, canonical, map_values
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,7 +17,7 @@ import torch
 from .config import Preprocessing
 from .errors import InputError
 from .levels import AIR_MARGIN, Levels, Shape, foreground_bounds, modality_notes, mr_levels
-from .volumes import Volume
+from .volumes import Volume, canonical, orientation, turn
 
 Triple = tuple[float, float, float]
 
@@ -66,7 +66,7 @@ class Grid:
 
     def canonical(self, native: np.ndarray) -> np.ndarray:
         """The canonical view (no copy) of an array on the native grid."""
-        return _turn(native, self.permutation, self.flips)
+        return turn(native, self.permutation, self.flips)
 
     def boxed(self, native: np.ndarray) -> np.ndarray:
         """The view (no copy) of the foreground box, in canonical order, of an array on the native grid."""
@@ -83,12 +83,6 @@ class Scan:
     """Of the volume, and whether its values are unlike those of the modality."""
 
 
-def canonical(volume: Volume) -> tuple[np.ndarray, Triple]:
-    """A volume's array turned to canonical axes (a view, no copy), and its spacing along them in mm."""
-    permutation, flips = _orientation(volume.affine)
-    return _turn(volume.array, permutation, flips), tuple(volume.spacing[axis] for axis in permutation)
-
-
 def prepare(volume: Volume, options: Preprocessing, ceiling: float = 1.0) -> Scan:
     """Orient, crop to the foreground, normalise and resample a scan (see :class:`Grid`).
 
@@ -99,7 +93,7 @@ def prepare(volume: Volume, options: Preprocessing, ceiling: float = 1.0) -> Sca
         ceiling: intensities above are clipped to it; more than 1 leaves it to the caller to choose a white.
     """
     array, spacing = canonical(volume)
-    permutation, flips = _orientation(volume.affine)
+    permutation, flips = orientation(volume.affine)
     if options.modality == "ct":
         levels = Levels(*options.window, None, array > options.window[0])
     else:
@@ -201,21 +195,6 @@ def labels_to_working(labels: np.ndarray, grid: Grid) -> torch.Tensor:
     """Bring labels (whole numbers >= 0) from the native to the working grid, by majority; int32."""
     boxed = torch.from_numpy(np.array(grid.boxed(labels), dtype=np.int32, order="C"))
     return _resample_labels(boxed, grid.working_shape)
-
-
-# --- orientation --------------------------------------------------------------------------------------------
-
-
-def _orientation(affine: np.ndarray) -> tuple[Shape, tuple[bool, bool, bool]]:
-    from nibabel.orientations import io_orientation
-
-    towards = io_orientation(affine)  # per native axis: canonical axis, and 1 or -1
-    permutation = tuple(int(a) for a in np.argsort(towards[:, 0]))
-    return permutation, tuple(bool(towards[axis, 1] < 0) for axis in permutation)
-
-
-def _turn(native: np.ndarray, permutation: Shape, flips: tuple[bool, bool, bool]) -> np.ndarray:
-    return native.transpose(permutation)[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
 
 
 # --- resampling ---------------------------------------------------------------------------------------------

@@ -214,6 +214,29 @@ def map_values(labels: np.ndarray, mapping: Mapping[int, int]) -> np.ndarray:
     return table[np.clip(labels, 0, largest + 1)]
 
 
+def canonical(volume: Volume) -> tuple[np.ndarray, tuple[float, float, float]]:
+    """A volume's array turned to canonical axes (a view, no copy), and its spacing along them in mm.
+
+    These run nearest to right, anterior and superior; an oblique scan stays oblique.
+    """
+    permutation, flips = orientation(volume.affine)
+    return turn(volume.array, permutation, flips), tuple(volume.spacing[axis] for axis in permutation)
+
+
+def orientation(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
+    """The native axis that becomes canonical axis 0, 1, 2, and whether that runs against it."""
+    from nibabel.orientations import io_orientation
+
+    towards = io_orientation(affine)  # per native axis: canonical axis, and 1 or -1
+    permutation = tuple(int(a) for a in np.argsort(towards[:, 0]))
+    return permutation, tuple(bool(towards[axis, 1] < 0) for axis in permutation)
+
+
+def turn(native: np.ndarray, permutation: tuple[int, int, int], flips: tuple[bool, bool, bool]) -> np.ndarray:
+    """The view of a native array that :func:`orientation` tells of."""
+    return native.transpose(permutation)[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
+
+
 def check_same_grid(image: Volume, labels: Volume) -> None:
     """Refuse labels that do not lie on the image's voxels (corners may differ by 0.1 mm, or 5 % of a voxel).
 

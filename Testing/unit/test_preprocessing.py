@@ -13,7 +13,6 @@ from MAPSegLib.levels import mr_levels
 from MAPSegLib.preprocessing import (
     COARSE,
     FINE,
-    canonical,
     interpolation_weights,
     labels_to_working,
     prepare,
@@ -22,7 +21,7 @@ from MAPSegLib.preprocessing import (
     restore,
     to_native,
 )
-from MAPSegLib.volumes import Volume, read_image, read_labels
+from MAPSegLib.volumes import Volume, canonical, read_image, read_labels
 
 SHAPE = (11, 13, 9)
 

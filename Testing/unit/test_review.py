@@ -4,6 +4,8 @@ import builtins
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -69,6 +71,13 @@ def test_doubtful_results_come_first_and_names_are_shown_as_they_are(tmp_path):
     }
     assert set(result["files"]) == {str(out / "review.html"), *pictures} and result["failed"] == []
     assert all((out / "review" / f"{name}_seg.nii.gz.png").is_file() for name in ("a<b>&c #1", "bad"))
+
+
+def test_a_page_of_pictures_needs_no_pytorch(tmp_path):
+    out = report_of(tmp_path, [entry_of(tmp_path, "a")])
+    without = "import sys; sys.modules['torch'] = None; from MAPSegLib.cli import main; main()"
+    subprocess.run([sys.executable, "-c", without, "review", str(out)], check=True)
+    assert (out / "review.html").is_file()
 
 
 @pytest.mark.parametrize("chosen", ["source", "adapted"])

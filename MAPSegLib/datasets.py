@@ -227,6 +227,7 @@ class ScanSource:
     Args:
         domains: of images that come from one of several. The domain is drawn first, so that a small one is seen as
             often as a large one.
+        part: what these label maps are, for a message, where some cases of a data set are kept back.
 
     Raises:
         InputError: a file cannot be read, or does not fit its partner, or no label map holds a structure. The message
@@ -240,6 +241,7 @@ class ScanSource:
         preprocessing: Preprocessing,
         augment: Augment = deform_and_relight,
         domains: Mapping[Path, str] | None = None,
+        part: str = "",
     ):
         lookup = {label.value: i for i, label in enumerate(labels, 1)}
         self.augment = augment
@@ -266,9 +268,11 @@ class ScanSource:
             groups.setdefault((domains or {}).get(image_path), []).append(index)
         self.groups = list(groups.values())
         if self.scans and not held:
+            otherwise = ", or keep another number of cases back (--holdout)" if part else ""
             raise InputError(
-                f"No label map holds any of the structures' values {sorted(lookup)}; the last is {label_path}.",
-                "Give a label table with the values that the label maps hold, or keep more cases.",
+                f"No label map {part and f'{part} '}holds any of the structures' values {sorted(lookup)}; "
+                f"the last is {label_path}.",
+                f"Give a label table with the values that the label maps hold{otherwise}.",
             )
 
     def draw(self, generator: Generator) -> tuple[Tensor, Tensor]:

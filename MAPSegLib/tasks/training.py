@@ -175,10 +175,14 @@ def _material(
 
     if not job.from_labels:
         stated = domains(check_path(job.images))
-        tracked = (track(part, report, [image for image, _ in part]) for part in (training, kept))
-        source, others = (
-            ScanSource(pairs, card.labels, card.preprocessing, domains=stated) for pairs in tracked
-        )
+
+        def read(cases: Sequence[Case], part: str) -> ScanSource:
+            pairs = track(cases, report, [image for image, _ in cases])
+            return ScanSource(
+                pairs, card.labels, card.preprocessing, domains=stated, part=part if kept else ""
+            )
+
+        source, others = read(training, "to learn from"), read(kept, "kept back")
         for each in (source, others):
             tell_notes(each.notes, report, settled=bool(job.init))
         return source, others.scans

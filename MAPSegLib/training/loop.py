@@ -220,7 +220,7 @@ class Loop:
         """Continue from a checkpoint: weights, average, optimiser, seed and step.
 
         Raises:
-            InputError: the file is damaged, or of another architecture.
+            InputError: the file cannot be read, is damaged, or of another architecture.
         """
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -230,6 +230,11 @@ class Loop:
             self.seed, self.step = state["seed"], state["step"]
             self.skipped, self.extra = state["skipped"], state["extra"]
             self.saved = self.step
+        except OSError as error:
+            raise InputError(
+                f"The checkpoint {path} cannot be read: {reason(error)}.",
+                "Make it readable to continue, or remove it to start afresh.",
+            ) from error
         except Exception as error:
             raise InputError(
                 f"{path}: this checkpoint cannot be resumed ({type(error).__name__}).",

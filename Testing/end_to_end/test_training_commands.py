@@ -1,6 +1,7 @@
 """The commands that train, pretrain and draw images, on tiny scans, in process."""
 
 import json
+import random
 import shutil
 from pathlib import Path
 
@@ -42,6 +43,23 @@ def test_values_that_a_data_set_does_not_name_are_told(data, tmp_path):
     arguments = ["--images", cases, "--name", "x", "--preset", "tiny", "--steps", 1]
     _, told = mapseg("train", *arguments, "--spacing", 2, "-o", tmp_path / "out", *CPU)
     assert "The label maps hold 1, which set does not name (1 is in case0.nii.gz): each is learnt" in told
+
+
+@pytest.mark.parametrize(
+    ("empty", "told"), [("kept back", "No label map kept back"), ("others", "No label map to learn from")]
+)
+def test_cases_without_structures_are_told_by_whether_they_are_kept_back(empty, told, data, tmp_path):
+    labels, kept = tmp_path / "labels", random.Random(7).sample(range(3), 1)[0]
+    shutil.copytree(data / "labels", labels)
+    for i, path in enumerate(sorted(labels.iterdir())):
+        if (i == kept) == (empty == "kept back"):
+            nib.save(nib.Nifti1Image(0 * labels_of(path), nib.load(path).affine), path)
+    (tmp_path / "table.json").write_text('{"1": "shell"}')
+    arguments = ["--images", data / "images", "--labels", labels, "--label-table", tmp_path / "table.json"]
+    arguments += ["--holdout", 1, "--seed", 7, "--name", "x", "-o", tmp_path / "out", *CPU]
+    message = refused("train", *arguments)
+    assert f"{told} holds any of the structures' values [1]" in message
+    assert "or keep another number of cases back (--holdout)." in message
 
 
 def test_a_training_reads_what_the_layout_of_bids_says(data, tmp_path):

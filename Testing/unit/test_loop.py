@@ -1,8 +1,10 @@
 """The training loop: exact resume, averaged weights, broken steps, the record."""
 
 import copy
+import errno
 import math
 import os
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -130,6 +132,17 @@ def test_damaged_and_foreign_checkpoints_are_refused(tmp_path, damage):
     with pytest.raises(InputError, match="cannot be resumed") as refusal:
         small_loop().load(path)
     assert refusal.value.advice
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_told_as_damaged(tmp_path, monkeypatch):
+    def locked(path, **options):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    path = tmp_path / "checkpoint.pt"
+    small_loop().save(path)
+    monkeypatch.setattr(torch, "load", locked)
+    with pytest.raises(InputError, match=f"{re.escape(str(path))} cannot be read: permission denied"):
+        small_loop().load(path)
 
 
 def test_checkpoints_are_never_unpickled(tmp_path):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -29,18 +28,29 @@ TOUCHING = np.ones((3, 3, 3), bool)
 """Voxels that share a corner are of one piece."""
 
 
-def with_pieces(labels: Sequence[Label], maps: Iterable[tuple[Tensor, Any]]) -> tuple[Label, ...]:
+def largest_shares(classes: Tensor, structures: int) -> dict[int, float]:
+    """What share of its voxels the largest piece of each structure has that a label map holds, by class index.
+
+    Args:
+        classes: indices (X, Y, Z), 0 for background.
+        structures: their number; class indices run from 1 to it.
+    """
+    pieces = _pieces(classes.numpy(), range(1, structures + 1))
+    return {index: float(sizes.max() / sizes.sum()) for index, _, _, sizes in pieces}
+
+
+def with_pieces(labels: Sequence[Label], maps: Iterable[Mapping[int, float]]) -> tuple[Label, ...]:
     """The labels, which say then what the source's label maps show in one piece.
 
     A label that says so already is contradicted by any map with several pieces; one that denies it keeps to that.
 
     Args:
-        maps: class indices (X, Y, Z), and what else is known of each.
+        maps: of each label map what :func:`largest_shares` tells.
     """
     shares: dict[int, list[float]] = {label.value: [] for label in labels}
-    for classes, _ in maps:
-        for index, _, _, sizes in _pieces(classes.numpy(), range(1, len(labels) + 1)):
-            shares[labels[index - 1].value].append(sizes.max() / sizes.sum())
+    for shown in maps:
+        for index, share in shown.items():
+            shares[labels[index - 1].value].append(share)
 
     def known(label: Label) -> Label:
         found = shares[label.value]

@@ -8,7 +8,7 @@ and its size, whichever way a scan lies.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -53,17 +53,16 @@ def log_extents(classes: Tensor, structures: int, spacing: Sequence[float]) -> T
     return torch.where(number[:, None] > 0, variances.log() / 2, torch.nan)
 
 
-def extent_priors(labels: Sequence[Label], maps: Iterable[tuple[Tensor, Sequence[float]]]) -> dict[str, list]:
+def extent_priors(labels: Sequence[Label], maps: Sequence[Tensor]) -> dict[str, list]:
     """For every label value that a map holds, [mean, sample deviation] over maps of each log extent.
 
     The deviation is 0 with one map.
 
     Args:
-        maps: class indices (X, Y, Z) and their spacing in mm.
+        maps: of each label map the :func:`log_extents`.
     """
-    found = torch.stack([log_extents(classes, len(labels), spacing) for classes, spacing in maps])
     priors = {}
-    for label, rows in zip(labels, found.unbind(1), strict=True):
+    for label, rows in zip(labels, torch.stack(list(maps)).unbind(1), strict=True):
         rows = rows[~rows.isnan().any(1)]
         if len(rows):
             deviation, mean = torch.std_mean(rows, 0, correction=min(1, len(rows) - 1))
@@ -71,12 +70,9 @@ def extent_priors(labels: Sequence[Label], maps: Iterable[tuple[Tensor, Sequence
     return priors
 
 
-def absences(labels: Sequence[Label], maps: Iterable[tuple[Tensor, Sequence[float]]]) -> dict[int, float]:
+def absences(labels: Sequence[Label], maps: Sequence[Tensor]) -> dict[int, float]:
     """Share of the maps (as of :func:`extent_priors`) that lack a structure, by its value; only where some do."""
-    held = torch.stack(
-        [torch.bincount(classes.flatten().long(), minlength=len(labels) + 1)[1:] > 0 for classes, _ in maps]
-    )
-    lacking = 1 - held.double().mean(0)
+    lacking = torch.stack(list(maps)).isnan().any(2).double().mean(0)
     return {label.value: share for label, share in zip(labels, lacking.tolist(), strict=True) if share}
 
 

@@ -13,11 +13,11 @@ ASIDE = 0.25
 """How far from the middle a structure lies to one side, where paired ones lie 1 from it on average."""
 
 
-def with_sides(labels: Sequence[Label], maps: Iterable[tuple[Tensor, Sequence[float]]]) -> tuple[Label, ...]:
+def with_sides(labels: Sequence[Label], maps: Iterable[Tensor]) -> tuple[Label, ...]:
     """The labels, which say then whether those without a mirror image lie to one side; what they said already stays.
 
     Args:
-        maps: class indices (X, Y, Z), the first axis from left to right, and their spacing in mm.
+        maps: of each label map the :func:`places_across`.
     """
     rank = {label.value: index for index, label in enumerate(labels)}
     pairs = torch.tensor(
@@ -25,7 +25,7 @@ def with_sides(labels: Sequence[Label], maps: Iterable[tuple[Tensor, Sequence[fl
     )
     if not len(pairs):
         return tuple(labels)
-    places = torch.stack([_places(classes, len(labels)) * spacing[0] for classes, spacing in maps])
+    places = torch.stack(list(maps))
     left, right = places[:, pairs].unbind(2)
     middle = ((left + right) / 2).nanmean(1, keepdim=True)
     offsets = ((places - middle) / ((left - right).abs() / 2).nanmean(1, keepdim=True)).nanmean(0)
@@ -37,10 +37,16 @@ def with_sides(labels: Sequence[Label], maps: Iterable[tuple[Tensor, Sequence[fl
     )
 
 
-def _places(classes: Tensor, structures: int) -> Tensor:
-    """Mean place of every structure along the first axis, voxels; NaN where it has none. Float64 (structures,)."""
+def places_across(classes: Tensor, structures: int, spacing: Sequence[float]) -> Tensor:
+    """Mean place of every structure along the first axis, mm; NaN where it has none. Float64 (structures,).
+
+    Args:
+        classes: indices (X, Y, Z), 0 for background, the first axis from left to right.
+        structures: their number; class indices run from 1 to it.
+        spacing: mm.
+    """
     across = torch.arange(len(classes), dtype=torch.float64)
     counts = torch.stack(
         [torch.bincount(plane.flatten().long(), minlength=structures + 1) for plane in classes]
     )
-    return (across @ counts.double() / counts.sum(0))[1:]
+    return (across @ counts.double() / counts.sum(0))[1:] * spacing[0]

@@ -7,7 +7,7 @@ import platform
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import __version__, distributed
 from ..config import ARCHITECTURES, Label, Preprocessing, TrainingOptions, check_path
@@ -42,6 +42,7 @@ def train(job: TrainJob, report: Report) -> dict[str, Any]:
     from ..datasets import Recoloured
     from ..pieces import with_pieces
     from ..quality import unfit
+    from ..shapes import absences
     from ..sides import with_sides
     from ..training.source import train as run
 
@@ -57,8 +58,9 @@ def train(job: TrainJob, report: Report) -> dict[str, Any]:
         training = [case for i, case in enumerate(cases) if i not in kept]
         card = _card(job, training, report)
         source, validation = _material(job, card, training, [cases[i] for i in sorted(kept)], report)
-        found = {int(value) for classes, _ in source.label_maps() for value in classes.unique()}
-        unused = [label.name for index, label in enumerate(card.labels, 1) if index not in found]
+        seen = _look(source, len(card.labels))
+        lacking = absences(card.labels, seen.extents)
+        unused = [label.name for label in card.labels if lacking.get(label.value) == 1]
         grid = card.preprocessing.grid
         if len(unused) == len(card.labels):
             raise InputError(
@@ -68,7 +70,7 @@ def train(job: TrainJob, report: Report) -> dict[str, Any]:
         if unused:
             names = ", ".join(unused)
             report("log", message=f"No label map holds {names} at {grid} mm: these cannot be learnt.")
-        labels = with_sides(with_pieces(card.labels, source.label_maps()), source.label_maps())
+        labels = with_sides(with_pieces(card.labels, seen.pieces), seen.places)
         card = card.model_copy(update={"labels": labels})
         if aside := [label.name for label in labels if label.one_sided]:
             told = f"{first_few(aside)}: to one side, without a mirror image, so that a mirrored scan looks like none."
@@ -92,7 +94,7 @@ def train(job: TrainJob, report: Report) -> dict[str, Any]:
                     changes["scores"] = {"kept back": {"mean_dice": round(dice, 3), "scans": len(kept)}}
                     names = ", ".join(cases[i][1].name for i in sorted(kept))
                     report("log", message=f"Dice {dice:.3f} on what was kept back, at step {steps}: {names}.")
-                known = with_trust(model, card.model_copy(update=changes), source, job.options)
+                known = with_trust(model, card.model_copy(update=changes), source, seen.extents, job.options)
                 if what := unfit(known.priors["trust"]):
                     told = f"On scans that it has learnt from, the model {what}: no result of it will be trusted."
                     report("log", message=f"{told} More steps may help.")
@@ -136,13 +138,42 @@ def _preprocessing(job: TrainJob) -> Preprocessing:
     return given if job.from_labels else as_stated(given, [check_path(job.images)])
 
 
+class _Seen(NamedTuple):
+    """What label maps show of the structures, one entry for each map: far less than the maps themselves."""
+
+    extents: list[Tensor]
+    places: list[Tensor]
+    pieces: list[dict[int, float]]
+
+
+def _look(source: ScanSource | SyntheticSource, structures: int) -> _Seen:
+    """All that is to know of a source's label maps, each of which is looked at once."""
+    from ..pieces import largest_shares
+    from ..shapes import log_extents
+    from ..sides import places_across
+
+    seen = _Seen([], [], [])
+    for classes, spacing in source.label_maps():
+        seen.extents.append(log_extents(classes, structures, spacing))
+        seen.places.append(places_across(classes, structures, spacing))
+        seen.pieces.append(largest_shares(classes, structures))
+    return seen
+
+
 def with_trust(
-    model: Segmenter, card: ModelCard, source: ScanSource | SyntheticSource, options: TrainingOptions
+    model: Segmenter,
+    card: ModelCard,
+    source: ScanSource | SyntheticSource,
+    extents: Sequence[Tensor],
+    options: TrainingOptions,
 ) -> ModelCard:
     """The card with the source's shapes, and limits of trust and a profile of intensities of scans drawn from it.
 
     The limits let every structure be missing that any label map lacks: counted as lost, it would lower them so far
     that no result is trusted.
+
+    Args:
+        extents: of each of the source's label maps the :func:`~MAPSegLib.shapes.log_extents`.
     """
     import torch
 
@@ -152,8 +183,8 @@ def with_trust(
     inference = options.for_inference()
     generator = torch.Generator().manual_seed(options.seed + 2)
     draws = [source.draw_undeformed(generator) for _ in range(TRUST_DRAWS)]
-    priors: dict[str, Any] = {"extents": extent_priors(card.labels, source.label_maps())}
-    lacking = absences(card.labels, source.label_maps())
+    priors: dict[str, Any] = {"extents": extent_priors(card.labels, extents)}
+    lacking = absences(card.labels, extents)
     lenient = card.model_copy(update={"priors": priors | {"often_absent": list(lacking)}})
     measures = [assess_image(model, lenient, *drawn, inference)[0].measures for drawn in draws]
     if often := [value for value, share in lacking.items() if share >= OFTEN]:

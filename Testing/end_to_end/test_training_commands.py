@@ -23,7 +23,9 @@ def data_set(folder, images, labels, about):
     return folder
 
 
-def test_a_training_reads_a_data_set(data, tmp_path):
+def test_a_training_reads_a_data_set(data, tmp_path, monkeypatch):
+    passes, real = [], datasets.ScanSource.label_maps
+    monkeypatch.setattr(datasets.ScanSource, "label_maps", lambda source: passes.append(1) or real(source))
     about = '{"modality": {"0": "MRI"}, "labels": {"1": "shell"}}'
     cases = data_set(tmp_path / "set", data / "images", data / "labels", about)
     arguments = ["--images", cases, "--name", "x", "--preset", "tiny", "--steps", 1]
@@ -32,6 +34,7 @@ def test_a_training_reads_a_data_set(data, tmp_path):
         "the model does not agree with itself: no result of it will be trusted. More steps may help." in told
     )
     assert "Cases to learn from: 3; kept back: 0; structures: 2; MR at 2 x 2 x 2 mm." in told
+    assert len(passes) == 1  # over label maps, which may be hundreds
     card = load_card(tmp_path / "out" / "x.safetensors")
     assert card.provenance["cases"] == 3 and [label.name for label in card.labels] == ["shell", "structure 2"]
 

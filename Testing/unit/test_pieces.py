@@ -7,7 +7,7 @@ from model_cases import SINGLE, Thresholds
 
 from MAPSegLib.config import InferenceOptions, Label, Preprocessing
 from MAPSegLib.inference import segment_scan
-from MAPSegLib.pieces import FEWEST_MAPS, ISLAND, islands_told, remove_islands, with_pieces
+from MAPSegLib.pieces import FEWEST_MAPS, ISLAND, islands_told, largest_shares, remove_islands, with_pieces
 from MAPSegLib.preprocessing import prepare
 from MAPSegLib.volumes import Volume
 
@@ -27,12 +27,12 @@ def ball(shape, centre, radius):
 
 
 def maps(count, *, stray=0, classes=1):
-    """Label maps with a ball of every class, the first with so many voxels apart from it."""
+    """What is seen of label maps with a ball of every class, the first with so many voxels apart from it."""
     array = np.zeros((20, 20 * classes, 20), np.int16)
     for index in range(1, classes + 1):
         array[ball(array.shape, (8, 20 * index - 10, 8), 6)] = index
     array[0, 0, :stray] = 1
-    return [(torch.tensor(array), (1.0, 1.0, 1.0))] * count
+    return [largest_shares(torch.tensor(array), classes)] * count
 
 
 def stated(found):

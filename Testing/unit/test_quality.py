@@ -26,7 +26,7 @@ from MAPSegLib.quality import (
     trust_limits,
     validation_dice,
 )
-from MAPSegLib.shapes import FURTHEST, extent_priors
+from MAPSegLib.shapes import FURTHEST, extent_priors, log_extents
 from MAPSegLib.tasks.training import with_trust
 
 MM = (1.0, 1.0, 1.0)
@@ -149,11 +149,11 @@ def test_limits_are_not_lowered_by_scans_that_lack_a_structure():
     def card_after(maps):
         images = itertools.cycle(levels[classes] for classes in maps)
         source = SimpleNamespace(
-            label_maps=lambda: ((classes, MM) for classes in maps),
             draw_undeformed=lambda generator: (next(images), MM),
         )
         model, card = Thresholds(), card_of(tiny_model(SINGLE))
-        return with_trust(model, card, source, TrainingOptions(device="cpu", precision="fp32"))
+        extents = [log_extents(classes, len(card.labels), MM) for classes in maps]
+        return with_trust(model, card, source, extents, TrainingOptions(device="cpu", precision="fp32"))
 
     always, often = card_after([whole]), card_after([whole, dim])
     assert often.priors["trust"]["agreement"] == pytest.approx(always.priors["trust"]["agreement"], abs=0.1)
@@ -328,7 +328,7 @@ def test_a_limit_that_is_just_missed_is_told_with_the_digits_that_say_so():
 def test_a_scan_is_assessed_by_agreement_and_shapes():
     model, image, mm = sided(), symmetric_image(), (1.0, 2.0, 1.0)
     classes = classes_of(model, image)
-    known = extent_priors(SIDES, [(classes, mm)])
+    known = extent_priors(SIDES, [log_extents(classes, len(SIDES), mm)])
     verdict, found = assess_image(model, card_of_sides({"extents": known}), image, mm, FP32)
     assert torch.equal(found, classes) and verdict.trusted
     assert verdict.measures == pytest.approx(

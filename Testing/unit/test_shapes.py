@@ -8,7 +8,16 @@ from model_cases import PAIRED
 
 from MAPSegLib.augmentation import rotation, sample, warp_grid
 from MAPSegLib.config import Label
-from MAPSegLib.shapes import FURTHEST, LARGER, MANY, NARROWEST, extent_priors, log_extents, shape_deviation
+from MAPSegLib.shapes import (
+    FURTHEST,
+    LARGER,
+    MANY,
+    NARROWEST,
+    absences,
+    extent_priors,
+    log_extents,
+    shape_deviation,
+)
 
 MM = (1.0, 1.0, 1.0)
 SCALE = math.sqrt(12)
@@ -51,14 +60,16 @@ def test_neither_place_nor_turn_nor_type_of_index_matters():
 
 def test_priors_are_mean_and_deviation_over_the_maps_that_hold_a_structure():
     maps = [(boxes((2, 4, 8)), MM), (boxes((2, 4, 8), (3, 3, 3)), (1.0, 1.0, 2.0)), (boxes(), MM)]
-    priors = extent_priors(PAIRED, maps)
-    first, second, _ = (str(label.value) for label in PAIRED)
+    extents = [log_extents(classes, len(PAIRED), mm) for classes, mm in maps]
+    priors = extent_priors(PAIRED, extents)
+    first, second, third = (str(label.value) for label in PAIRED)
     assert set(priors) == {first, second}
     assert priors[first][0] == pytest.approx(
         [math.log(8 / SCALE) + math.log(2) / 2, math.log(2) / 2**0.5], abs=1e-3
     )
     assert priors[first][1] == pytest.approx([math.log(4 / SCALE), 0.0], abs=1e-3)
     assert [deviation for _, deviation in priors[second]] == [0.0] * 3
+    assert absences(PAIRED, extents) == pytest.approx({int(first): 1 / 3, int(second): 2 / 3, int(third): 1})
 
 
 def test_shapes_of_the_source_deviate_by_nothing_and_others_by_their_logs():

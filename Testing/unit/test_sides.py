@@ -6,7 +6,7 @@ import torch
 from MAPSegLib.config import Label
 from MAPSegLib.networks.segmenter import lateral_mix, mirrored_classes
 from MAPSegLib.quality import transformation
-from MAPSegLib.sides import with_sides
+from MAPSegLib.sides import places_across, with_sides
 
 KIDNEYS = (Label(value=3, name="right kidney", mirror=4), Label(value=4, name="left kidney", mirror=3))
 LIVER, CORD = Label(value=1, name="liver"), Label(value=7, name="spinal cord")
@@ -14,12 +14,12 @@ ABDOMEN = (LIVER, *KIDNEYS, CORD)
 
 
 def scan(*places, shape=(60, 6, 6), spacing=(2.0, 1.0, 1.0)):
-    """A label map with a block of each class about a voxel of the first axis; None where there is none."""
+    """What is seen of a label map with a block of each class about a voxel of the first axis; None for none."""
     classes = torch.zeros(shape, dtype=torch.int16)
     for index, place in enumerate(places, 1):
         if place is not None:
             classes[place - 2 : place + 3, index % 5 : index % 5 + 2] = index
-    return classes, spacing
+    return places_across(classes, len(places), spacing)
 
 
 def stated(labels):

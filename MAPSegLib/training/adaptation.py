@@ -257,11 +257,7 @@ class _Run:
         entry["kept"] = entry["score"] > loop.extra.get("best_score", float("-inf")) + needed
         self.record.add(loop.step, **entry)
         loop.extra.setdefault("history", []).append({"step": loop.step, **entry})
-        if entry["kept"]:
-            best = {k: v.detach().cpu().clone() for k, v in kept.state_dict().items()}
-            loop.extra |= {"best": best, "best_step": loop.step, "best_score": entry["score"], "waited": 0}
-        else:
-            loop.extra["waited"] = loop.extra.get("waited", 0) + 1
+        loop.note(kept, entry["kept"], best_score=entry["score"])
         loop.extra["guess"] = [classes.to(torch.int16) for _, classes in judged]
         every = self.options.preview_seconds
         if preview and every and time.monotonic() - self.shown >= every:

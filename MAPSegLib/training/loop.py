@@ -19,10 +19,10 @@ from torch import Generator, Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from .. import distributed, windows
-from ..config import PretrainingStep, StepOptions, TrainingOptions
+from ..config import PretrainingOptions, PretrainingStep, StepOptions, TrainingOptions
 from ..devices import is_out_of_memory, pick_device, precision_context, prepare_process, trim_memory
 from ..errors import Cancelled, InputError, MAPSegError, MemoryExhausted
-from ..reports import PART, plain, reason, unwritable, write_text
+from ..reports import CHECKPOINT, PART, RECORD, plain, reason, unwritable, write_text
 from .optimizer import Optimizer
 
 T = TypeVar("T")
@@ -166,6 +166,18 @@ class Loop:
         if self.step % every == 0:
             self.save(path)
 
+    def note(self, network: nn.Module, better: bool, **known: float) -> None:
+        """Remember a network that was judged at this step where it is the best so far, else that it was not.
+
+        Args:
+            known: of it, and remembered with its weights.
+        """
+        if better:
+            best = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+            self.extra |= {**known, "best": best, "best_step": self.step, "waited": 0}
+        else:
+            self.extra["waited"] = self.extra.get("waited", 0) + 1
+
     @contextmanager
     def cancellable(self, path: Path) -> Iterator[None]:
         """Write a checkpoint when the block is cancelled, unless that happens while a step moves the weights."""
@@ -240,6 +252,45 @@ class Loop:
                 f"{path}: this checkpoint cannot be resumed ({type(error).__name__}).",
                 "Remove it to start afresh.",
             ) from error
+
+
+def take_steps(
+    loop: Loop,
+    losses: Callable[[], dict[str, Tensor]],
+    options: PretrainingOptions | TrainingOptions,
+    folder: Path,
+    report: Report,
+    stage: str,
+    judge: Callable[[Record], None] = lambda record: None,
+    enough: Callable[[], bool] = lambda: False,
+) -> None:
+    """Take the steps of a training that are left, and keep its record and its checkpoint in ``folder``.
+
+    Args:
+        losses: of a micro-batch (:meth:`Loop.update`).
+        report: told ``progress`` of the ``stage`` at every step.
+        judge: called after every step, for what a training looks at now and then.
+        enough: asked before every step whether to end early.
+    """
+    checkpoint = folder / CHECKPOINT
+    record, clock = Record(folder / RECORD, loop.step), Clock(loop.step, loop.extra)
+    with loop.cancellable(checkpoint):
+        while loop.step < options.steps and not enough():
+            values = loop.update(losses)
+            seconds = round(clock.total(), 1)  # at every step, as any may be the last that a checkpoint keeps
+            if loop.step % 10 == 0 or loop.step == options.steps:
+                record.add(loop.step, seconds=seconds, **values)
+            judge(record)
+            loop.done(checkpoint, options.checkpoint_every)
+            report(
+                "progress",
+                stage=stage,
+                step=loop.step,
+                steps=options.steps,
+                seconds_left=clock.left(loop.step, options.steps),
+                losses=values,
+            )
+        loop.save(checkpoint)
 
 
 class Reused(Generic[T]):

@@ -16,8 +16,8 @@ from ..losses import masked_error
 from ..masking import cube_mask
 from ..networks.autoencoder import Autoencoder
 from ..pictures import Reconstruction
-from ..reports import CHECKPOINT, RECORD
-from .loop import Clock, Loop, Record, Report, Reused, warmup_cosine
+from ..reports import CHECKPOINT
+from .loop import Loop, Record, Report, Reused, take_steps, warmup_cosine
 
 SHOWN = 4
 """Domains on a picture, at most."""
@@ -45,30 +45,19 @@ def pretrain(
     loop = Loop(
         model, options, ema_decay=None, rate=warmup_cosine(options.warmup, options.steps), betas=(0.9, 0.95)
     )
-    checkpoint = folder / CHECKPOINT
-    loop.resume(checkpoint)
-    record, clock = Record(folder / RECORD, loop.step), Clock(loop.step, loop.extra)
+    loop.resume(folder / CHECKPOINT)
     wanted = picture is not None and options.picture_every > 0 and distributed.rank() == 0
     samples = _samples(model, domains, options.seed) if wanted else []
     scans = Reused(lambda generator: [domains.draw(generator) for _ in range(options.scans)], options.reuse)
-    with loop.cancellable(checkpoint):
-        while loop.step < options.steps:
-            losses = loop.update(lambda: reconstruction_losses(loop, *view_scans(loop, scans(loop)), options))
-            seconds = round(clock.total(), 1)  # at every step, as any may be the last that a checkpoint keeps
-            if loop.step % 10 == 0 or loop.step == options.steps:
-                record.add(loop.step, seconds=seconds, **losses)
-            if wanted and (loop.step % options.picture_every == 0 or loop.step == options.steps):
-                picture(loop.step, [row for sample in samples for row in _rebuild(loop, *sample, options)])
-            loop.done(checkpoint, options.checkpoint_every)
-            report(
-                "progress",
-                stage="pretrain",
-                step=loop.step,
-                steps=options.steps,
-                seconds_left=clock.left(loop.step, options.steps),
-                losses=losses,
-            )
-        loop.save(checkpoint)
+
+    def losses() -> dict[str, Tensor]:
+        return reconstruction_losses(loop, *view_scans(loop, scans(loop)), options)
+
+    def show(record: Record) -> None:
+        if wanted and (loop.step % options.picture_every == 0 or loop.step == options.steps):
+            picture(loop.step, [row for sample in samples for row in _rebuild(loop, *sample, options)])
+
+    take_steps(loop, losses, options, folder, report, "pretrain", show)
     return model.eval()
 
 

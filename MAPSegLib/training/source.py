@@ -15,8 +15,8 @@ from ..datasets import PatchBatch, Source, cut_patches
 from ..losses import cosine_loss, segmentation_loss
 from ..networks.segmenter import Segmenter
 from ..quality import validation_dice
-from ..reports import CHECKPOINT, RECORD
-from .loop import Clock, Loop, Record, Report, Reused, warmup_cosine
+from ..reports import CHECKPOINT
+from .loop import Loop, Record, Report, Reused, take_steps, warmup_cosine
 from .views import show
 
 
@@ -79,9 +79,7 @@ def train(
         young=True,
         muon_rate=options.muon_rate,
     )
-    checkpoint = folder / CHECKPOINT
-    loop.resume(checkpoint)
-    record, clock = Record(folder / RECORD, loop.step), Clock(loop.step, loop.extra)
+    loop.resume(folder / CHECKPOINT)
     drawn = Reused(source.draw, options.reuse)
 
     def terms() -> dict[str, Tensor]:
@@ -91,24 +89,14 @@ def train(
         )
         return source_losses(loop, batch.to(loop.device), options)
 
-    with loop.cancellable(checkpoint):
-        while loop.step < options.steps and not _out_of_patience(loop, options):
-            losses = loop.update(terms)
-            seconds = round(clock.total(), 1)  # at every step, as any may be the last that a checkpoint keeps
-            if loop.step % 10 == 0 or loop.step == options.steps:
-                record.add(loop.step, seconds=seconds, **losses)
-            if validation and (loop.step % options.validate_every == 0 or loop.step == options.steps):
-                _validate(loop, validation, record)
-            loop.done(checkpoint, options.checkpoint_every)
-            report(
-                "progress",
-                stage="train",
-                step=loop.step,
-                steps=options.steps,
-                seconds_left=clock.left(loop.step, options.steps),
-                losses=losses,
-            )
-        loop.save(checkpoint)
+    def judge(record: Record) -> None:
+        if validation and (loop.step % options.validate_every == 0 or loop.step == options.steps):
+            _validate(loop, validation, record)
+
+    def enough() -> bool:
+        return bool(options.patience) and loop.extra.get("waited", 0) >= options.patience
+
+    take_steps(loop, terms, options, folder, report, "train", judge, enough)
     if validation and "best" in loop.extra:
         loop.ema.load_state_dict(loop.extra["best"])
     return Trained(loop.ema, loop.extra.get("best_step", loop.step), loop.extra.get("best_dice"))
@@ -118,12 +106,4 @@ def _validate(loop: Loop, validation: Sequence[tuple[Tensor, Tensor]], record: R
     dice = distributed.on_first(lambda: validation_dice(loop.ema, validation, loop.inference))
     loop.ema.to(loop.device)  # where memory ran out, segmenting has moved it
     record.add(loop.step, validation_dice=dice)
-    if dice > loop.extra.get("best_dice", -1.0):
-        best = {k: v.cpu().clone() for k, v in loop.ema.state_dict().items()}
-        loop.extra |= {"best_dice": dice, "best": best, "best_step": loop.step, "waited": 0}
-    else:
-        loop.extra["waited"] = loop.extra.get("waited", 0) + 1
-
-
-def _out_of_patience(loop: Loop, options: TrainingOptions) -> bool:
-    return bool(options.patience) and loop.extra.get("waited", 0) >= options.patience
+    loop.note(loop.ema, dice > loop.extra.get("best_dice", -1.0), best_dice=dice)

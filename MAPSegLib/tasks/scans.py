@@ -168,10 +168,8 @@ def adapt(job: AdaptJob, report: Report) -> dict[str, Any]:
                 report("log", message="Continuing an adaptation that was interrupted.")
             own = [each[chosen.card.preprocessing] for each in ready]
             adapted = _adapt(chosen, own, volumes, source, job, folder, report)
-            for result in adapted.results:
-                for side in (result.source, result.adapted):
-                    side.notes += [line for line in (why, *notes) if line]
-            return distributed.on_first(lambda: _write_all(findings, volumes, adapted))
+            told = [line for line in (why, *notes) if line]
+            return distributed.on_first(lambda: _write_all(findings, volumes, adapted, told))
 
 
 def _chosen(
@@ -186,17 +184,25 @@ def _chosen(
     return candidates[index], why
 
 
-def _write_all(findings: Findings, volumes: dict[Path, Volume], adapted: Adapted) -> dict[str, Any]:
-    """Write everything, or nothing: the same command, which continues from the checkpoint, finds no results there."""
+def _write_all(
+    findings: Findings, volumes: dict[Path, Volume], adapted: Adapted, told: Sequence[str]
+) -> dict[str, Any]:
+    """Write everything, or nothing: the same command, which continues from the checkpoint, finds no results there.
+
+    Args:
+        told: notes on all results.
+    """
     try:
-        _write_each(findings, volumes, adapted)
+        _write_each(findings, volumes, adapted, told)
         return findings.finish()
     except BaseException:
         findings.withdraw()
         raise
 
 
-def _write_each(findings: Findings, volumes: dict[Path, Volume], adapted: Adapted) -> None:
+def _write_each(
+    findings: Findings, volumes: dict[Path, Volume], adapted: Adapted, told: Sequence[str]
+) -> None:
     findings.extra["adaptation"] = {
         "steps": adapted.steps,
         "best_step": adapted.best_step,
@@ -204,7 +210,7 @@ def _write_each(findings: Findings, volumes: dict[Path, Volume], adapted: Adapte
     }
     findings.forget_results_before([*volumes, *(Path(failure["scan"]) for failure in findings.failed)])
     for (scan, volume), result in zip(volumes.items(), adapted.results, strict=True):
-        findings.add(_write_adapted(findings, scan, volume, result))
+        findings.add(_write_adapted(findings, scan, volume, result, told))
     if findings.job.save_model:
         file = str(_save_adapted(adapted, findings.card, findings.job, findings.outputs))
         findings.extra["model_file"] = file
@@ -279,13 +285,16 @@ def _adapt(
                 file.unlink()
 
 
-def _write_adapted(findings: Findings, scan: Path, volume: Volume, result: ScanResult) -> dict[str, Any]:
-    entry = _write_segmented(findings, scan, volume, result.segmentation, result.assessment)
+def _write_adapted(
+    findings: Findings, scan: Path, volume: Volume, result: ScanResult, notes: Sequence[str]
+) -> dict[str, Any]:
+    sides = {"source": result.source, "adapted": result.adapted}
+    for side in sides.values():
+        side.notes += notes
+    entry = _write_segmented(findings, scan, volume, sides[result.chosen], result.assessment)
     entry |= {"chosen": result.chosen, "gate": result.reason}
-    for name, side, verdict in (
-        ("source", result.source, result.assessment_source),
-        ("adapted", result.adapted, result.assessment_adapted),
-    ):
+    for name, verdict in (("source", result.assessment_source), ("adapted", result.assessment_adapted)):
+        side = sides[name]
         file = findings.volume(findings.outputs.volume(scan, f"seg_{name}"), side.labels, volume)
         entry[name] = findings.side(file, side, verdict)
     return entry

@@ -10,8 +10,9 @@ while results get worse, and source scans would have to be set aside, so both se
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,20 +40,52 @@ Preview = Callable[[int, np.ndarray, int], None]
 """Called as ``preview(scan index, label values on the native grid, step)``."""
 
 
+class Aside:
+    """A segmentation that waits until all scans have theirs, with its maps compressed.
+
+    Those of a hundred scans would be gigabytes.
+    """
+
+    def __init__(self, segmentation: Segmentation):
+        found = {name: getattr(segmentation, name) for name in ("labels", "uncertainty")}
+        self.maps = {
+            name: (zlib.compress(np.ascontiguousarray(array), 1), array.dtype, array.shape)
+            for name, array in found.items()
+            if array is not None
+        }
+        self.rest = replace(segmentation, labels=np.empty(0), uncertainty=None)
+
+    def taken(self) -> Segmentation:
+        """The segmentation as it was, a new one each time."""
+        maps = {
+            name: np.frombuffer(zlib.decompress(packed), dtype).reshape(shape)
+            for name, (packed, dtype, shape) in self.maps.items()
+        }
+        return replace(self.rest, notes=[*self.rest.notes], **maps)
+
+
 @dataclass(frozen=True)
 class ScanResult:
     """One scan before and after adaptation, and which of the two the gate supports."""
 
-    source: Segmentation
-    adapted: Segmentation
+    sides: dict[str, Aside]
+    """By whether they are the ``source``'s or ``adapted``."""
     assessment_source: Assessment
     assessment_adapted: Assessment
     chosen: str
     reason: str
 
     @property
+    def source(self) -> Segmentation:
+        return self.sides["source"].taken()
+
+    @property
+    def adapted(self) -> Segmentation:
+        return self.sides["adapted"].taken()
+
+    @property
     def segmentation(self) -> Segmentation:
-        return self.adapted if self.chosen == "adapted" else self.source
+        return self.sides[self.chosen].taken()
 
     @property
     def assessment(self) -> Assessment:
@@ -274,7 +307,7 @@ class _Run:
         return self.loop.extra.get("waited", 0) < self.options.patience
 
 
-Judged = tuple[Segmentation, Assessment]
+Judged = tuple[Aside, Assessment]
 
 
 def _judged(
@@ -284,8 +317,8 @@ def _judged(
     segmentation = segment_scan(model, card.labels, scan, inference, uncertainty=uncertainty)
     verdict = assess_scan(model, card, scan, inference, segmentation.classes)[0]
     segmentation.seconds = time.monotonic() - started
-    segmentation.classes = None  # judged: of hundreds of scans that would be gigabytes
-    return segmentation, verdict
+    segmentation.classes = None  # judged
+    return Aside(segmentation), verdict
 
 
 def _gated(sides: Sequence[Sequence[Judged]], options: AdaptationBase) -> list[ScanResult]:
@@ -306,5 +339,6 @@ def _gated(sides: Sequence[Sequence[Judged]], options: AdaptationBase) -> list[S
             if options.gate
             else "The gate is off."
         )
-        results.append(ScanResult(source[0], adapted[0], source[1], adapted[1], chosen, reason))
+        both = {"source": source[0], "adapted": adapted[0]}
+        results.append(ScanResult(both, source[1], adapted[1], chosen, reason))
     return results

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -33,12 +34,12 @@ def options(**changes):
     return AdaptationOptions(**dict(device="cpu", precision="fp32", preview_seconds=0.0) | sizes | changes)
 
 
-def run(folder, *, model=None, volumes=None, report=ignore, preview=None, **changes):
+def run(folder, *, model=None, volumes=None, report=ignore, preview=None, uncertainty=False, **changes):
     model = model or tiny_model(dropout=0.3)
     card = card_of(model)
     scans = [prepare(each, card.preprocessing) for each in volumes or [volume()]]
     folder.mkdir(exist_ok=True)
-    return adapt(model, card, scans, options(**changes), folder, report, preview)
+    return adapt(model, card, scans, options(**changes), folder, report, preview, uncertainty)
 
 
 @pytest.fixture
@@ -192,7 +193,10 @@ def test_the_gate_keeps_the_source_unless_adaptation_is_better_supported(
     adapted = run(tmp_path, gate=gate, gate_margin=0.005)
     result = adapted.results[0]
     assert result.chosen == chosen and result.reason.endswith(".")
-    assert result.segmentation is (result.adapted if chosen == "adapted" else result.source)
+    assert (
+        result.segmentation.confidence
+        == (result.adapted if chosen == "adapted" else result.source).confidence
+    )
     assert result.assessment.measures["score"] == (after if chosen == "adapted" else before)
 
 
@@ -242,6 +246,25 @@ def test_verdicts_are_on_the_results_themselves(tmp_path, monkeypatch):
     values = np.array([0, *(label.value for label in PAIRED)])
     for (scan, classes), side in zip(judged[-2:], (result.source, result.adapted), strict=True):
         assert np.array_equal(values[classes], scan.grid.boxed(side.labels))
+
+
+def test_maps_that_wait_for_those_of_other_scans_take_little_memory(tmp_path, monkeypatch):
+    made, real = [], adaptation.segment_scan
+
+    def watched(*arguments, **named):
+        found = real(*arguments, **named)
+        kept = {name: getattr(found, name).copy() for name in ("labels", "uncertainty")}
+        made.append((kept, [weakref.ref(getattr(found, name)) for name in kept]))
+        return found
+
+    monkeypatch.setattr(adaptation, "segment_scan", watched)
+    (result,) = run(tmp_path, steps=1, uncertainty=True).results
+    for side, (kept, held) in zip((result.source, result.adapted), made, strict=True):
+        assert [which() for which in held] == [None, None]
+        for name, array in kept.items():
+            found = getattr(side, name)
+            assert found.dtype == array.dtype and np.array_equal(found, array)
+    assert result.source.notes is not result.source.notes  # a caller may add some
 
 
 def test_scans_that_gain_together_need_no_gain_of_their_own():

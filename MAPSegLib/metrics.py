@@ -17,7 +17,7 @@ from .volumes import Volume, check_same_grid, map_values
 
 def dice_scores(prediction: np.ndarray, reference: np.ndarray, values: Sequence[int]) -> dict[int, float]:
     """Dice (0-1) of each label value; NaN where neither array has it. The arrays have the same shape."""
-    overlap, predicted, expected = _counts(prediction, reference, values)
+    overlap, predicted, expected = _counts(*_ranks(prediction, reference, values), len(values))
     return {v: _dice(o, p, r) for v, o, p, r in zip(values, overlap, predicted, expected, strict=True)}
 
 
@@ -61,16 +61,26 @@ def evaluate_pair(
     Raises:
         InputError: the two maps do not lie on the same grid.
     """
+    from scipy.ndimage import find_objects
+
     check_same_grid(reference, prediction)
     names = dict(labels) if isinstance(labels, Mapping) else {label.value: label.name for label in labels}
     expected = reference.array if mapping is None else map_values(reference.array, mapping)
     values = list(names)
     voxel_ml = abs(float(np.linalg.det(reference.affine[:3, :3]))) / 1000
+    maps = _ranks(prediction.array, expected, values)
+    counts = zip(*_counts(*maps, len(values)), strict=True)
+    boxes = zip(*(find_objects(each, len(values)) for each in maps), strict=True)
     rows = []
-    for value, overlap, p, r in zip(values, *_counts(prediction.array, expected, values), strict=True):
-        masks = prediction.array == value, expected == value
-        row = {"value": value, "name": names[value], "dice": _dice(overlap, p, r)}
-        row["hd95_mm"] = hd95(*masks, reference.spacing)
+    for rank, (value, (overlap, p, r), (mine, theirs)) in enumerate(
+        zip(values, counts, boxes, strict=True), 1
+    ):
+        row = {"value": value, "name": names[value], "dice": _dice(overlap, p, r), "hd95_mm": math.nan}
+        if mine and theirs:  # where they are alone: a whole scan would be gone through for every structure
+            box = tuple(
+                slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(mine, theirs, strict=True)
+            )
+            row["hd95_mm"] = hd95(*(each[box] == rank for each in maps), reference.spacing)
         row |= {"volume_ml": float(p * voxel_ml), "reference_ml": float(r * voxel_ml)}
         row["volume_error"] = float((p - r) / r) if r else math.nan
         rows.append(row)
@@ -115,11 +125,16 @@ def mean(values: Iterable[float]) -> float:
     return float(np.mean(known)) if known else math.nan
 
 
-def _counts(prediction: np.ndarray, reference: np.ndarray, values: Sequence[int]) -> tuple[np.ndarray, ...]:
-    """Voxels of each value in both arrays, in the prediction, and in the reference: one pass for all."""
-    index = {value: i for i, value in enumerate(values, start=1)}
-    n = len(values) + 1
-    pairs = map_values(prediction, index).ravel() * n + map_values(reference, index).ravel()
+def _ranks(prediction: np.ndarray, reference: np.ndarray, values: Sequence[int]) -> list[np.ndarray]:
+    """Both arrays with ranks from 1 in place of the values, and 0 elsewhere."""
+    rank = {value: i for i, value in enumerate(values, start=1)}
+    return [map_values(array, rank) for array in (prediction, reference)]
+
+
+def _counts(prediction: np.ndarray, reference: np.ndarray, structures: int) -> tuple[np.ndarray, ...]:
+    """Voxels of each rank in both arrays, in the prediction, and in the reference: one pass for all."""
+    n = structures + 1
+    pairs = prediction.ravel() * n + reference.ravel()
     table = np.bincount(pairs, minlength=n * n).reshape(n, n)
     return np.diag(table)[1:], table.sum(1)[1:], table.sum(0)[1:]
 

@@ -107,6 +107,11 @@ def review(job: ReviewJob, report: Report) -> dict[str, Any]:
 
 def _read(file: Path) -> Results:
     content = read_json(file, "a report")
+    if isinstance(content, dict) and content.keys() >= {"settings", "waiting"}:
+        raise InputError(
+            f"{file} is the report of a batch in Slicer, which lacks what a page needs.",
+            "Open its segmentations (.seg.nrrd) in Slicer, or segment the scans with `mapseg segment`.",
+        )
     try:
         found = Results.model_validate(content)
     except ValidationError as error:

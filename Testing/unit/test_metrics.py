@@ -105,6 +105,21 @@ def test_a_pair_is_scored_per_structure():
         assert not any(isinstance(v, np.generic) for v in row.values())
 
 
+def test_a_structure_is_measured_where_it_lies_alone(monkeypatch):
+    """A scan has dozens of structures, and most of its voxels belong to none of them."""
+    shapes, whole = [], hd95(cube((4, 4, 4)) > 0, cube((6, 4, 4)) > 0, (1, 2, 3))
+
+    def watched(prediction, reference, spacing):
+        shapes.append((prediction.shape, reference.shape))
+        return hd95(prediction, reference, spacing)
+
+    monkeypatch.setattr("MAPSegLib.metrics.hd95", watched)
+    prediction, reference = (Volume(cube(at), np.diag([1, 2, 3, 1.0])) for at in ((4, 4, 4), (6, 4, 4)))
+    rows = evaluate_pair(prediction, reference, {1: "one", 2: "none"})
+    assert shapes == [((6, 4, 4), (6, 4, 4))] and rows[0]["hd95_mm"] == whole
+    assert math.isnan(rows[1]["hd95_mm"])
+
+
 def test_volumes_on_a_sheared_grid():
     sheared = np.array([[2.0, 1, 0, 0], [0, 2, 0, 0], [0, 0, 3, 0], [0, 0, 0, 1]])
     (row,) = evaluate_pair(Volume(cube((4, 4, 4)), sheared), Volume(cube((6, 4, 4)), sheared), {1: "a"})

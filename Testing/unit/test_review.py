@@ -80,6 +80,14 @@ def test_a_page_of_pictures_needs_no_pytorch(tmp_path):
     assert (out / "review.html").is_file()
 
 
+def test_the_report_of_a_batch_in_slicer_is_refused_with_what_to_do(tmp_path):
+    report = {"settings": {"model": "brain"}, "scans": [{"case": "a", "state": "done"}], "waiting": 0}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    with pytest.raises(InputError, match="is the report of a batch in Slicer") as refusal:
+        api.review(tmp_path)
+    assert "mapseg segment" in refusal.value.advice
+
+
 @pytest.mark.parametrize("chosen", ["source", "adapted"])
 def test_of_an_adaptation_what_was_kept_is_beside_the_other(chosen, tmp_path, monkeypatch):
     from MAPSegLib import pictures

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path, PureWindowsPath
 from typing import Any, Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .config import GivenPath, Options, Preprocessing, check_path
 from .errors import InputError, first_problem
@@ -71,6 +71,8 @@ class _Unfinished(BaseModel):
 
 
 class _Report(BaseModel):
+    model_config = ConfigDict(protected_namespaces=())  # older pydantic warns of the name of `model_file`
+
     task: Literal["segment", "adapt"]
     scans: list[_Scan]
     model_file: str | None = None

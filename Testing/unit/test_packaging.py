@@ -97,6 +97,20 @@ def test_light_modules_stay_light(module):
     assert result.stdout.strip() == ""
 
 
+def test_no_version_of_pydantic_warns_of_a_name():
+    """Before 2.10 it warns of every field that begins as its own names do, on the user's terminal."""
+    from pydantic import BaseModel
+
+    from MAPSegLib import jobs, manifests  # noqa: F401
+    from MAPSegLib.tasks import evaluation, review  # noqa: F401
+
+    known = [BaseModel]
+    for each in known:
+        known += each.__subclasses__()
+        if each.__module__.startswith("MAPSegLib") and each.model_config.get("protected_namespaces") != ():
+            assert not [name for name in each.model_fields if name.startswith("model_")], each
+
+
 def test_commands_in_the_documents_exist():
     from typer.main import get_command
 

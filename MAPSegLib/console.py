@@ -119,6 +119,8 @@ class _Display:
         self._stop()
 
     def _stop(self) -> None:
+        if self.progress.disable:  # rich before 14.3 would write an empty line
+            return
         with suppress(OSError):  # a bar whose terminal was closed; what is behind a pipe can still be told
             self.progress.stop()
 

@@ -83,6 +83,15 @@ def test_a_terminal_that_is_closed_meanwhile_hides_no_result_and_no_failure(fail
     assert len(told) == (not fails)
 
 
+def test_no_empty_lines_go_to_a_log(monkeypatch, capsys):
+    """With any version of rich: before 14.3, stopping a bar that is not shown writes one."""
+    monkeypatch.setattr(console.Progress, "stop", lambda self: self.console.print())
+    monkeypatch.setattr(console, "show_result", lambda event: None)
+    with console._Display() as display:
+        display.emit({"event": "result"})
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("limit", [300, 20_000])
 def test_files_that_the_system_cuts_short(limit, model, data, tmp_path):
     pairs = {"images": data / "images", "labels": data / "labels", "preset": "tiny"}

@@ -72,7 +72,7 @@ def _turned(affine: np.ndarray, size: int) -> np.ndarray:
 
 def test_thick_slices_keep_their_proportions(head, tmp_path):
     picture = image_module.imread(overlay([head], (), tmp_path / "one.png"))  # without a legend
-    drawn = picture[..., :3].max(-1) > 0.2
+    drawn = picture[..., :3].max(-1) > 0.4  # tissue, and not the note below, however the letters are smoothed
     heights = []
     for third in (slice(0, picture.shape[1] // 3), slice(picture.shape[1] // 3, 2 * picture.shape[1] // 3)):
         rows = np.flatnonzero(drawn[:, third].mean(1) > 0.5)

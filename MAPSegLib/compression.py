@@ -12,9 +12,7 @@ from .text_headers import TextHeader
 _PIECE = 1 << 20  # bytes held in memory at once
 _DEFLATED = 1100  # a byte of deflate's stands for fewer than this
 _SPARE = 1 << 25  # bytes beyond those that are needed, which a stream may hold
-_SLICE = (
-    1 << 22
-)  # voxels that no file is too small for: of a black slice, codecs of pictures keep next to nothing
+_SLICE = 1 << 22  # voxels that no file is too small for: of a black slice, a codec keeps next to nothing
 
 
 def check_gzip(path: Path, most: int) -> int:

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from .config import GivenPath, Options, Preprocessing, check_path
 from .errors import InputError, first_problem
 from .formats import scan_suffix
-from .reports import first_few, plain, read_json, write_json
+from .reports import first_few, plain, read_json, reports_in, write_json
 from .volumes import find_scans, scan_stem
 
 _DERIVED = ("space", "res", "den", "desc", "label", "atlas", "seg")
@@ -222,9 +222,9 @@ def _sides_in(folder: Path) -> set[Path]:
 def reported_in(folder: Path) -> set[Path]:
     """The maps in a folder, and the adapted models, that the reports in it tell of."""
     found: set[Path] = set()
-    for path in filter(Path.is_file, folder.glob("*report.json")):  # a pipe would be waited for
-        with suppress(InputError, ValidationError):
-            report = _Report.model_validate(read_json(path, "a report"))
+    for content in reports_in(folder):
+        with suppress(ValidationError):
+            report = _Report.model_validate(content)
             sides = [side for scan in report.scans for side in (scan, scan.source, scan.adapted) if side]
             names = [name for side in sides for kind in ("output", *MAPS) if (name := getattr(side, kind))]
             names += [*report.unfinished.files, *([report.model_file] if report.model_file else [])]

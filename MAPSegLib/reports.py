@@ -144,6 +144,13 @@ def read_json(path: Path, what: str) -> Any:
         raise InputError(f"{path} is not a JSON file with {what}.", "Check the path.") from error
 
 
+def reports_in(folder: Path) -> Iterator[Any]:
+    """The contents of the reports in a folder of results, without those that cannot be read."""
+    for path in filter(Path.is_file, folder.glob("*report.json")):  # a pipe would be waited for
+        with contextlib.suppress(InputError):
+            yield read_json(path, "a report")
+
+
 def plain(value: Any) -> Any:
     """A value as JSON and UTF-8 know it: paths, foreign numbers and names turned, NaN and infinity null."""
     if isinstance(value, Mapping):

@@ -6,9 +6,10 @@ import ctypes
 import os
 import platform
 import re
+import shutil
 from pathlib import Path
 
-from MAPSegLib.windows import RESERVED, remove_folder
+from MAPSegLib.windows import RESERVED
 
 _LONGEST = 80
 """Letters of a file's name: 255 are the limit, of which endings and numbers take some, and folders on Windows."""
@@ -28,7 +29,7 @@ def remove_abandoned(parent: str | Path, prefix: str) -> None:
     for folder in Path(parent).glob(f"{prefix}-*"):
         found = name.fullmatch(folder.name)
         if found and not _lives(int(found[1])):
-            remove_folder(folder)
+            shutil.rmtree(folder, ignore_errors=True)  # what is held now goes at a later start
 
 
 def file_stem(name: str) -> str:

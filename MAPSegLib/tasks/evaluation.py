@@ -14,7 +14,7 @@ from ..errors import InputError, MAPSegError
 from ..jobs import EvaluateJob, Report
 from ..manifests import LABEL_ENDINGS, SIDE_RESULTS, by_name, case_name, list_pairs, results_in
 from ..models import load_card, resolve
-from ..reports import first_few, plain, read_json, write_csv, write_json
+from ..reports import first_few, plain, reports_in, write_csv, write_json
 from ..volumes import find_scans, read_in_full, read_labels, scan_stem
 from .label_table import names_in
 from .outputs import output_folder, refuse_existing
@@ -184,8 +184,8 @@ def _structures(references: Sequence[Path], job: EvaluateJob, report: Report) ->
 def _reported_names(results: Path) -> dict[int, str]:
     """What the reports in a folder of results call the values; where they differ, no name."""
     stated: dict[int, set[str]] = {}
-    for path in filter(Path.is_file, results.glob("*report.json")):
-        with suppress(InputError, ValidationError):
-            for label in _Report.model_validate(read_json(path, "a report")).labels:
+    for content in reports_in(results):
+        with suppress(ValidationError):
+            for label in _Report.model_validate(content).labels:
                 stated.setdefault(label.value, set()).add(label.name)
     return {value: names.pop() for value, names in stated.items() if len(names) == 1}

@@ -10,6 +10,7 @@ from model_cases import PAIRED, SINGLE, Thresholds, tiny_architecture, tiny_mode
 
 from MAPSegLib.config import AdaptationOptions
 from MAPSegLib.datasets import cut_patches
+from MAPSegLib.inference import predict_classes
 from MAPSegLib.synthesis import brain_labels, merge_parcels
 
 sys.path.append(str(Path(__file__).parents[2]))  # the benchmarks are no part of the installed package
@@ -49,6 +50,19 @@ def test_published_windows_agree_with_ours_where_the_model_looks_at_voxels_only(
     model, g = Thresholds(), torch.Generator().manual_seed(0)
     image = torch.rand(43, 20, 11, generator=g)
     assert torch.equal(published.segment(model, image), model.classify(image))
+
+
+def test_ours_takes_of_the_canvas_what_a_scan_is_cropped_to():
+    model, g = tiny_model(SINGLE), torch.Generator().manual_seed(0)
+    scan = 0.1 + 0.9 * torch.rand(20, 17, 18, generator=g)
+    image = published.on_canvas(scan, 16)  # canvas of 43
+    box = tuple(slice((43 - n) // 2, (43 - n) // 2 + n) for n in scan.shape)
+    classes = speed.segment_foreground(model, image)
+    assert torch.equal(classes[box], predict_classes(model, scan, speed.OPTIONS).long())
+    classes[box] = 0
+    assert not classes.any()
+    windows = speed.count_windows(32, published.on_canvas(torch.ones(40, 34, 36), 32))
+    assert windows == ["windows", "64, of which 27 distinct", "8", "27"]
 
 
 @pytest.mark.parametrize("labels", [SINGLE, PAIRED])

@@ -39,7 +39,7 @@ DEMO = {"fs_norm_T1": "fs_aparc_a2009s_aseg", "vxm_adult_T1_brain": "vxm_adult_a
 
 
 def segment(scan: Path, model: str, folder: Path) -> tuple[Volume, float, float]:
-    """Run the command line on one scan: its label map, seconds from start to exit, and peak resident GB."""
+    """Run the command line on one scan: its label map, seconds from start to exit, and peak resident GiB."""
     command = [sys.executable, "-m", "MAPSegLib.cli", "segment", model, str(scan), "-o", str(folder / "out")]
     started = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -119,7 +119,9 @@ def main() -> None:
         rows[name] = evaluate_pair(prediction, truth, card.labels)
         mean = oasis.mean_dice(prediction.array, reference)
         side = "SWAPPED" if swapped(prediction.array, reference, pairs) else "sides right"
-        print(f"{name}: mean of seven {100 * mean:.1f}, {seconds:.1f} s, {memory:.2f} GB, {side}", flush=True)
+        print(
+            f"{name}: mean of seven {100 * mean:.1f}, {seconds:.1f} s, {memory:.2f} GiB, {side}", flush=True
+        )
 
     table = []
     for structure, values in oasis.STRUCTURES.items():
@@ -145,7 +147,7 @@ def main() -> None:
         "brain" if card.name == "brain-t1" else f"brain {card.name}",
         f"Embedded model {card.name} on real T1 scans: Dice (%) and HD95 (mm), mean ± deviation over "
         f"scans and sides, of the mean over scans. The whole command took {np.median(seconds):.1f} s (median; at most "
-        f"{max(seconds):.1f} s) and at most {max(memory):.2f} GB.",
+        f"{max(seconds):.1f} s) and at most {max(memory):.2f} GiB.",
         ["structure", "oasis_t1 (8) Dice", "HD95", "demo (2) Dice", "HD95"],
         table,
     )

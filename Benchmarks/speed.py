@@ -221,7 +221,7 @@ def memory_line(model: str, data: Path | None, name: str) -> list[str]:
         command += ["--data", str(data)] if data else []
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         peaks.append(json.loads(done.stdout.splitlines()[-1])["peak_gb"])
-    return ["peak memory", *(f"{peak:.2f} GB" for peak in peaks)]
+    return ["peak memory", *(f"{peak:.2f} GiB" for peak in peaks)]
 
 
 def peak_gb() -> float:

@@ -145,7 +145,7 @@ def fresh_model(bench: Bench) -> Path:
 
 
 def run_worker(folder: Path, job: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
-    """Run a job in a worker process, unless it is done: seconds, peak resident GB, and whether it was continued.
+    """Run a job in a worker process, unless it is done: seconds, peak resident GiB, and whether it was continued.
 
     Raises:
         InputError: another job was done in this folder, or the same with an earlier :data:`~.tasks.VERSION`.

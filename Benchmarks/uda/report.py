@@ -119,7 +119,7 @@ def main_table(cells: Cells) -> list[list[str]]:
                 gap_closed(cells, own, result),
                 f"{100 * np.isnan(distances).mean():.0f} %",
                 f"{np.mean(seconds):.0f} s" if seconds else "–",
-                f"{max(cell['peak_gb'] for cell in own):.2f} GB",
+                f"{max(cell['peak_gb'] for cell in own):.2f} GiB",
             ]
         )
     return table

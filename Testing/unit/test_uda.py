@@ -69,7 +69,7 @@ CELLS = [
 def test_the_main_table_tells_means_deviations_and_the_share_of_the_gap():
     lines = {line[0]: line[1:] for line in report.main_table(CELLS)}
     assert list(lines) == ["source-only", "test-time", "test-time, ungated", "target-supervised"]
-    assert lines["source-only"] == ["3", "47.0 ± 2.0", "2.0 ± 0.0", "0 %", "50 %", "60 s", "1.50 GB"]
+    assert lines["source-only"] == ["3", "47.0 ± 2.0", "2.0 ± 0.0", "0 %", "50 %", "60 s", "1.50 GiB"]
     assert lines["test-time"][1:4] == ["54.0 ± 0.0", "2.0 ± 0.0", "18 %"]
     assert lines["target-supervised"][3] == "100 %"
     assert all(len(line) == len(report.MAIN_HEADER) for line in report.main_table(CELLS))

@@ -141,8 +141,7 @@ def structure_table(cells: Cells, structures: Iterable[str]) -> tuple[list[str],
 def gate_table(cells: Cells) -> list[list[str]]:
     """A line per adaptation, over test scans and seeds: how often, and how far, results end below a baseline's.
 
-    Its start is the model that the gate falls back on; source-only has trained on the source for as long as the
-    method took in all.
+    Its start is the model that the gate falls back on. Neither that nor source-only has the steps of the adaptation.
     """
     table = []
     plain = {c["seed"]: c["results"]["final"] for c in cells if c["method"] == "source-only"}

@@ -99,7 +99,7 @@ PUBLISHED_CHANCE = 0.35
 def published_geometry(
     image: Tensor, target: Tensor, spacing: Tensor, generator: Generator
 ) -> tuple[Tensor, Tensor]:
-    """The published changes of both domains: turned by up to 30 degrees, scaled by 0.7 to 1.4."""
+    """The published changes of both domains: turned by up to 30 degrees, scaled by 1/1.4 to 1/0.7."""
     if uniform(0, 1, generator) >= PUBLISHED_CHANCE:
         return image, target
     return warp_pair(image, target, random_affine((0.7, 1.4), 30.0, 0.0, generator), spacing)

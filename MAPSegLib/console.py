@@ -22,7 +22,7 @@ from rich.text import Text
 from . import distributed
 from .errors import InputError, MAPSegError
 from .pages import DISCLAIMER
-from .reports import printable
+from .reports import printable, read_json
 from .worker import execute, explained, listen_for_stop
 
 if TYPE_CHECKING:
@@ -67,7 +67,6 @@ def run(task: str, content: dict[str, Any], flags: dict[str, Any] | None, option
 
     def load():
         from .jobs import build_job, read_mapping
-        from .reports import read_json
 
         job = {"task": task, **content}
         if isinstance(job.get("mapping"), Path):
@@ -83,7 +82,7 @@ def run(task: str, content: dict[str, Any], flags: dict[str, Any] | None, option
 
     at_terminal = sys.stdin is not None and sys.stdin.isatty()
     listens = task in ("adapt", "demo") and at_terminal and distributed.rank() == 0
-    stopped = listen_for_stop(b"") if listens else lambda: False
+    stopped = listen_for_stop() if listens else lambda: False
     with _Display() as display:
         return execute(load, display.emit, stopped)
 

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__, distributed, windows
 from .errors import Cancelled, InputError, MAPSegError, MemoryExhausted, Stopped
+from .reports import plain, unusable
 
 if TYPE_CHECKING:
     from .jobs import Emit, Job
@@ -94,12 +95,12 @@ def execute(load_job: Callable[[], Job], emit: Emit, stopped: Callable[[], bool]
     with _cancelling():
         try:
             distributed.join()
-            mine = emit if distributed.rank() == 0 else _silent
 
             def tell(event: dict[str, Any]) -> None:
                 if event["event"] == "result":  # all is done and written: too late to cancel
                     _signalled.set()
-                mine(event)
+                if distributed.rank() == 0:
+                    emit(event)
 
             result = run_job(load_job(), tell, stopped)
             distributed.leave()
@@ -128,8 +129,6 @@ def explained(failure: Exception) -> MAPSegError:
             "Another process of this run has ended, or cannot be reached.", "See the output of torchrun."
         )
     if isinstance(failure, OSError) and failure.filename:
-        from .reports import unusable
-
         _log.info("%s", failure, exc_info=failure)
         return unusable(failure)
     exhausted = isinstance(failure, MemoryError)
@@ -148,10 +147,6 @@ def explained(failure: Exception) -> MAPSegError:
 def _shared(job: Job) -> bool:
     """Whether several processes can do a job together."""
     return job.task in ("pretrain", "train") or (job.task == "adapt" and job.has_source)
-
-
-def _silent(event: dict[str, Any]) -> None:
-    """Take an event that another process tells."""
 
 
 @contextmanager
@@ -181,13 +176,13 @@ def _cancelling() -> Iterator[None]:
         _signalled.clear()  # for what runs in this process later
 
 
-def listen_for_stop(line: bytes) -> Callable[[], bool]:
-    """Watch standard input for a line in the background; the result tells whether it came."""
+def listen_for_stop() -> Callable[[], bool]:
+    """Watch standard input for an empty line in the background; the result tells whether it came."""
     heard = threading.Event()
 
     def listen() -> None:
-        for each in _lines():
-            if each == line:
+        for line in _lines():
+            if not line:
                 heard.set()
                 return
 
@@ -253,8 +248,6 @@ def main(arguments: list[str] | None = None) -> int:
     os.dup2(2, 1)
 
     def emit(event: dict[str, Any]) -> None:
-        from .reports import plain
-
         line = json.dumps(plain(event), ensure_ascii=False).encode() + b"\n"
         try:
             while line:

@@ -320,10 +320,10 @@ def test_reports_are_plain(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.csv", "x.json"]
 
 
-def test_a_line_on_standard_input_stops(monkeypatch):
-    pieces = iter([b"st", b"op\r", b"\nmore"])
+def test_an_empty_line_on_standard_input_stops(monkeypatch):
+    pieces = iter([b"st", b"op\r", b"\n\r", b"\nmore"])
     monkeypatch.setattr(os, "read", lambda descriptor, size: next(pieces, b""))
-    stopped = listen_for_stop(b"stop")
+    stopped = listen_for_stop()
     for _ in range(100):
         if stopped():
             return

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import Architecture
-from .encoder import STRIDE, Encoder, ResidualBlock, group_norm
+from .encoder import STRIDE, Encoder, ResidualBlock, group_norm, in_one_pass
 
 FINE_CHANNELS = 16
 """Channels at full resolution from which the intensity is read."""
@@ -39,14 +39,8 @@ class Autoencoder(nn.Module):
         self.decoder = ReconstructionDecoder(architecture.width)
 
     def forward(self, patches: Tensor, wholes: Tensor) -> tuple[Tensor, Tensor]:
-        """Rebuilt intensities in [0, 1], float32, of patches (B, 1, p, p, p) and whole scans (N, 1, G, G, G).
-
-        Where sizes agree, both go in one pass; GroupNorm treats samples alone, so that gives what two would.
-        """
-        if patches.shape[2:] != wholes.shape[2:]:
-            return self._rebuild(patches), self._rebuild(wholes)
-        both = self._rebuild(torch.cat([patches, wholes]))
-        return both[: len(patches)], both[len(patches) :]
+        """Rebuilt intensities in [0, 1], float32, of patches (B, 1, p, p, p) and whole scans (N, 1, G, G, G)."""
+        return in_one_pass(self._rebuild, patches, wholes)
 
     def _rebuild(self, x: Tensor) -> Tensor:
         return torch.sigmoid(self.decoder(self.encoder(x)).float())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -17,9 +19,7 @@ def group_norm(channels: int, groups: int) -> nn.GroupNorm:
 class ConvUnit(nn.Module):
     """GroupNorm, convolution without bias, and (unless it closes a block) ReLU."""
 
-    def __init__(
-        self, cin: int, cout: int, kernel: int, stride: int = 1, relu: bool = True, groups: int = 32
-    ):
+    def __init__(self, cin: int, cout: int, kernel: int, groups: int, stride: int = 1, relu: bool = True):
         super().__init__()
         self.groupnorm = group_norm(cin, groups)
         self.conv = nn.Conv3d(cin, cout, kernel, stride, padding=0 if stride > 1 else kernel // 2, bias=False)
@@ -35,13 +35,10 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, cin: int, cout: int, stem: bool = False, groups: int = 32):
         super().__init__()
-        self.conv1 = (
-            ConvUnit(cin, cout, STRIDE, STRIDE, groups=groups)
-            if stem
-            else ConvUnit(cin, cout, 3, groups=groups)
-        )
-        self.conv2 = ConvUnit(cout, cout, 3, groups=groups)
-        self.conv3 = ConvUnit(cout, cout, 3, relu=False, groups=groups)
+        kernel, stride = (STRIDE, STRIDE) if stem else (3, 1)
+        self.conv1 = ConvUnit(cin, cout, kernel, groups, stride)
+        self.conv2 = ConvUnit(cout, cout, 3, groups)
+        self.conv3 = ConvUnit(cout, cout, 3, groups, relu=False)
 
     def forward(self, x: Tensor) -> Tensor:
         residual = self.conv1(x)
@@ -53,3 +50,16 @@ class Encoder(nn.Sequential):
 
     def __init__(self, width: int, depth: int):
         super().__init__(*(ResidualBlock(width if i else 1, width, stem=i == 0) for i in range(depth)))
+
+
+def in_one_pass(
+    network: Callable[[Tensor], Tensor], patches: Tensor, wholes: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What a network makes of patches (B, 1, p, p, p) and whole scans (N, 1, G, G, G), together where sizes agree.
+
+    GroupNorm treats samples alone, so one pass gives what two would.
+    """
+    if patches.shape[2:] != wholes.shape[2:]:
+        return network(patches), network(wholes)
+    both = network(torch.cat([patches, wholes]))
+    return both[: len(patches)], both[len(patches) :]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..config import Architecture, Label
 from .curve import IntensityCurve
-from .encoder import Encoder
+from .encoder import Encoder, in_one_pass
 from .heads import CHANNELS_LAST, SegmentationHead
 
 
@@ -87,14 +87,8 @@ class Segmenter(nn.Module):
         return self.encoder(self.curve(x))
 
     def encode(self, patches: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:
-        """Features of patches (B, 1, p, p, p) and whole scans (N, 1, G, G, G), in one pass where sizes agree.
-
-        GroupNorm treats samples alone, so one pass gives what two would.
-        """
-        if patches.shape[2:] != whole.shape[2:]:
-            return self.features(patches), self.features(whole)
-        both = self.features(torch.cat([patches, whole]))
-        return both[: len(patches)], both[len(patches) :]
+        """:meth:`features` of patches (B, 1, p, p, p) and whole scans (N, 1, G, G, G)."""
+        return in_one_pass(self.features, patches, whole)
 
     def decode(self, local_features: Tensor, global_features: Tensor, patches: Tensor) -> Tensor:
         """Logits (B, classes, p, p, p), in the precision of the context.

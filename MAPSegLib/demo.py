@@ -6,7 +6,6 @@ The head is the MNI152 T1 average that the nilearn package carries, together wit
 from __future__ import annotations
 
 import importlib.util
-import math
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .config import AdaptationOptions, InferenceOptions, Label, check_path
+from .demo_page import FORMULA, kept, number, page
 from .errors import InputError
 from .jobs import Report
 from .metrics import dice_scores, mean
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from .quality import Assessment
     from .training.adaptation import Adapted
 
-FORMULA = "0.5 + 0.5 sin(2 pi x - 0.6)"
 TISSUES = {
     "grey matter": (3, 42, 8, 47, 10, 49, 11, 50, 12, 51, 13, 52, 17, 53, 18, 54, 26, 58),
     "white matter": (2, 41, 7, 46),
@@ -317,24 +316,12 @@ def _agreement_lines(found: Findings) -> Iterable[str]:
     yield found.verdicts[found.chosen].reason
 
 
-def kept(found: Findings) -> str:
-    """The side that the gate chose, in words."""
-    return "adapted" if found.chosen == "adapted" else "source model's"
-
-
-def number(value: float) -> str:
-    """Three decimals, or a dash for what is undefined."""
-    return "-" if math.isnan(value) else f"{value:.3f}"
-
-
 # --- what is written --------------------------------------------------------------------------------------------
 
 
 def _write_findings(
     found: Findings, panels: Sequence[Panel], files: dict[str, Path], overwrite: bool
 ) -> None:
-    from .demo_page import page
-
     with replacing(files["overlay"], overwrite) as path:
         overlay(panels[:1], found.card.labels, path)
     with replacing(files["comparison"], overwrite) as path:

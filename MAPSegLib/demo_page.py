@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from html import escape
 from typing import TYPE_CHECKING
 
-from .demo import FORMULA, kept, number
 from .pages import DISCLAIMER, document, figures, swatch, verdict
 
 if TYPE_CHECKING:
     from .demo import Findings, Structure
+
+FORMULA = "0.5 + 0.5 sin(2 pi x - 0.6)"
 
 
 def page(found: Findings, pictures: Mapping[str, bytes]) -> str:
@@ -67,6 +68,16 @@ of contrast cost and what adaptation brought back. The adaptation never sees it.
 """
     made = f"model {found.card.name} ({found.card.license or 'no licence stated'})."
     return document("MAPSeg demo", body, f"{made} Everything was computed on this machine.")
+
+
+def kept(found: Findings) -> str:
+    """The side that the gate chose, in words."""
+    return "adapted" if found.chosen == "adapted" else "source model's"
+
+
+def number(value: float) -> str:
+    """Three decimals, or a dash for what is undefined."""
+    return "-" if math.isnan(value) else f"{value:.3f}"
 
 
 def _data(png: bytes) -> str:

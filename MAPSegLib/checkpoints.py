@@ -33,12 +33,12 @@ def import_checkpoint(
     labels: Sequence[Label] = (),
     preprocessing: Preprocessing | None = None,
     patch: int = 96,
-    dilations: tuple[int, int, int] = (4, 8, 16),
     license: str = "",
     overwrite: bool = False,
 ) -> ModelCard:
-    """Turn an authors' checkpoint into a model file. Widths, depth and classes are read off the weights' shapes.
+    """Turn an authors' checkpoint into a model file.
 
+    Widths, depth and classes are read off the weights' shapes; the dilations, which these do not tell, are the paper's.
     A checkpoint without a segmentation head, as masked autoencoding leaves it, becomes a pretrained encoder; its
     decoder is not kept.
 
@@ -46,33 +46,31 @@ def import_checkpoint(
         labels: the structures in class order; numbered ones when absent. Each is its own logit there, so
             mirror pairs are not kept. An encoder has none.
         patch: edge in voxels of the local patches and of the resized whole scan.
-        dilations: of the ASPP branches, which the weights do not tell.
 
     Raises:
         InputError: the file would need pickled code to run, is not such a checkpoint, or the labels do not fit.
     """
-    weights = _weights(_read(Path(source)), Path(source).name)
-    architecture, classes = _architecture(weights, Path(source).name, patch, dilations)
+    file = source.name
+    weights = _weights(_read(source), file)
+    architecture, classes = _architecture(weights, file, patch)
     labels = tuple(labels) or tuple(Label(value=i, name=f"structure {i}") for i in range(1, classes))
     if labels and classes == 1:
         raise InputError(
-            f"{Path(source).name} holds a pretrained encoder, which has no structures.",
+            f"{file} holds a pretrained encoder, which has no structures.",
             "Leave the label table out; `mapseg train` takes it.",
         )
     if len(labels) != classes - 1:
-        raise InputError(
-            f"{Path(source).name} has {classes - 1} structures, but the label table names {len(labels)}."
-        )
+        raise InputError(f"{file} has {classes - 1} structures, but the label table names {len(labels)}.")
     card = ModelCard(
         kind="segmenter" if labels else "encoder",
         name=name,
         architecture=architecture,
         preprocessing=preprocessing or Preprocessing(),
         labels=tuple(label.model_copy(update={"mirror": None}) for label in labels),
-        provenance={"imported_from": Path(source).name},
+        provenance={"imported_from": file},
         license=license,
     )
-    _check_fit(weights, card, Path(source).name)
+    _check_fit(weights, card, file)
     save_model(destination, weights, card, overwrite)
     return card
 
@@ -144,16 +142,13 @@ def _weights(state: dict[str, Tensor], file: str) -> dict[str, Tensor]:
     raise InputError(f"{file} does not hold the weights of a MAPSeg network.")
 
 
-def _architecture(
-    weights: dict[str, Tensor], file: str, patch: int, dilations: tuple[int, int, int]
-) -> tuple[Architecture, int]:
+def _architecture(weights: dict[str, Tensor], file: str, patch: int) -> tuple[Architecture, int]:
     """Sizes and the number of classes, background included; without a head, the paper's sizes of it and 1."""
     try:
         depth = 1 + max(int(key.split(".")[1]) for key in weights if key.startswith("encoder."))
         architecture = Architecture(
             width=weights["encoder.0.conv1.conv.weight"].shape[0],
             depth=depth,
-            dilations=dilations,
             patch=patch,
             global_size=patch,
         )

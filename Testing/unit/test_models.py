@@ -108,6 +108,10 @@ def test_a_model_that_is_being_written_is_not_listed(saved, tmp_path, monkeypatc
     assert not [name for name, *_ in list_models() if name.startswith(".")] and not caplog.messages
 
 
+PUBLISHED = ARCHITECTURES["tiny"].model_copy(update={"dilations": ARCHITECTURES["paper"].dilations})
+"""A small network of the authors': they dilate as the paper does."""
+
+
 def authors_names(state, prefix):
     """Our state dict under the names of the published checkpoints."""
     renamed = {}
@@ -120,36 +124,29 @@ def authors_names(state, prefix):
 @pytest.mark.parametrize("prefix", ["student.", "teacher.", ""])
 def test_published_checkpoints_give_the_same_logits(tmp_path, prefix):
     plain = tuple(Label(value=i, name=f"structure {i}") for i in (1, 2, 3))
-    model, _ = tiny(plain)
+    model = Segmenter(PUBLISHED, plain).eval()
     state = authors_names(model.state_dict(), prefix)
     state |= {
         f"{prefix}local_upsample.weight": torch.zeros(1),
         f"{prefix}final_norm_local_recon.bias": torch.zeros(1),
     }
     torch.save(state, tmp_path / "authors.pth")
-    a = ARCHITECTURES["tiny"]
-    card = import_checkpoint(
-        tmp_path / "authors.pth",
-        tmp_path / "ours.safetensors",
-        name="ours",
-        patch=a.patch,
-        dilations=a.dilations,
-    )
-    assert card.architecture == a
-    loaded, loaded_card = load_model(tmp_path / "ours.safetensors")
+    source, path = tmp_path / "authors.pth", tmp_path / "ours.safetensors"
+    card = import_checkpoint(source, path, name="ours", patch=PUBLISHED.patch)
+    assert card.architecture == PUBLISHED
+    loaded, loaded_card = load_model(path)
     assert loaded_card.labels == plain
     assert torch.equal(logits(loaded), logits(model))
 
 
 def test_the_teacher_is_imported_where_there_are_both(tmp_path):
     plain = (Label(value=1, name="structure 1"),)
-    model, _ = tiny(plain)
+    model = Segmenter(PUBLISHED, plain).eval()
     student = {k: torch.zeros_like(v) for k, v in model.state_dict().items()}
     both = authors_names(student, "student.") | authors_names(model.state_dict(), "teacher.")
     torch.save({"state_dict": both}, tmp_path / "both.pth")
-    a = ARCHITECTURES["tiny"]
     path = tmp_path / "ours.safetensors"
-    import_checkpoint(tmp_path / "both.pth", path, name="ours", patch=a.patch, dilations=a.dilations)
+    import_checkpoint(tmp_path / "both.pth", path, name="ours", patch=PUBLISHED.patch)
     assert torch.equal(logits(load_model(path)[0]), logits(model))
 
 

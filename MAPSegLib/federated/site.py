@@ -8,9 +8,8 @@ the weights received, as those are an average of teachers; the optimiser's momen
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -37,14 +36,13 @@ from .plan import Federation
 from .scans import SiteData, find
 
 
-class _Material(Protocol):
+class _Material:
     """A site's scans, and what a step makes of them."""
 
     scans: int
     notes: Sequence[Mapping[str, Collection[Path]]]
     """What is to know of scans, and of which."""
-
-    def terms(self, loop: Loop) -> dict[str, Tensor]: ...
+    terms: Callable[[Loop], dict[str, Tensor]]
 
     def begin(self, loop: Loop) -> None:
         """Told at the start of a round, when the loop has the round's weights."""
@@ -185,18 +183,15 @@ class Site:
         return material
 
 
-class _Source:
+class _Source(_Material):
     def __init__(self, federation: Federation, pairs: Sequence[tuple[Path, Path]], stated: dict[Path, str]):
         card, options = federation.card, federation.plan.options
         source = ScanSource(pairs, card.labels, card.preprocessing, published_source, stated)
         self.scans, self.notes = len(pairs), [source.notes]
         self.terms = SourceTerms(options, source, RECIPES[options.preset])
 
-    def begin(self, loop: Loop) -> None:
-        pass
 
-
-class _Target:
+class _Target(_Material):
     """Unlabelled scans, each with where its structures are thought to be: patches are cut about them."""
 
     def __init__(self, federation: Federation, files: Sequence[Path]):
@@ -213,7 +208,7 @@ class _Target:
 
     def begin(self, loop: Loop) -> None:
         self.guesses.clear()
-        self.teacher, self.loop = loop.ema, loop
+        self.loop = loop
 
     def terms(self, loop: Loop) -> dict[str, Tensor]:
         return self.of_target(loop, self)[0]
@@ -226,16 +221,17 @@ class _Target:
 
     def _guess(self, image: Tensor) -> Tensor:
         """What the teacher sees in the scan as a whole, made small: rough, and one patch's work."""
-        size = self.teacher.architecture.global_size
+        teacher = self.loop.ema
+        size = teacher.architecture.global_size
         with torch.inference_mode(), self.loop.autocast():
             whole = resize_whole(image, size).to(self.loop.device)
-            features = self.teacher.features(whole)
-            classes = self.teacher.decode(features, features, whole).argmax(1)
+            features = teacher.features(whole)
+            classes = teacher.decode(features, features, whole).argmax(1)
         size = list(image.shape)
         return F.interpolate(classes[None].float().cpu(), size, mode="nearest-exact")[0, 0].to(torch.int16)
 
 
-class _Unlabelled:
+class _Unlabelled(_Material):
     def __init__(self, federation: Federation, scans: Mapping[str, Sequence[Path]]):
         preprocessing, self.options = federation.card.preprocessing, federation.plan.options
         sources = {name: UnlabelledScans(files, preprocessing) for name, files in scans.items()}
@@ -247,9 +243,6 @@ class _Unlabelled:
         self.domains = Domains(
             [(name, source.draw) for name, source in sources.items()], preprocessing.spacing
         )
-
-    def begin(self, loop: Loop) -> None:
-        pass
 
     def terms(self, loop: Loop) -> dict[str, Tensor]:
         scans = [self.domains.draw(loop.generator) for _ in range(self.options.scans)]

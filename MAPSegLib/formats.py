@@ -100,7 +100,9 @@ def save(path: Path, array: np.ndarray, affine: np.ndarray, header: Any) -> None
         OSError: the file could not be completed.
     """
     if scan_suffix(path) in _NIBABEL:
-        _save_nifti(path, array, affine, header)
+        import nibabel as nib
+
+        nib.save(_nifti(array, affine, header), path)
     else:
         _save_itk(path, array, affine, header)
 
@@ -390,12 +392,6 @@ def quietly(call: Callable[[], Any]) -> Any:
         return call()
     finally:
         sitk.ProcessObject.SetGlobalWarningDisplay(shown)
-
-
-def _save_nifti(path: Path, array: np.ndarray, affine: np.ndarray, header: Any) -> None:
-    import nibabel as nib
-
-    nib.save(_nifti(array, affine, header), path)
 
 
 def _nifti(array: np.ndarray, affine: np.ndarray, header: Any) -> Any:

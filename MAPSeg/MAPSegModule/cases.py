@@ -14,6 +14,7 @@ from typing import Any
 from MAPSegLib import windows
 from MAPSegLib.errors import InputError
 from MAPSegLib.formats import READABLE, quietly, scan_suffix
+from MAPSegLib.volumes import scan_stem
 
 REPORTS = "cases"
 """Where a batch keeps the reports of its cases, in its output."""
@@ -81,7 +82,7 @@ def find_cases(inputs: Sequence[str | Path], output: str | Path) -> list[Case]:
                 f"Input and output are the same folder, {path}.", "Give the results a folder of their own."
             )
         if path.is_file():
-            add(_stem(path), path, _parts(path))
+            add(scan_stem(path), path, _parts(path))
             continue
         for folder, below, names in os.walk(path):
             below[:] = sorted(
@@ -96,7 +97,9 @@ def find_cases(inputs: Sequence[str | Path], output: str | Path) -> list[Case]:
                 if name[0] != "." and name not in made and scan_suffix(name) not in ("", ".dcm")
             )
             for name in plain:
-                add("_".join(filter(None, (prefix, _stem(here / name)))), here / name, _parts(here / name))
+                add(
+                    "_".join(filter(None, (prefix, scan_stem(here / name)))), here / name, _parts(here / name)
+                )
             if len(plain) < len(names):
                 for index, files in enumerate(_series(here)):
                     label = prefix or here.name
@@ -143,7 +146,7 @@ def _parts(path: Path) -> list[Path]:
     if scan_suffix(path) not in _WHOLE:
         return [path]
     beside = (
-        file for file in path.parent.iterdir() if file.name.startswith(f"{_stem(path)}.") and file != path
+        file for file in path.parent.iterdir() if file.name.startswith(f"{scan_stem(path)}.") and file != path
     )
     return [path, *sorted(file for file in beside if file.is_file())]
 
@@ -157,10 +160,6 @@ def _in_one_file(path: Path, target: Path) -> Path | None:
     except RuntimeError:
         return None
     return target
-
-
-def _stem(path: Path) -> str:
-    return path.name[: len(path.name) - len(scan_suffix(path))] or path.name
 
 
 def _link(file: Path, target: Path) -> Path:

@@ -32,7 +32,6 @@ class Preflight:
     """What is known of a volume before it is segmented."""
 
     spacing: tuple[float, float, float]
-    size_mm: tuple[float, float, float]
     modality: str
     """In small letters: ``mr``, ``ct`` or what else DICOM says; empty when it cannot be segmented."""
     foreign: bool
@@ -42,8 +41,6 @@ class Preflight:
     """
     advice: str
     """What to do about that, or about a transform that turns the scan over; one sentence, or empty."""
-    memory_gb: float
-    seconds: float
     problem: str
     """Why it cannot be segmented, in one sentence; empty when it can."""
     summary: str
@@ -63,35 +60,32 @@ def _look(volumeNode, entry: ModelEntry) -> Preflight:
     if problem:
         return _refused(problem)
     spacing = tuple(map(float, volumeNode.GetSpacing()))
-    shape = volumeNode.GetImageData().GetDimensions()
-    size = tuple(n * s for n, s in zip(shape, spacing, strict=True))
     sample, step = _sample(slicer.util.arrayFromVolume(volumeNode))
     if not np.isfinite(sample).all():
         problem = _("It holds values that are not numbers.")
     elif sample.min() == sample.max():
         problem = _("All of its voxels are alike.")
     if problem:
-        return _refused(problem, spacing, size)
+        return _refused(problem, spacing)
     wanted = entry.card["preprocessing"]["modality"]
     modality = _modality(volumeNode, sample, wanted)
     foreign, working = _compare(sample, [s * step for s in spacing], modality, entry.card)
+    shape = volumeNode.GetImageData().GetDimensions()
+    size = tuple(n * s for n, s in zip(shape, spacing, strict=True))
     memory = 0.9 + (24 * float(np.prod(shape)) + 150 * working) / 1e9
     seconds = 4 + 6e-6 * working / _CORES
     return Preflight(
         spacing,
-        size,
         modality,
         foreign,
         _advice(volumeNode, modality, wanted, foreign),
-        round(memory, 1),
-        round(seconds),
         "",
         _summary(spacing, size, modality, foreign, wanted, memory, seconds),
     )
 
 
-def _refused(problem: str, spacing=(0, 0, 0), size=(0, 0, 0)) -> Preflight:
-    return Preflight(spacing, size, "", False, "", 0.0, 0.0, problem, problem)
+def _refused(problem: str, spacing=(0, 0, 0)) -> Preflight:
+    return Preflight(spacing, "", False, "", problem, problem)
 
 
 def _unusable(node) -> str:

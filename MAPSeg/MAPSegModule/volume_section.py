@@ -211,11 +211,7 @@ class VolumeSection(slicer.util.VTKObservationMixin):
         labels = item.segmentation_id if item.state == runs.DONE else ""
         told = (f"{mark} {word}", color, item.message if explain else "")
         self._states[item.volume_id] = voxels, labels, told
-        if item.volume_id in self._rows:
-            self.ui.volumeTable.blockSignals(True)
-            self._describe(self._rows.index(item.volume_id), node)
-            self.ui.volumeTable.blockSignals(False)
-            self._show_hint()
+        self._describe_again(node)
 
     def _node_modified(self, node, event) -> None:
         if node.GetID() in self._rows:
@@ -246,14 +242,17 @@ class VolumeSection(slicer.util.VTKObservationMixin):
             return
         node = waiting[0]
         self._flights[self._key(node)] = _place(node), preflight(node, self._entry)
+        self._describe_again(node)
+        self.changed.emit()
+        if len(waiting) > 1:
+            self._next.start()
+
+    def _describe_again(self, node) -> None:
         if node.GetID() in self._rows:
             self.ui.volumeTable.blockSignals(True)
             self._describe(self._rows.index(node.GetID()), node)
             self.ui.volumeTable.blockSignals(False)
             self._show_hint()
-        self.changed.emit()
-        if len(waiting) > 1:
-            self._next.start()
 
     def _describe(self, row: int, node) -> None:
         flight = self._flight(node)

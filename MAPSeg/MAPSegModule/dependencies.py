@@ -24,7 +24,6 @@ import slicer
 from slicer.i18n import tr as _
 
 from . import backend_folder, texts
-from .job import worker_environment
 
 TORCH = "torch>=2.9"
 REQUIREMENTS = Path(__file__).parents[1] / "Resources" / "requirements.txt"
@@ -93,14 +92,14 @@ def ensure(wheels: str = "") -> bool:
     return installed
 
 
-def describe_device(device: str = "auto", environment: dict[str, str] | None = None) -> str:
+def describe_device(device: str, environment: dict[str, str]) -> str:
     """Which device will be used and why, in one sentence.
 
     Args:
-        environment: a :func:`worker_environment`. Where :func:`try_devices` has not been called with it before, a
-            process is started, which takes seconds.
+        environment: of a worker (:func:`.job.worker_environment`). Where :func:`try_devices` has not been called with
+            it before, a process is started, which takes seconds.
     """
-    told = try_devices(frozenset((environment or worker_environment()).items()))
+    told = try_devices(frozenset(environment.items()))
     if told is None:
         return _("PyTorch does not start here; reinstall it with the PyTorch extension.")
     threads = texts.counted(told["threads"], _("{n} thread"), _("{n} threads"))

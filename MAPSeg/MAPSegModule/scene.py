@@ -179,7 +179,7 @@ def set_attributes(node, values: dict[str, str | None]) -> None:
         node.SetAttribute(_ATTRIBUTES + name, value)
 
 
-def load_uncertainty(array: np.ndarray, volumeNode, name: str = ""):
+def load_uncertainty(array: np.ndarray, volumeNode):
     """An uncertainty map (k, j, i) as a scalar volume node with a colour scale: beside its volume, under its transform.
 
     Raises:
@@ -187,7 +187,7 @@ def load_uncertainty(array: np.ndarray, volumeNode, name: str = ""):
     """
     if array.shape != _shape(volumeNode):
         raise ValueError(_("The map is not on the grid of {name}.").format(name=volumeNode.GetName()))
-    name = name or slicer.mrmlScene.GenerateUniqueName(f"{volumeNode.GetName()} uncertainty")
+    name = slicer.mrmlScene.GenerateUniqueName(f"{volumeNode.GetName()} uncertainty")
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", name)
     node.SetAttribute(UNCERTAINTY, volumeNode.GetID())
     slicer.util.updateVolumeFromArray(node, array)

@@ -32,10 +32,10 @@ def make_ball(radius: float = 7.0, seed: int = 0) -> tuple[np.ndarray, np.ndarra
     return np.where(labels > 0, np.array([0, 100, 200])[labels] + noise, 0).astype(np.float32), labels
 
 
-def add_ball(name: str = "ball"):
+def add_ball():
     """The ball as an oblique volume under a transform."""
     node = slicer.util.addVolumeFromArray(make_ball(seed=9)[0])
-    node.SetName(name)
+    node.SetName("ball")
     turn = slicer.util.vtkMatrixFromArray(
         np.array([[1.6, -1.2, 0, 10], [1.2, 1.6, 0, -20], [0, 0, 2, 5], [0, 0, 0, 1]], float)
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import slicer
 from MAPSegModule import dependencies
+from MAPSegModule.job import worker_environment
 
 
 @pytest.fixture
@@ -155,16 +156,16 @@ def test_a_site_without_internet_installs_from_a_folder(installed, monkeypatch, 
 
 def test_the_device_is_tried_in_a_process_of_its_own(scene):
     dependencies.try_devices.cache_clear()
-    told = dependencies.describe_device("auto")
+    told = dependencies.describe_device("auto", worker_environment())
     assert "CPU, " in told or "tried and working" in told
-    assert dependencies.describe_device("cpu").endswith(", as chosen.")
+    assert dependencies.describe_device("cpu", worker_environment()).endswith(", as chosen.")
 
 
 def test_devices_are_tried_with_no_module_of_the_current_folder(tmp_path, monkeypatch):
     (tmp_path / "torch.py").write_text("raise SystemExit('not PyTorch')")
     monkeypatch.chdir(tmp_path)
     dependencies.try_devices.cache_clear()
-    assert "PyTorch does not start" not in dependencies.describe_device("auto")
+    assert "PyTorch does not start" not in dependencies.describe_device("auto", worker_environment())
 
 
 @pytest.mark.parametrize(
@@ -185,7 +186,7 @@ def test_devices_are_tried_with_no_module_of_the_current_folder(tmp_path, monkey
 def test_a_device_that_was_chosen_and_is_not_there_is_told(scene, monkeypatch, device, found, said):
     told = {"threads": 8, "kind": "", "gpu": "", "works": False, "why": ""} | found
     monkeypatch.setattr(dependencies, "try_devices", lambda environment: told)
-    assert dependencies.describe_device(device).startswith(said)
+    assert dependencies.describe_device(device, {}).startswith(said)
 
 
 A_TORCH = """
@@ -213,5 +214,5 @@ nn = types.SimpleNamespace(Conv3d=Conv3d)
 def test_a_gpu_that_fails_its_trial_is_not_used(scene, tmp_path, torch, told):
     """With a PyTorch that sees a GPU, whatever the machine has."""
     (tmp_path / "torch.py").write_text(torch)
-    environment = {**dependencies.worker_environment(), "PYTHONPATH": str(tmp_path)}
+    environment = {**worker_environment(), "PYTHONPATH": str(tmp_path)}
     assert dependencies.describe_device("auto", environment).startswith(told)

@@ -359,7 +359,7 @@ def test_uncertainty_is_shown_where_it_is(scene):
     volume = add_volume(np.full((20, 20, 20), 50, np.float32), np.diag([5.0, 5, 5, 1]))
     sure = np.zeros((20, 20, 20), np.float32)
     sure[5:15, 5:10, 5:15] = 0.7
-    node = mrml.load_uncertainty(sure, volume, "unsure")
+    node = mrml.load_uncertainty(sure, volume)
     matrix, other = vtk.vtkMatrix4x4(), vtk.vtkMatrix4x4()
     volume.GetIJKToRASMatrix(matrix)
     node.GetIJKToRASMatrix(other)

@@ -38,6 +38,10 @@ SIDE_RESULTS = (*(f"_{kind}" for kind in MAPS), "_seg_source", "_seg_adapted")
 """Of names of maps that a job leaves beside its label maps (``_seg``)."""
 
 
+Labelled = tuple[Path | None, Path]
+"""An image, None where it is synthesised, and its label map."""
+
+
 class Case(Options):
     """A scan, and its label map where there is one."""
 
@@ -262,6 +266,19 @@ def list_pairs(place: Path, labels: Path | None = None) -> list[tuple[Path, Path
     if lonely:
         raise InputError(f"{place}: no label map{f' in {labels}' if labels else ''} for {first_few(lonely)}.")
     return [(case.image, case.label) for case in cases]
+
+
+def list_labelled(images: Path | None, labels: Path | None, from_labels: Path | None) -> list[Labelled]:
+    """What a job learns from: scans with their label maps, or label maps alone; nothing where it names neither.
+
+    Raises:
+        InputError: as for :func:`list_pairs`.
+    """
+    if from_labels:
+        return [(None, path) for path in find_scans(check_path(from_labels))]
+    if images is None:
+        return []
+    return list_pairs(check_path(images), check_path(labels) if labels else None)
 
 
 def _cases(place: Path) -> list[Case]:

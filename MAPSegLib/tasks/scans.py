@@ -13,10 +13,10 @@ from .. import distributed
 from ..config import check_path
 from ..errors import InputError
 from ..jobs import AdaptJob, Report, SegmentJob
-from ..manifests import MAPS, domains, list_pairs, manifest_in
+from ..manifests import MAPS, Labelled, domains, list_labelled, manifest_in
 from ..models import ModelCard, load_card, members, resolve, save_model
 from ..reports import TEMPORARY, remove_leftovers
-from ..volumes import Volume, find_scans, read_image, write_volume
+from ..volumes import Volume, read_image, write_volume
 from . import resume
 from .candidates import Candidate, choose, choose_for_all, load_candidates, prepared, view
 from .earlier import ADAPTED_MODEL, begin, remaining, written_maps
@@ -142,7 +142,7 @@ def adapt(job: AdaptJob, report: Report) -> dict[str, Any]:
     kinds = ["seg_source", "seg_adapted", *(["uncertainty"] if job.uncertainty else [])]
     path = resolve(job.model)
     models = members(path)
-    known = _source_files(job)
+    known = list_labelled(job.source, job.source_labels, job.source_from_labels)
     files = [file for case in known for file in case if file] + manifest_in(job.source)
     begun = begin(job, outputs, scans, kinds, [*models, *files])
     long = [scan for scan in scans if len(os.fsencode(outputs.volume(scan, "seg_adapted").name)) > LONGEST]
@@ -220,17 +220,8 @@ def _write_each(
         findings.files.append(file)
 
 
-def _source_files(job: AdaptJob) -> list[tuple[Path | None, Path]]:
-    """Images, None where they are synthesised, and label maps of the source; none without one."""
-    if job.source_from_labels:
-        return [(None, path) for path in find_scans(check_path(job.source_from_labels))]
-    if job.source is None:
-        return []
-    return list_pairs(check_path(job.source), check_path(job.source_labels) if job.source_labels else None)
-
-
 def _source(
-    job: AdaptJob, card: ModelCard, files: Sequence[tuple[Path | None, Path]], report: Report
+    job: AdaptJob, card: ModelCard, files: Sequence[Labelled], report: Report
 ) -> tuple[Source | None, list[str]]:
     """What to train on as well, and what is to know of it."""
     from ..augmentation import published_source

@@ -13,11 +13,11 @@ from .. import __version__, distributed
 from ..config import ARCHITECTURES, Label, Preprocessing, TrainingOptions, check_path
 from ..errors import InputError
 from ..jobs import Report, TrainJob
-from ..manifests import as_stated, domains, list_pairs, manifest_in
+from ..manifests import Labelled, as_stated, domains, list_labelled, manifest_in
 from ..model_files import SUFFIX
 from ..models import ModelCard, load_card, load_encoder, load_model, resolve, save_model
 from ..reports import RECORD, first_few
-from ..volumes import find_scans, read_in_full, read_labels
+from ..volumes import read_in_full, read_labels
 from . import resume
 from .label_table import infer_labels, names_in, read_label_table
 from .outputs import output_folder, refuse_embedded, refuse_existing
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 TRUST_DRAWS, PROFILE_DRAWS = 8, 64
 """Scans of the source domain that the limits of trust and the profile of intensities are measured on."""
-Case = tuple[Path | None, Path]
-"""An image, None where it is synthesised, and its label map."""
 
 
 def train(job: TrainJob, report: Report) -> dict[str, Any]:
@@ -50,7 +48,7 @@ def train(job: TrainJob, report: Report) -> dict[str, Any]:
     final = folder / f"{job.name}{SUFFIX}"
     refuse_embedded(final)
     refuse_existing([final], job.overwrite)
-    cases = _cases(job)
+    cases = list_labelled(job.images, job.labels, job.from_labels)
     if job.holdout >= len(cases):
         raise InputError(f"There are {len(cases)} cases, too few to keep {job.holdout} back.")
     with output_folder(folder):
@@ -117,7 +115,7 @@ def _start(job: TrainJob, card: ModelCard) -> Segmenter:
     return model
 
 
-def _card(job: TrainJob, training: Sequence[Case], report: Report) -> ModelCard:
+def _card(job: TrainJob, training: Sequence[Labelled], report: Report) -> ModelCard:
     start = load_card(resolve(job.init), encoder=True) if job.init else None
     if start and start.labels and job.label_table:
         raise InputError(f"The model {job.init} brings its own label table.", "Leave --label-table out.")
@@ -196,7 +194,7 @@ def with_trust(
 
 
 def _material(
-    job: TrainJob, card: ModelCard, training: Sequence[Case], kept: Sequence[Case], report: Report
+    job: TrainJob, card: ModelCard, training: Sequence[Labelled], kept: Sequence[Labelled], report: Report
 ) -> tuple[ScanSource | SyntheticSource, list[tuple[Tensor, Tensor]]]:
     """What to learn from, and images with class indices to validate on."""
     import torch
@@ -207,7 +205,7 @@ def _material(
     if not job.from_labels:
         stated = domains(check_path(job.images))
 
-        def read(cases: Sequence[Case], part: str) -> ScanSource:
+        def read(cases: Sequence[Labelled], part: str) -> ScanSource:
             pairs = track(cases, report, [image for image, _ in cases])
             return ScanSource(
                 pairs, card.labels, card.preprocessing, domains=stated, part=part if kept else ""
@@ -226,13 +224,7 @@ def _material(
     return source, draws
 
 
-def _cases(job: TrainJob) -> list[Case]:
-    if job.from_labels:
-        return [(None, path) for path in find_scans(check_path(job.from_labels))]
-    return list_pairs(check_path(job.images), check_path(job.labels) if job.labels else None)
-
-
-def _labels(cases: Sequence[Case], job: TrainJob, report: Report) -> tuple[Label, ...]:
+def _labels(cases: Sequence[Labelled], job: TrainJob, report: Report) -> tuple[Label, ...]:
     """The structures of the label table, or without one those that any label map holds, named by the data set."""
     import numpy as np
 
@@ -256,7 +248,7 @@ def _labels(cases: Sequence[Case], job: TrainJob, report: Report) -> tuple[Label
     return infer_labels(found, names)
 
 
-def _provenance(job: TrainJob, cases: Sequence[Case], start: ModelCard | None) -> dict[str, Any]:
+def _provenance(job: TrainJob, cases: Sequence[Labelled], start: ModelCard | None) -> dict[str, Any]:
     folder = check_path(job.from_labels or job.images).name
     return {
         "data": folder,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .config import AdaptationOptions, InferenceOptions, Label, check_path
+from .config import AdaptationOptions, InferenceOptions, Label
 from .demo_page import FORMULA, kept, number, page
 from .errors import InputError
 from .jobs import Report
@@ -106,7 +106,7 @@ class Findings:
 
 
 def run_demo(
-    output: str | Path,
+    output: Path,
     minutes: float = 3.0,
     overwrite: bool = False,
     report: Report | None = None,
@@ -136,15 +136,13 @@ def run_demo(
     missing = [name for name in ("matplotlib", "nilearn") if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(f"The demo needs {' and '.join(missing)}.", 'Install: pip install "mapseg[demo]"')
-    if not minutes > 0:
-        raise InputError("The demo needs more than 0 minutes to adapt.")
 
     from .models import load_model, resolve
 
-    files = {name: check_path(output) / file for name, file in FILES.items()}
+    files = {name: output / file for name, file in FILES.items()}
     refuse_existing(files.values(), overwrite)
     network, card = load_model(resolve(model))
-    with output_folder(check_path(output)):
+    with output_folder(output):
         for name in ("report", "results"):
             files[name].unlink(missing_ok=True)  # an earlier demo's, whose label maps are replaced
         try:

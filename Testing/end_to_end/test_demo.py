@@ -10,6 +10,7 @@ import torch
 
 from MAPSegLib.config import ARCHITECTURES, Preprocessing
 from MAPSegLib.errors import Cancelled, InputError, Stopped
+from MAPSegLib.jobs import build_job
 from MAPSegLib.models import ModelCard, save_model
 from MAPSegLib.networks.segmenter import Segmenter
 from MAPSegLib.synthesis import brain_labels
@@ -150,7 +151,7 @@ def test_stopping_keeps_the_best_so_far(model, tmp_path):
 @pytest.mark.parametrize("minutes", [0, -1, float("nan")])
 def test_no_time_is_refused(tmp_path, minutes):
     with pytest.raises(InputError, match="minutes"):
-        demo.run_demo(tmp_path, minutes=minutes)
+        build_job({"task": "demo", "output": tmp_path, "minutes": minutes})
 
 
 def test_the_head_and_its_tissues():

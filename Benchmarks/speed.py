@@ -32,7 +32,7 @@ from MAPSegLib.config import ARCHITECTURES, AdaptationOptions, InferenceOptions,
 from MAPSegLib.datasets import cut_patches
 from MAPSegLib.devices import has_fast_bf16, prepare_process
 from MAPSegLib.inference import predict_classes, segment_scan, window_rows
-from MAPSegLib.levels import foreground_bounds
+from MAPSegLib.levels import Levels, foreground_bounds
 from MAPSegLib.models import ModelCard, load_model, resolve
 from MAPSegLib.networks.segmenter import Segmenter
 from MAPSegLib.preprocessing import Scan, prepare, restore
@@ -51,7 +51,7 @@ SPARSE = OPTIONS.model_copy(update={"overlap": 0.15})
 
 def _foreground(image: Tensor) -> tuple[slice, slice, slice]:
     """The box that a scan is cropped to before it is segmented."""
-    return tuple(map(slice, *foreground_bounds((image > 0).numpy(), 0, (0, 0, 0))))
+    return tuple(map(slice, *foreground_bounds(Levels(0, 1, None, (image > 0).numpy()), (0, 0, 0))))
 
 
 def segment_foreground(model: Segmenter, image: Tensor) -> Tensor:

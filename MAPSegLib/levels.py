@@ -29,6 +29,13 @@ class Levels:
     noisy: bool = False
 
 
+def levels_of(image: np.ndarray, modality: str, percentile: float, window: tuple[float, float]) -> Levels:
+    """The intensities of a scan, by the options of :class:`~MAPSegLib.config.Preprocessing`."""
+    if modality == "ct":
+        return Levels(*window, None, image > window[0])
+    return mr_levels(image, percentile)
+
+
 def mr_levels(image: np.ndarray, percentile: float) -> Levels:
     """The intensities of an MR scan.
 
@@ -52,9 +59,9 @@ def mr_levels(image: np.ndarray, percentile: float) -> Levels:
         return Levels(black, _white(inside, cut, percentile, high), None, image > cut, noisy=True)
     if low < blank - 0.05 * abs(high - blank):
         black = min(low, 0.0)
-        return Levels(black, high, blank, image != blank, noisy=False)
+        return Levels(black, high, blank, image != blank)
     cut = blank + 0.01 * (high - blank)
-    return Levels(blank, _white(inside, cut, percentile, high), None, image > cut, noisy=False)
+    return Levels(blank, _white(inside, cut, percentile, high), None, image > cut)
 
 
 def _white(inside: np.ndarray, cut: float, percentile: float, otherwise: float) -> float:
@@ -78,8 +85,9 @@ def _air_level(sample: np.ndarray, high: float) -> float:
     return middle if middle > 0.1 * high and top - low < 0.1 * (high - middle) else 0.0
 
 
-def foreground_bounds(foreground: np.ndarray, share: float, margin: Shape) -> tuple[Shape, Shape]:
-    """Box (lo, hi) of the planes with more than ``share`` foreground, widened; the whole grid if none has."""
+def foreground_bounds(levels: Levels, margin: Shape) -> tuple[Shape, Shape]:
+    """Box (lo, hi) of the planes with more foreground than noise makes, widened; the whole grid if none has."""
+    foreground, share = levels.foreground, 0.005 if levels.noisy else 0.0
     lows, highs = [], []
     for axis in range(3):
         others = tuple(a for a in range(3) if a != axis)

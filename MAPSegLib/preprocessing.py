@@ -16,7 +16,7 @@ import torch
 
 from .config import Preprocessing
 from .errors import InputError
-from .levels import AIR_MARGIN, Levels, Shape, foreground_bounds, modality_notes, mr_levels
+from .levels import AIR_MARGIN, Shape, foreground_bounds, levels_of, modality_notes
 from .volumes import Volume, canonical, orientation, turn
 
 Triple = tuple[float, float, float]
@@ -91,15 +91,15 @@ def prepare(volume: Volume, options: Preprocessing, ceiling: float = 1.0) -> Sca
     Args:
         volume: finite, not constant (as from :func:`~MAPSegLib.volumes.read_image`).
         ceiling: intensities above are clipped to it; more than 1 leaves it to the caller to choose a white.
+
+    Raises:
+        InputError: the scan would have more than :data:`MOST_VOXELS` voxels on the working grid.
     """
     array, spacing = canonical(volume)
     permutation, flips = orientation(volume.affine)
-    if options.modality == "ct":
-        levels = Levels(*options.window, None, array > options.window[0])
-    else:
-        levels = mr_levels(array, options.percentile)
-    share, margin = (0.005, AIR_MARGIN) if levels.noisy else (0.0, 0.0)
-    box = foreground_bounds(levels.foreground, share, tuple(int(np.ceil(margin / s)) for s in spacing))
+    levels = levels_of(array, options.modality, options.percentile, options.window)
+    margin = AIR_MARGIN if levels.noisy else 0.0
+    box = foreground_bounds(levels, tuple(int(np.ceil(margin / s)) for s in spacing))
 
     box_shape = np.subtract(box[1], box[0])
     working_shape = tuple(

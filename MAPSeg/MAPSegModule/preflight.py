@@ -9,7 +9,7 @@ import numpy as np
 import slicer
 from slicer.i18n import tr as _
 
-from MAPSegLib.levels import foreground_bounds, modality_notes, mr_levels
+from MAPSegLib.levels import foreground_bounds, levels_of, modality_notes
 
 from .images import has_voxels, transform_above
 from .models import ModelEntry
@@ -122,14 +122,8 @@ def _modality(node, sample: np.ndarray, wanted: str) -> str:
 def _compare(sample: np.ndarray, spacing: list[float], modality: str, card: dict) -> tuple[bool, float]:
     """Whether the sample is foreign to the model's source, and the voxels of the model's grid it will fill."""
     wanted = card["preprocessing"]
-    if wanted["modality"] == "ct":
-        black, white = wanted["window"]
-        foreground, share, blank = sample > black, 0.0, None
-    else:
-        levels = mr_levels(sample, wanted["percentile"])
-        black, white, foreground, blank = levels.black, levels.white, levels.foreground, levels.blank
-        share = 0.005 if levels.noisy else 0.0
-    low, high = foreground_bounds(foreground, share, (0, 0, 0))
+    levels = levels_of(sample, wanted["modality"], wanted["percentile"], wanted["window"])
+    low, high = foreground_bounds(levels, (0, 0, 0))
     extent = np.subtract(high, low) * spacing
     working = float(np.prod(np.maximum(1, extent / np.array(wanted["spacing"]))))
     if modality != wanted["modality"]:
@@ -137,8 +131,8 @@ def _compare(sample: np.ndarray, spacing: list[float], modality: str, card: dict
     known = card.get("priors", {}).get("intensity", {})
     if "covariance" not in known:
         return False, working
-    tissue = sample if blank is None else sample[sample != blank]
-    tissue = np.clip((tissue - black) / max(white - black, 1e-30), 0, 1)
+    tissue = sample if levels.blank is None else sample[sample != levels.blank]
+    tissue = np.clip((tissue - levels.black) / max(levels.white - levels.black, 1e-30), 0, 1)
     tissue = tissue[tissue > 0]
     if tissue.size < 100:
         return False, working

@@ -109,7 +109,7 @@ def run_demo(
     output: Path,
     minutes: float = 3.0,
     overwrite: bool = False,
-    report: Report | None = None,
+    report: Report = lambda event, **fields: None,
     model: str | Path = "brain-t1",
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def run_demo(
         for name in ("report", "results"):
             files[name].unlink(missing_ok=True)  # an earlier demo's, whose label maps are replaced
         try:
-            findings, panels = _explore(network, card, minutes, files, overwrite, report or _quiet, say)
+            findings, panels = _explore(network, card, minutes, files, overwrite, report, say)
             _write_findings(findings, panels, files, overwrite)
         except BaseException:
             if not overwrite:  # none was there, and any that stayed would keep the same command from running
@@ -229,10 +229,6 @@ def _adapt(network: Segmenter, card: ModelCard, foreign: Volume, minutes: float,
     scan = prepare(foreign, card.preprocessing)
     with tempfile.TemporaryDirectory(prefix="mapseg-", ignore_cleanup_errors=True) as name:
         return adapt(network, card, [scan], AdaptationOptions(minutes=minutes), Path(name), report)
-
-
-def _quiet(event: str, **fields: Any) -> None:
-    """Nobody listens."""
 
 
 def load_head() -> tuple[Volume, np.ndarray]:

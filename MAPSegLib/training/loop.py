@@ -261,7 +261,7 @@ def take_steps(
     folder: Path,
     report: Report,
     stage: str,
-    judge: Callable[[Record], None] = lambda record: None,
+    judge: Callable[[Record], None],
     enough: Callable[[], bool] = lambda: False,
 ) -> None:
     """Take the steps of a training that are left, and keep its record and its checkpoint in ``folder``.

@@ -20,7 +20,7 @@ from cryptography import x509
 
 from ..distributed import ignore_signals
 from ..errors import InputError
-from ..reports import read_json, write_json
+from ..reports import printable, read_json, write_json
 from .flare_project import SIGN_OF_LIFE
 from .kits import Kit, choose_data, read_kit
 from .processes import holding
@@ -174,7 +174,7 @@ def _place_jobs(folder: Path) -> None:
 
 def say(text: str) -> None:
     """A line for whoever watches, like those of the log."""
-    print(f"{datetime.now():%H:%M:%S} {text}", flush=True)
+    print(printable(f"{datetime.now():%H:%M:%S} {text}"), flush=True)
 
 
 def _run_flare(folder: Path, kind: str, more: list[str]) -> int:

@@ -20,6 +20,7 @@ from nvflare.fuel.utils import fobs
 from MAPSegLib.errors import InputError
 from MAPSegLib.federated.exchange import Update
 from MAPSegLib.federated.flare_privacy import LargestDifferences, NoisyDifferences
+from MAPSegLib.federated.flare_run import say
 from MAPSegLib.federated.flare_server import RoundController, unpack
 from MAPSegLib.federated.flare_site import RoundExecutor, check_terms, pack
 from MAPSegLib.federated.flare_terms import ROUND, TERMS, terms
@@ -255,3 +256,8 @@ class TestExecutor:
         signal.trigger(True)
         answer = self.run(folder, standin.StandInExecutor(), signal=signal)
         assert answer.get_return_code() == ReturnCode.TASK_ABORTED
+
+
+def test_names_cannot_give_orders_to_the_terminal_of_who_watches(capsys):
+    say("case\x1b[2J.nii.gz")
+    assert capsys.readouterr().out.endswith(" case\ufffd[2J.nii.gz\n")

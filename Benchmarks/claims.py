@@ -32,6 +32,12 @@ def table(
     """
     names = list(dict.fromkeys(name for result in results for name in result.measures))
     lines = [_correlation(results, name) for name in names]
+    if (
+        whole is not None
+    ):  # a measure that merely tells what is broken follows the Dice of both kinds together
+        lines.append(
+            _correlation([r for r in results if r.dice >= whole / 2], "score", ", collapsed left out")
+        )
     harm = np.array([100 * (left - kept) for kept, left in choices if kept != left])
     if len(harm):
         right = f"{(harm <= HARM).sum()}/{len(harm)}"
@@ -52,7 +58,7 @@ def table(
     return lines
 
 
-def _correlation(results: Sequence[Result], name: str) -> list[str]:
+def _correlation(results: Sequence[Result], name: str, which: str = "") -> list[str]:
     from scipy.stats import spearmanr
 
     pairs = [(r.measures.get(name), r.dice) for r in results]
@@ -60,4 +66,4 @@ def _correlation(results: Sequence[Result], name: str) -> list[str]:
     known = known[np.isfinite(known).all(1)]
     varied = len(known) > 2 and all(len(set(column)) > 1 for column in known.T)
     found = f"{spearmanr(*known.T).statistic:.2f}" if varied else "–"
-    return [f"{name} follows Dice (Spearman)", str(len(known)), found]
+    return [f"{name} follows Dice (Spearman){which}", str(len(known)), found]

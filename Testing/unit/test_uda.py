@@ -105,9 +105,18 @@ def test_claims_are_held_against_the_dice():
     assert found["gate: kept result at most 1 point below the other, where they differ"] == ("6", "3/6")
     assert found["verdict: collapsed, called untrusted"] == ("3", "3/3")
     assert found["verdict: others, called untrusted"] == ("9", "1/9")
+    assert found["score follows Dice (Spearman), collapsed left out"] == ("9", "1.00")
     assert claims.table([claims.Result(0.5, {"eta": None})], [], None) == [
         ["eta follows Dice (Spearman)", "0", "–"]
     ]
+
+
+def test_a_score_that_only_tells_what_has_collapsed_is_seen():
+    told = {0.0: 0.1, 0.01: 0.2, 0.02: 0.3, 0.6: 0.9, 0.7: 0.8, 0.8: 0.7}
+    results = [claims.Result(dice, {"score": score}) for dice, score in told.items()]
+    whole, sound = claims.table(results, [], 0.8)
+    assert whole == ["score follows Dice (Spearman)", "6", "0.77"]
+    assert sound == ["score follows Dice (Spearman), collapsed left out", "3", "-1.00"]
 
 
 def test_a_result_that_methods_share_counts_once_also_where_it_was_measured_otherwise():

@@ -144,21 +144,10 @@ def _left_by_the_same(outputs: ScanOutputs, mark: dict[str, Any], asked: Mapping
             half = frozenset(outputs.folder / name for name in then.get("files", ()) if name not in told)
             return _Left(True, done, changed, same, report.get("failed", ()), half)
         if then["job"] != mark["job"]:
-            return _Left(whose=_differences(then["job"], mark["job"]))
+            return _Left(
+                whose=f"by a job with {resume.differences(then['job'], mark['job'], 'another model file')}"
+            )
     return _Left()
-
-
-def _differences(then: dict[str, Any], now: dict[str, Any]) -> str:
-    """What another job had otherwise (:func:`.resume.fingerprint`), for a message."""
-    version = then["settings"]["version"]
-    others = [f"another version of MAPSeg ({version})"] if version != now["settings"]["version"] else []
-    pairs = [(then[part], now[part]) for part in ("settings", "options")]
-    names = {name for one, other in pairs for name in one.keys() | other if one.get(name) != other.get(name)}
-    if names := sorted(names - {"version"}):
-        others.append(f"other {', '.join(names)}")
-    if then["files"] != now["files"]:
-        others.append("another model file")
-    return f"by a job with {' and '.join(others)}"
 
 
 def _are_there(entry: dict[str, Any], outputs: ScanOutputs) -> bool:

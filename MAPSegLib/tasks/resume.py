@@ -80,11 +80,14 @@ def _bind(
     mine = fingerprint(job, files)
     owner, checkpoint = folder / OWNER, folder / CHECKPOINT
     theirs = _owner(owner)
-    differing = [key for key in mine if theirs.get(key) != mine[key]]
+    differing = any(theirs.get(key) != mine[key] for key in mine)
     if differing and not job.overwrite:
         if checkpoint.exists():
+            told = "other settings"  # as far as can be told of a record that is damaged
+            with contextlib.suppress(KeyError, TypeError, AttributeError):
+                told = differences(theirs, mine, "other files")
             raise InputError(
-                f"{folder} holds an unfinished run with other {' and '.join(differing)}.",
+                f"{folder} holds an unfinished run with {told}.",
                 "Repeat that command to continue it, or start afresh with --overwrite.",
             )
         if (folder / RECORD).exists():
@@ -168,6 +171,19 @@ def fingerprint(job: Options, files: Iterable[Path]) -> dict[str, Any]:
         "files": [[str(path), *stamp(path)] for path in files],
     }
     return plain(known)
+
+
+def differences(then: dict[str, Any], now: dict[str, Any], files: str) -> str:
+    """What another job had otherwise (:func:`fingerprint`), for a message that calls other files ``files``."""
+    version = then["settings"]["version"]
+    others = [f"another version of MAPSeg ({version})"] if version != now["settings"]["version"] else []
+    pairs = [(then[part], now[part]) for part in ("settings", "options")]
+    names = {name for one, other in pairs for name in one.keys() | other if one.get(name) != other.get(name)}
+    if names := sorted(names - {"version"}):
+        others.append(f"other {', '.join(names)}")
+    if then["files"] != now["files"]:
+        others.append(files)
+    return " and ".join(others)
 
 
 def stamp(path: Path) -> list[int]:

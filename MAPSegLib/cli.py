@@ -244,8 +244,7 @@ def pretrain(
 ) -> None:
     """Pretrain an encoder on unlabelled scans, or on images synthesised from label maps, for `mapseg train --init`.
 
-    All domains are drawn equally often. A pretraining that was interrupted continues when the same command is given
-    again.
+    All domains are drawn equally often. The same command, given again, continues an interrupted pretraining.
     """
     flags = {"steps": steps, "seed": seed, "device": device, "precision": precision, "threads": threads}
     job = {

@@ -78,7 +78,7 @@ def review(job: ReviewJob, report: Report) -> dict[str, Any]:
     drawing()  # told once, and not for every scan
     file = check_path(job.results)
     if file.suffix != ".json":
-        file /= REPORTS[0]
+        file = _report_in(file)
     found = _read(file)
     mine = file.name.removesuffix(REPORTS[0])  # of a job that named its result, the name's beginning
     folder, written = file.parent / f"{mine}{NAME}", file.parent / f"{mine}{NAME}.html"
@@ -103,6 +103,18 @@ def review(job: ReviewJob, report: Report) -> dict[str, Any]:
         write_text(written, page(found, shown, failed), job.overwrite)
     files = [written, *(one.picture for one in shown)]
     return {"files": list(map(str, files)), "failed": failed}
+
+
+def _report_in(folder: Path) -> Path:
+    """The report of a folder's results; raises InputError where there are only those of jobs that named theirs."""
+    file = folder / REPORTS[0]
+    named = sorted(folder.glob(f"*_{REPORTS[0]}"))
+    if named and not file.exists():
+        raise InputError(
+            f"{folder} holds no {REPORTS[0]}, but reports of jobs that named their results.",
+            f"Give one of them, such as {named[0]}.",
+        )
+    return file
 
 
 def _read(file: Path) -> Results:

@@ -111,6 +111,19 @@ def test_no_version_of_pydantic_warns_of_a_name():
             assert not [name for name in each.model_fields if name.startswith("model_")], each
 
 
+def test_no_line_of_a_help_text_ends_early():
+    from typer.main import get_command
+
+    from MAPSegLib.cli import app
+
+    groups = [get_command(app)]
+    for group in groups:
+        for name, command in group.commands.items():
+            groups += [command] if hasattr(command, "commands") else []
+            later = (command.help or "").split("\n\n")[1:]  # where typer keeps the ends of the source's lines
+            assert not [text for text in later if "\n" in text.strip()], name
+
+
 def test_commands_in_the_documents_exist():
     from typer.main import get_command
 

@@ -162,6 +162,9 @@ def test_a_job_that_named_its_result_has_a_page_of_its_own(tmp_path):
     api.review(out / "a_seg_report.json")
     found = sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.suffix in (".html", ".png"))
     assert found == ["a_seg_review.html", "a_seg_review/a_seg.nii.gz.png"]
+    with pytest.raises(InputError, match="reports of jobs that named their results") as told:
+        api.review(out)
+    assert str(out / "a_seg_report.json") in told.value.advice
 
 
 def test_no_page_is_replaced_unasked(tmp_path):

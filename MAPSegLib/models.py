@@ -60,14 +60,16 @@ class ModelCard(Options):
     description: str = ""
     architecture: Architecture
     preprocessing: Preprocessing
-    labels: tuple[Label, ...] = ()
+    # Not shown: hundreds of lines in a notebook, with those below.
+    labels: tuple[Label, ...] = Field(default=(), repr=False)
     members: tuple[Name, ...] = Field(
         default=(), max_length=16, description="of a choice: names of the models, beside it or known by name"
     )
-    provenance: dict[str, Any] = Field(default={}, description="data, steps, seed, versions")
-    scores: dict[str, Any] = Field(default={}, description="measured Dice, by test set")
+    provenance: dict[str, Any] = Field(default={}, repr=False, description="data, steps, seed, versions")
+    scores: dict[str, Any] = Field(default={}, repr=False, description="measured Dice, by test set")
     priors: dict[str, Any] = Field(
         default={},
+        repr=False,
         description='of the source: "extents" holds, per label value, [mean, deviation] of log mm along three axes; '
         '"often_absent" lists the values that scans may well lack',
     )

@@ -31,6 +31,7 @@ def test_a_model_returns_with_its_card(saved):
     model, card = tiny()
     loaded, loaded_card = load_model(saved)
     assert loaded_card == card == load_card(saved)
+    assert card.name in repr(card) and len(repr(card)) < 800  # in a notebook
     assert not loaded.training
     assert torch.equal(logits(loaded), logits(model))
 

@@ -241,7 +241,7 @@ def _show_scores(result: dict[str, Any]) -> None:
         forms = ("{:.3f}", "{:.2f}", "{:+.1%}")
         texts = ["" if cell is None else form.format(cell) for cell, form in zip(cells, forms, strict=True)]
         missed = f", {row['missed']} missed" if row["missed"] else ""
-        table.add_row(escape(row["name"]), f"{row['scans']}{missed}", *texts)
+        table.add_row(escape(row["structure"]), f"{row['scans']}{missed}", *texts)
     known = [row["dice"] for row in result["summary"] if row["dice"] is not None]
     if known:
         table.add_row("mean", "", f"{sum(known) / len(known):.3f}", style="bold")

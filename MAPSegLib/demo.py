@@ -297,7 +297,8 @@ def _pairs(table: Sequence[Label]) -> dict[str, list[Label]]:
 def _volume_lines(volumes: dict[int, float], table: Sequence[Label]) -> Iterable[str]:
     yield f"  {'volume in ml':<28}{'left':>9}{'right':>9}"
     for name, pair in _pairs(table).items():
-        yield f"  {name:<28}" + "".join(f"{volumes[label.value]:9.1f}" for label in pair)
+        middle = "" if len(pair) > 1 else "     "  # between both columns
+        yield f"  {name:<28}{middle}" + "".join(f"{volumes[label.value]:9.1f}" for label in pair)
 
 
 def _agreement_lines(found: Findings) -> Iterable[str]:

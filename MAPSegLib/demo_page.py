@@ -97,7 +97,7 @@ def _curves(pictures: Mapping[str, bytes]) -> str:
 def _volumes(s: Structure) -> str:
     cells = "".join(f"<td>{v:.1f}</td>" for v in s.volumes)
     if len(s.volumes) == 1:
-        cells = f'<td colspan="2">{s.volumes[0]:.1f}</td>'
+        cells = f'<td colspan="2" class="middle">{s.volumes[0]:.1f}</td>'
     return f"<tr><td>{swatch(s.color)}{escape(s.name)}</td>{cells}</tr>\n"
 
 

@@ -55,7 +55,7 @@ def evaluate_pair(
             values without an entry then count as background, since the same number may mean something else.
 
     Returns:
-        One row per structure: ``value``, ``name``, ``dice`` (0-1), ``hd95_mm``, ``volume_ml``,
+        One row per structure: ``value``, ``structure``, ``dice`` (0-1), ``hd95_mm``, ``volume_ml``,
         ``reference_ml`` and ``volume_error`` (signed, as a share of the reference). What is undefined is NaN.
 
     Raises:
@@ -75,7 +75,7 @@ def evaluate_pair(
     for rank, (value, (overlap, p, r), (mine, theirs)) in enumerate(
         zip(values, counts, boxes, strict=True), 1
     ):
-        row = {"value": value, "name": names[value], "dice": _dice(overlap, p, r), "hd95_mm": math.nan}
+        row = {"value": value, "structure": names[value], "dice": _dice(overlap, p, r), "hd95_mm": math.nan}
         if mine and theirs:  # where they are alone: a whole scan would be gone through for every structure
             box = tuple(
                 slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(mine, theirs, strict=True)
@@ -91,7 +91,7 @@ def summarise(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Means per structure over the rows of any number of scans, in order of first appearance.
 
     Returns:
-        One row per structure: ``value``, ``name``, ``scans`` (in which it was scored), ``missed`` (the
+        One row per structure: ``value``, ``structure``, ``scans`` (in which it was scored), ``missed`` (the
         reference has it, the prediction does not: their distance is undefined and absent from the mean), and
         means of ``dice``, ``hd95_mm``, ``volume_error`` and ``absolute_volume_error``; ``dice_sd`` is the
         sample deviation.
@@ -106,7 +106,7 @@ def summarise(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         summary.append(
             {
                 "value": value,
-                "name": group[0]["name"],
+                "structure": group[0]["structure"],
                 "scans": len(dice),
                 "missed": sum(row["reference_ml"] > 0 and row["volume_ml"] == 0 for row in group),
                 "dice": mean(dice),

@@ -39,6 +39,7 @@ th:first-child, td:first-child { text-align: left; }
 tr.mean td { font-weight: 600; }
 i.swatch { display: inline-block; width: .8rem; height: .8rem; border-radius: 3px; margin-right: .55rem;
   border: 1px solid var(--line); vertical-align: -1px; }
+td.middle { text-align: center; }
 td.bars { width: 34%; min-width: 9rem; }
 td.bars i { display: block; height: .38rem; border-radius: 2px; background: var(--before); margin: .12rem 0; }
 td.bars i + i { background: var(--after); }

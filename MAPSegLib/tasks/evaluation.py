@@ -79,7 +79,7 @@ def evaluate(job: EvaluateJob, report: Report) -> dict[str, Any]:
             errors.append(InputError(f"{job.reference} holds no structures to score.", advice))
             raise errors[0]
         held = {row["value"] for row in rows if row["reference_ml"]}
-        absent = {row["value"]: row["name"] for row in rows if row["value"] not in held}
+        absent = {row["value"]: row["structure"] for row in rows if row["value"] not in held}
         if not held:
             raise InputError(f"{job.reference} holds none of the structures to score.", advice)
         if absent:  # another protocol: that is not the label map's fault

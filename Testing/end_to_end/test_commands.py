@@ -118,7 +118,7 @@ def test_evaluation_maps_the_codes_of_another_protocol(data, tmp_path):
 def test_what_is_mapped_to_the_background_is_not_scored(data, tmp_path):
     labels = data / "labels" / "case0.nii.gz"
     scores = api.evaluate(labels, labels, tmp_path / "s", mapping={1: 1, 2: 0})
-    assert [row["name"] for row in scores["summary"]] == ["structure 1"]
+    assert [row["structure"] for row in scores["summary"]] == ["structure 1"]
 
 
 def test_structures_that_no_reference_holds_are_no_errors(model, data, tmp_path):
@@ -135,7 +135,11 @@ def test_structures_that_no_reference_holds_are_no_errors(model, data, tmp_path)
     _, told = mapseg("evaluate", predictions, references, "-o", tmp_path / "out", "--model", model)
     scores = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
     names = [label.name for label in load_card(model).labels]
-    assert [row["name"] for row in scores["summary"]] == [row["name"] for row in scores["scans"]] == names[:1]
+    assert (
+        [row["structure"] for row in scores["summary"]]
+        == [row["structure"] for row in scores["scans"]]
+        == names[:1]
+    )
     assert scores["not_in_references"] == names[1:] and f"no reference holds them: {names[1]}" in told
     assert [Path(path).name for path in scores["unpaired"]] == ["case1.nii.gz"]
 
@@ -154,7 +158,7 @@ def test_label_maps_are_scored_against_a_data_set_and_where_they_were_made(model
     mapseg("segment", model, data / "images", "-o", tmp_path / "out", *CPU)
     mapseg("evaluate", tmp_path / "out", task, "-o", tmp_path / "b")
     rows = json.loads((tmp_path / "b" / "metrics.json").read_text(encoding="utf-8"))["scans"]
-    assert {row["name"] for row in rows} == {"shell", "structure 2"}
+    assert {row["structure"] for row in rows} == {"shell", "structure 2"}
     out = tmp_path / "out"
     (out / "case0_seg.nii.gz").rename(out / "case0_label.nii.gz")  # looked through, and renamed
     mapseg("evaluate", out, task / "labelsTr", "-o", tmp_path / "c", "--model", model)

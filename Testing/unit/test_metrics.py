@@ -92,7 +92,7 @@ def test_a_pair_is_scored_per_structure():
     reference = Volume(cube((4, 4, 5)), affine)
     labels = [Label(value=1, name="left"), Label(value=4, name="extra"), Label(value=9, name="absent")]
     left, extra, absent = evaluate_pair(prediction, reference, labels)
-    assert (left["value"], left["name"]) == (1, "left")
+    assert (left["value"], left["structure"]) == (1, "left")
     assert left["dice"] == pytest.approx(0.75)
     assert left["hd95_mm"] == pytest.approx(5)
     assert left["volume_ml"] == left["reference_ml"] == pytest.approx(64 * 10 / 1000)
@@ -162,7 +162,7 @@ def test_pairs_must_share_a_grid():
 def test_means_per_structure():
     def row(value, dice, distance, volume, reference):
         error = (volume - reference) / reference if reference else math.nan
-        row = {"value": value, "name": str(value), "dice": dice, "hd95_mm": distance}
+        row = {"value": value, "structure": str(value), "dice": dice, "hd95_mm": distance}
         return row | {"volume_ml": volume, "reference_ml": reference, "volume_error": error}
 
     nan = math.nan

@@ -222,7 +222,7 @@ def pretrain(
         list[Path] | None,
         typer.Argument(
             help="Folders of unlabelled scans, data sets or manifests: one a domain, unless a manifest states some.",
-            metavar="FOLDER...",
+            metavar="FOLDER",
         ),
     ] = None,
     from_labels: Annotated[
@@ -264,9 +264,12 @@ def pretrain(
 
 @app.command()
 def evaluate(
-    prediction: Annotated[Path, typer.Argument(help="Label map, or a folder of them.")],
+    prediction: Annotated[Path, typer.Argument(help="Label map, or a folder of them.", metavar="RESULTS")],
     reference: Annotated[
-        Path, typer.Argument(help="Label map, folder of them, named alike, data set, or manifest.")
+        Path,
+        typer.Argument(
+            help="Label map, folder of them, named alike, data set, or manifest.", metavar="REFERENCES"
+        ),
     ],
     output: Output,
     model: Annotated[
@@ -292,7 +295,10 @@ def evaluate(
 
 @app.command()
 def review(
-    results: Annotated[Path, typer.Argument(help="Folder that segment or adapt wrote, or a report in it.")],
+    results: Annotated[
+        Path,
+        typer.Argument(help="Folder that segment or adapt wrote, or a report in it.", metavar="RESULTS"),
+    ],
     overwrite: Overwrite = False,
 ) -> None:
     """Draw label maps over their scans, on one page, RESULTS/review.html: those to look at first at the top."""
@@ -304,7 +310,7 @@ def manifest(
     places: Annotated[
         list[Path],
         typer.Argument(
-            help="Folders of scans, data sets, or manifests.", metavar="FOLDER...", show_default=False
+            help="Folders of scans, data sets, or manifests.", metavar="FOLDER", show_default=False
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write.")],
@@ -319,7 +325,9 @@ def manifest(
 
 @app.command()
 def models(
-    name: Annotated[str | None, typer.Argument(help="Show this model's card.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Show this model's card.", metavar="MODEL", show_default=False)
+    ] = None,
 ) -> None:
     """List the models at hand, or show one's card."""
     from . import console
@@ -329,7 +337,7 @@ def models(
 
 @app.command("import")
 def import_(
-    checkpoint: Annotated[Path, typer.Argument(help="The authors' .pth file.")],
+    checkpoint: Annotated[Path, typer.Argument(help="The authors' .pth file.", metavar="CHECKPOINT")],
     name: Annotated[str, typer.Option(help="Name of the model.")],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder; default: your models.")
@@ -357,7 +365,9 @@ def import_(
 
 @app.command()
 def synthesise(
-    label_maps: Annotated[Path, typer.Argument(help="Label map with FreeSurfer codes, or a folder of them.")],
+    label_maps: Annotated[
+        Path, typer.Argument(help="Label map with FreeSurfer codes, or a folder of them.", metavar="MAPS")
+    ],
     output: Output,
     contrast: Contrast = "t1",
     count: Annotated[int, typer.Option(help="Images of each label map.")] = 1,

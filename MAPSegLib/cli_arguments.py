@@ -14,7 +14,7 @@ Scans = Annotated[
     list[Path],
     typer.Argument(
         help="Scans, DICOM series folders, folders of scans, data sets, or manifests.",
-        metavar="SCAN...",
+        metavar="SCAN",
         show_default=False,
         readable=False,  # one that cannot be read stops no other
     ),

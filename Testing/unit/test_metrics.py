@@ -74,18 +74,6 @@ def test_distance_agrees_with_distance_maps(rng):
         assert hd95(*masks, spacing) == pytest.approx(expected)
 
 
-def test_distance_agrees_with_monai(rng):
-    monai = pytest.importorskip("monai.metrics")
-    import torch
-
-    masks = [cube((3, 4, 5), 7) > 0, cube((5, 4, 8), 6) > 0]
-    tensors = [torch.from_numpy(mask[None, None]) for mask in masks]
-    theirs = monai.compute_hausdorff_distance(
-        *tensors, include_background=True, percentile=95, spacing=(1.0, 1.5, 4.0)
-    )
-    assert hd95(*masks, (1.0, 1.5, 4.0)) == pytest.approx(float(theirs), rel=1e-5)
-
-
 def test_a_pair_is_scored_per_structure():
     affine = make_affine((2, 0, 1), (1, -1, 1), (2, 1, 5))
     prediction = Volume(cube((4, 4, 4)) + cube((12, 12, 12), 2, value=4), affine)

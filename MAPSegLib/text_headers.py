@@ -15,6 +15,8 @@ _LONGEST = 500
 """Bytes of a field or of a file's name: of longer ones in NRRD, ITK's complaints are written past the end of memory."""
 _MOST_FILES = 1 << 16
 """Of one scan: a pattern may claim any number of them."""
+_MOST_AXES = 16
+"""What NRRD allows; ITK counts through as many as MetaImage claims."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ def read_text_header(path: Path) -> TextHeader:
             fields[name] = "".join(value).strip()
             if name in (blank, "elementdatafile") or (name == "datafile" and fields[name].startswith("LIST")):
                 break
+        if int(fields.get("ndims", 0)) > _MOST_AXES:
+            raise ValueError("no scan has so many axes")
         told = fields.get("elementdatafile") or fields.get("datafile", "LOCAL")
         if told.upper() == "LOCAL":
             return TextHeader(fields, (path,), file.tell())

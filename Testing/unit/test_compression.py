@@ -279,6 +279,16 @@ def test_a_pattern_that_is_more_than_a_number_is_not_given_to_itk(tmp_path, patt
     assert_refused(tmp_path / "scan.mhd", WRONG)
 
 
+@pytest.mark.timeout(20)
+def test_axes_without_end_are_not_counted(tmp_path):
+    (tmp_path / "scan.mha").write_text(
+        f"{PLAIN}ElementDataFile = LOCAL\n".replace("NDims = 3", "NDims = 2000000000")
+    )
+    with pytest.raises(ValueError, match="so many axes"):
+        read_text_header(tmp_path / "scan.mha")
+    assert_refused(tmp_path / "scan.mha", WRONG)
+
+
 def test_more_files_than_a_scan_has_are_not_listed(tmp_path):
     header = NRRD.replace("8 7 6", "2 2 1000000000").replace("gzip", "raw")
     (tmp_path / "scan.nhdr").write_text(f"{header}s%d.raw 1 1000000000 1\n")

@@ -257,9 +257,11 @@ def dice_lines(
 
 def _off_canvas(classes: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Undo :func:`published.on_canvas`; background where the scan was cut off."""
-    margins = [((n - edge) // 2, edge, n) for n, edge in zip(shape, classes.shape, strict=True)]
-    pads = [(low, n - edge - low) for low, edge, n in reversed(margins)]
-    return torch.nn.functional.pad(classes, [p for pair in pads for p in pair])
+    pads: list[int] = []
+    for n, edge in zip(reversed(shape), reversed(classes.shape), strict=True):
+        low = (edge - n) // 2  # where it was put there: rounded down, also of what is cut off
+        pads += [-low, n - edge + low]
+    return torch.nn.functional.pad(classes, pads)
 
 
 def main() -> None:

@@ -52,6 +52,14 @@ def test_published_windows_agree_with_ours_where_the_model_looks_at_voxels_only(
     assert torch.equal(published.segment(model, image), model.classify(image))
 
 
+@pytest.mark.parametrize("shape", [(20, 43, 31), (19, 42, 8), (50, 44, 43)])
+def test_what_lies_on_the_canvas_comes_back_to_its_place(shape):
+    image = torch.arange(1.0, 1 + np.prod(shape)).reshape(shape)
+    back = speed._off_canvas(published.on_canvas(image, 16), shape)
+    assert back.shape == shape and torch.equal(back[back > 0], image[back > 0])
+    assert bool((back > 0).all()) == (max(shape) <= 43)
+
+
 def test_ours_takes_of_the_canvas_what_a_scan_is_cropped_to():
     model, g = tiny_model(SINGLE), torch.Generator().manual_seed(0)
     scan = 0.1 + 0.9 * torch.rand(20, 17, 18, generator=g)

@@ -9,7 +9,6 @@ Scans: the eight of ``oasis_t1`` (manual labels, another protocol) and the two l
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from MAPSegLib.volumes import Volume, read_labels
 
 from . import oasis
 from .commands import told
+from .costs import measured, peak_gib
 from .tables import write_section
 from .uda.report import spread
 
@@ -41,14 +41,14 @@ DEMO = {"fs_norm_T1": "fs_aparc_a2009s_aseg", "vxm_adult_T1_brain": "vxm_adult_a
 def segment(scan: Path, model: str, folder: Path) -> tuple[Volume, float, float]:
     """Run the command line on one scan: its label map, seconds from start to exit, and peak resident GiB."""
     command = [sys.executable, "-m", "MAPSegLib.cli", "segment", model, str(scan), "-o", str(folder / "out")]
+    memory = folder / "memory"
     started = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
+    done = subprocess.run(measured(command, memory), stdout=subprocess.DEVNULL)
     seconds = time.monotonic() - started
-    if status:
+    if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed")
     result = next((folder / "out").glob("*_seg.nii.gz"))
-    return read_labels(result), seconds, usage.ru_maxrss / 2**20
+    return read_labels(result), seconds, peak_gib(memory)
 
 
 def swapped(prediction: np.ndarray, reference: np.ndarray, pairs: list[tuple[int, int]]) -> bool:

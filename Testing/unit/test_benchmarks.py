@@ -1,5 +1,6 @@
 """What the benchmarks compare against and how they write: the published windows, the label codes, the tables."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ sys.path.append(str(Path(__file__).parents[2]))  # the benchmarks are no part of
 
 from Benchmarks import (  # noqa: E402
     brain,
+    costs,
     engine,
     oasis,
     published,
@@ -218,3 +220,12 @@ def test_a_federation_of_one_round_is_refused_before_it_is_run(capsys):
     with pytest.raises(SystemExit):
         engine.main(["--rounds", "1"])
     assert "two at least" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux counts in other units")
+def test_the_memory_of_a_command_is_its_own(tmp_path):
+    mine = np.ones(50_000_000)  # 0.4 GB
+    for program, code in (("pass", 0), ("import sys; sys.exit(3)", 3)):
+        command = costs.measured([sys.executable, "-c", program], tmp_path / "memory")
+        assert subprocess.run(command).returncode == code
+        assert 0.001 < costs.peak_gib(tmp_path / "memory") < 0.1 < mine.nbytes / 2**30

@@ -14,6 +14,8 @@ from MAPSegLib.inference import class_logits, gaussian_window
 from MAPSegLib.losses import segmentation_loss
 from MAPSegLib.metrics import dice_scores, hd95
 
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of MONAI's own calls
+
 
 @pytest.fixture
 def masks(rng):

@@ -32,12 +32,9 @@ def table(
     """
     names = list(dict.fromkeys(name for result in results for name in result.measures))
     lines = [_correlation(results, name) for name in names]
-    if (
-        whole is not None
-    ):  # a measure that merely tells what is broken follows the Dice of both kinds together
-        lines.append(
-            _correlation([r for r in results if r.dice >= whole / 2], "score", ", collapsed left out")
-        )
+    if whole is not None:  # of both kinds together, a measure that merely tells what has collapsed does well
+        sound = [result for result in results if result.dice >= whole / 2]
+        lines.append(_correlation(sound, "score", ", collapsed left out"))
     harm = np.array([100 * (left - kept) for kept, left in choices if kept != left])
     if len(harm):
         right = f"{(harm <= HARM).sum()}/{len(harm)}"

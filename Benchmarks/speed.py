@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +42,7 @@ from MAPSegLib.volumes import Volume, read_image
 
 from . import oasis, published
 from .commands import told
+from .costs import measured, peak_gib
 from .tables import write_section
 
 OPTIONS = InferenceOptions(device="cpu", mirror=False)
@@ -205,29 +206,15 @@ def agreement_lines(model: Segmenter, card: ModelCard, scan: Scan) -> list[list[
 
 def memory_line(model: str, data: Path | None, name: str) -> list[str]:
     """A line of the table: peak resident memory of a process that does nothing else."""
+    command = [sys.executable, "-m", "Benchmarks.speed", "--model", model, "--scans", name]
+    command += ["--data", str(data)] if data else []
     peaks = []
-    for procedure in PROCEDURES:
-        command = [
-            sys.executable,
-            "-m",
-            "Benchmarks.speed",
-            "--model",
-            model,
-            "--scans",
-            name,
-            "--alone",
-            procedure,
-        ]
-        command += ["--data", str(data)] if data else []
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        peaks.append(json.loads(done.stdout.splitlines()[-1])["peak_gb"])
+    with tempfile.TemporaryDirectory() as folder:
+        memory = Path(folder, "memory")
+        for procedure in PROCEDURES:
+            subprocess.run(measured([*command, "--alone", procedure], memory), check=True)
+            peaks.append(peak_gib(memory))
     return ["peak memory", *(f"{peak:.2f} GiB" for peak in peaks)]
-
-
-def peak_gb() -> float:
-    """Largest resident memory of this process so far (Linux), without what it inherited from its parent."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
 
 
 def dice_lines(
@@ -274,7 +261,7 @@ def main() -> None:
     parser.add_argument("--scans", nargs="+", default=list(oasis.SCANS[:3]), choices=oasis.SCANS)
     parser.add_argument("--pairs", type=int, default=3, help="measurements of either procedure")
     parser.add_argument("--steps", type=int, default=4, help="adaptation steps in one measurement")
-    parser.add_argument("--alone", choices=PROCEDURES, help="run one procedure and print its peak memory")
+    parser.add_argument("--alone", choices=PROCEDURES, help="run one procedure and nothing else")
     parser.add_argument("--untrained", choices=ARCHITECTURES, help="time a network of this size alone")
     arguments = parser.parse_args()
     model, card = load_model(resolve(arguments.model))
@@ -288,7 +275,6 @@ def main() -> None:
     image = published.on_canvas(scan.image, patch)
     if arguments.alone:
         PROCEDURES[arguments.alone](model, image)
-        print(json.dumps({"peak_gb": peak_gb()}))
         return
 
     prepare_process()  # the published procedure gets the faster memory too

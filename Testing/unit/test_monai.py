@@ -51,19 +51,17 @@ def test_loss_where_all_classes_are_there():
 def test_windows():
     model, g = tiny_model(SINGLE).eval(), torch.Generator().manual_seed(0)
     patch, image = model.architecture.patch, 0.1 + 0.9 * torch.rand(24, 16, 32, generator=g)
-    small = resize_whole(image, model.architecture.global_size)
+    small, shape = resize_whole(image, model.architecture.global_size), torch.tensor(image.shape)
 
     def segment(windows, places):
-        low = torch.tensor([[axis.start for axis in place[-3:]] for place in places]) / torch.tensor(
-            image.shape
-        )
-        return model(windows, small, low, low + patch / torch.tensor(image.shape))
+        low = torch.tensor([[axis.start for axis in place[-3:]] for place in places]) / shape
+        return model(windows, small, low, low + patch / shape)
 
     weight = gaussian_window(patch)[None, None]
-    options = {"overlap": 0.5, "mode": "gaussian", "roi_weight_map": weight, "with_coord": True}
+    known = {"overlap": 0.5, "mode": "gaussian", "roi_weight_map": weight, "with_coord": True}
+    options = InferenceOptions(device="cpu", precision="fp32", mirror=False)
     with torch.inference_mode():
-        theirs = sliding_window_inference(image[None, None], (patch,) * 3, 3, segment, **options)[0]
-        options = InferenceOptions(device="cpu", precision="fp32", mirror=False)
+        theirs = sliding_window_inference(image[None, None], (patch,) * 3, 3, segment, **known)[0]
         pieces = class_logits(model, image, torch.device("cpu"), 2, options)
         ours = torch.cat([sides[0] for _, sides in pieces], 1)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

@@ -9,7 +9,7 @@ import contextlib
 import errno
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,11 +90,14 @@ def load(path: Path) -> Loaded:
     return guard(path, _read_nibabel if suffix in _NIBABEL else _read_itk)
 
 
-def save(path: Path, array: np.ndarray, affine: np.ndarray, header: Any) -> None:
+def save(
+    path: Path, array: np.ndarray, affine: np.ndarray, header: Any, fields: Mapping[str, str] | None = None
+) -> None:
     """Write an array in its own type.
 
     Args:
         header: what :func:`load` gave for the scan on the same grid, or None.
+        fields: for the header of NRRD.
 
     Raises:
         OSError: the file could not be completed.
@@ -104,7 +107,7 @@ def save(path: Path, array: np.ndarray, affine: np.ndarray, header: Any) -> None
 
         nib.save(_nifti(array, affine, header), path)
     else:
-        _save_itk(path, array, affine, header)
+        _save_itk(path, array, affine, header, fields or {})
 
 
 def unpack(image: Any, name: str) -> Loaded:
@@ -412,10 +415,14 @@ def _nifti(array: np.ndarray, affine: np.ndarray, header: Any) -> Any:
     return image
 
 
-def _save_itk(path: Path, array: np.ndarray, affine: np.ndarray, geometry: Any) -> None:
+def _save_itk(
+    path: Path, array: np.ndarray, affine: np.ndarray, geometry: Any, fields: Mapping[str, str]
+) -> None:
     import SimpleITK as sitk
 
     image = _itk(array, affine, geometry)
+    for name, value in fields.items():
+        image.SetMetaData(name, value)
 
     def write_and_check() -> None:
         with itk_target(path) as name:

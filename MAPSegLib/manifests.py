@@ -30,7 +30,8 @@ from .volumes import find_scans, scan_stem
 _DERIVED = ("space", "res", "den", "desc", "label", "atlas", "seg")
 """BIDS entities that a label map has beyond those of its image."""
 _LABELS = ("dseg", "seg", "mask", "label")
-LABEL_ENDINGS = ("_seg", "_dseg", "_mask", "_label", "_labels")
+SEGMENTATION = ".seg"  # as Slicer names them: NAME.seg.nrrd
+LABEL_ENDINGS = ("_seg", "_dseg", "_mask", "_label", "_labels", SEGMENTATION)
 """Of names of label maps."""
 MAPS = ("uncertainty", "probabilities")
 """What can be mapped beside labels: the options of jobs, what reports tell the files under, and how their names end."""
@@ -294,7 +295,9 @@ def _cases(place: Path) -> list[Case]:
     paired = [case for folder in parts or [place] for case in _authors(folder)]
     if parts and paired:
         _refuse_others(place, f"the data set {parts[0].name}")
-    return paired or [Case(image=scan) for scan in find_scans(place)]
+    files = [] if paired else find_scans(place)
+    scans = [file for file in files if not scan_stem(file).endswith(SEGMENTATION)] or files
+    return paired or _pair(scans, [file for file in files if file not in scans])
 
 
 def _refuse_others(folder: Path, what: str) -> None:

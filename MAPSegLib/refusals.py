@@ -87,6 +87,10 @@ def check_signature(path: Path, suffix: str) -> None:
 
 def check_components(path: Path, components: int) -> None:
     """Refuse an image of several values per voxel."""
+    if components > 1 and path.name.lower().endswith(".seg.nrrd"):
+        raise InputError(
+            f"{path.name} has segments that overlap.", "In Slicer, export the segmentation to a label map."
+        )
     if components > 1:
         raise InputError(
             f"{path.name} is a colour (RGB) or vector image.", "Give a scan with one intensity per voxel."

@@ -8,10 +8,10 @@ one format alone can have, and here what is so in any.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,6 +31,10 @@ from .formats import (
 )
 from .model_files import SUFFIX
 from .reports import replacing
+from .segments import segment_fields
+
+if TYPE_CHECKING:
+    from .config import Label
 
 _SPACING_LIMITS = (0.05, 50.0)
 _INT32 = np.iinfo(np.int32)
@@ -298,7 +302,9 @@ def may_be_slice(path: Path) -> bool:
     return not other and scan_suffix(path) in ("", ".dcm") and path.is_file()
 
 
-def write_volume(path: str | Path, array: np.ndarray, like: Volume, overwrite: bool = False) -> Path:
+def write_volume(
+    path: str | Path, array: np.ndarray, like: Volume, overwrite: bool = False, labels: Sequence[Label] = ()
+) -> Path:
     """Write an array on the grid of ``like``; the suffix (one of ``WRITABLE``) decides the format.
 
     Whole-number arrays take the smallest of uint8, uint16 and int32; all others float32. NIfTI written from
@@ -307,6 +313,7 @@ def write_volume(path: str | Path, array: np.ndarray, like: Volume, overwrite: b
 
     Args:
         array: shape of ``like``; a fourth axis, where there is one, holds several values of each voxel.
+        labels: the structures of a label map, which NRRD names (see :mod:`.segments`).
 
     Raises:
         InputError: the file exists and ``overwrite`` is off, the suffix cannot be written, or the disk
@@ -320,9 +327,11 @@ def write_volume(path: str | Path, array: np.ndarray, like: Volume, overwrite: b
         )
     if tuple(array.shape[:3]) != like.shape:
         raise ValueError(f"array of shape {tuple(array.shape)} on a grid of {like.shape}")
+    stored = _storable(array)
+    fields = segment_fields(stored, labels) if labels and suffix == ".nrrd" else {}
     with replacing(path, overwrite) as temporary:
         temporary.touch()  # tells an unwritable folder from a failing writer
-        save(temporary, _storable(array), like.affine, like.header)
+        save(temporary, stored, like.affine, like.header, fields)
     return path
 
 

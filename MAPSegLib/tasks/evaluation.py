@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from ..config import Label, check_path
 from ..errors import InputError, MAPSegError
 from ..jobs import EvaluateJob, Report
-from ..manifests import LABEL_ENDINGS, SIDE_RESULTS, by_name, case_name, list_pairs, results_in
+from ..manifests import LABEL_ENDINGS, SEGMENTATION, SIDE_RESULTS, by_name, case_name, list_pairs, results_in
 from ..models import load_card, resolve
 from ..reports import first_few, plain, reports_in, write_csv, write_json
 from ..volumes import find_scans, read_in_full, read_labels, scan_stem
@@ -113,6 +113,9 @@ def pair_cases(prediction: Path, reference: Path) -> Paired:
         or not scan_stem(path).endswith(SIDE_RESULTS)
         and not any(scan_stem(path) == f"{stem}{side}" for stem in stems for side in _BESIDE_ONE)
     ]
+    # A batch in Slicer leaves its labels twice.
+    twins = {f"{stem.removesuffix('_seg')}{SEGMENTATION}" for stem in stems if stem.endswith("_seg")}
+    found = [path for path in found if scan_stem(path) not in twins]
     # Of scans that were segmented in place, the label map counts.
     found = _without_images(found, results_in(prediction) & set(there))
     cases = {path: case_name(path) for path in found} or _of_one_side(there)
@@ -177,7 +180,7 @@ def _structures(references: Sequence[Path], job: EvaluateJob, report: Report) ->
     if job.mapping is not None:
         values = sorted({job.mapping[v] for v in values if job.mapping.get(v, 0) > 0})
     else:
-        names |= names_in(check_path(job.reference))
+        names |= names_in(check_path(job.reference), references)
     return {value: names.get(value, f"structure {value}") for value in values}
 
 

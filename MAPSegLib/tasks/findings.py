@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,11 +50,11 @@ class Findings:
         self.files += written_maps(self.scans)
         self.extra[UNFINISHED] = self.begun.mark
 
-    def volume(self, path: Path, array: np.ndarray, like: Volume) -> str:
-        """Write a map, and return its path."""
+    def volume(self, path: Path, array: np.ndarray, like: Volume, labels: Sequence[Label] = ()) -> str:
+        """Write a map, of labels where these are given, and return its path."""
         if not self.written:
             self._write_report()  # first, so that the same command knows what a killed job leaves
-        write_volume(path, array, like, self.job.overwrite)
+        write_volume(path, array, like, self.job.overwrite, labels)
         self.files.append(str(path))
         return str(path)
 

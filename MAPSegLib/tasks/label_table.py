@@ -14,6 +14,7 @@ from ..config import Label, check_path
 from ..errors import InputError, first_problem
 from ..manifests import tables_of
 from ..reports import read_json, reason
+from ..segments import segment_names
 
 IGNORE = "ignore"
 """What nnU-Net calls voxels that nobody labelled."""
@@ -74,28 +75,32 @@ def read_label_table(name: str | Path) -> tuple[Label, ...]:
     return labels
 
 
-def names_in(data: Path) -> dict[int, str]:
-    """Names of values, as far as a data set gives any (:func:`stated_names`), to train or to score by.
+def names_in(data: Path, maps: Iterable[Path] = ()) -> dict[int, str]:
+    """Names of values, as far as a data set (:func:`stated_names`) or its label maps give any, to train or to score by.
+
+    Args:
+        maps: the label maps; Slicer's segmentations (``.seg.nrrd``) name their values, and may number them differently.
 
     Raises:
-        InputError: it has voxels to ignore, or its tables are broken or differ.
+        InputError: it has voxels to ignore, or its tables are broken, or names differ.
     """
     names: dict[int, str] = {}
     origin: dict[int, Path] = {}
-    for table in tables_of(data):
-        stated = stated_names(table)
-        if IGNORE in stated.values():
+    stated = [(table, stated_names(table)) for table in tables_of(data)]
+    stated += [(path, segment_names(path)) for path in maps]
+    for place, found in stated:
+        if IGNORE in found.values():
             raise InputError(
-                f"{_about(table)}: voxels to ignore are not supported.",
+                f"{_about(place)}: voxels to ignore are not supported.",
                 "Choose structures by a label table or, to score, by a mapping; such voxels then count as background.",
             )
-        for value, name in stated.items():
+        for value, name in found.items():
             if names.setdefault(value, name) != name:
                 raise InputError(
-                    f"The value {value} is called {names[value]} in {origin[value]} and {name} in {table}.",
-                    "Let the tables agree, or name structures by a label table or, to score, by a model.",
+                    f"The value {value} is called {names[value]} in {origin[value]} and {name} in {place}.",
+                    "Let them agree, or name structures by a label table or, to score, by a model.",
                 )
-            origin.setdefault(value, table)
+            origin.setdefault(value, place)
     return names
 
 
@@ -120,7 +125,7 @@ def stated_names(data: Path) -> dict[int, str]:
 
 
 def _about(data: Path) -> Path:
-    return data if data.suffix in (".json", ".tsv") else data / "dataset.json"
+    return data if data.suffix in (".json", ".tsv", ".nrrd") else data / "dataset.json"
 
 
 def _look_up(path: Path) -> dict[int, str]:

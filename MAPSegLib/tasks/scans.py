@@ -126,7 +126,7 @@ def _write_segmented(
     findings: Findings, scan: Path, volume: Volume, segmentation: Segmentation, verdict: Assessment
 ) -> dict[str, Any]:
     outputs = findings.outputs
-    file = findings.volume(outputs.label_map(scan), segmentation.labels, volume)
+    file = findings.volume(outputs.label_map(scan), segmentation.labels, volume, findings.card.labels)
     entry = findings.entry(scan, file, segmentation, verdict)
     for kind in MAPS:
         found = getattr(segmentation, kind)
@@ -286,7 +286,8 @@ def _write_adapted(
     entry |= {"chosen": result.chosen, "gate": result.reason}
     for name, verdict in (("source", result.assessment_source), ("adapted", result.assessment_adapted)):
         side = sides[name]
-        file = findings.volume(findings.outputs.volume(scan, f"seg_{name}"), side.labels, volume)
+        path = findings.outputs.volume(scan, f"seg_{name}")
+        file = findings.volume(path, side.labels, volume, findings.card.labels)
         entry[name] = findings.side(file, side, verdict)
     return entry
 

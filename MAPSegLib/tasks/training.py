@@ -240,7 +240,7 @@ def _labels(cases: Sequence[Labelled], job: TrainJob, report: Report) -> tuple[L
                 "Give a label table to choose some.",
             )
         found = dict.fromkeys(values, path) | found
-    names = names_in(check_path(job.images))
+    names = names_in(check_path(job.images), maps)
     if names and (others := sorted(found.keys() - names.keys() - {0})):
         held = f"The label maps hold {first_few(others)}, which {job.images.name} does not name"
         where = f"{others[0]} is in {found[others[0]].name}"

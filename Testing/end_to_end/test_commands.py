@@ -12,6 +12,7 @@ import SimpleITK as sitk
 
 from MAPSegLib import api, console, inference
 from MAPSegLib.models import load_card, load_model, save_model
+from MAPSegLib.segments import segment_names
 from MAPSegLib.volumes import read_image, read_labels, write_volume
 from Testing.model_cards import with_card
 
@@ -51,6 +52,16 @@ def test_segment_then_evaluate(model, data, tmp_path):
     assert [row["scans"] for row in scores["summary"]] == [3, 3]
     assert all(row["dice"] > 0.6 for row in scores["scans"])  # the core of a mirrored map has less than 0.5
     assert files(tmp_path / "scores") == ["metrics.csv", "metrics.json"]
+
+
+def test_a_result_in_nrrd_names_its_segments(model, data, tmp_path):
+    mapseg("segment", model, data / "images" / "case1.nii.gz", "-o", tmp_path / "a.seg.nrrd", *CPU)
+    known = {label.value: label.name for label in load_card(model).labels}
+    assert segment_names(tmp_path / "a.seg.nrrd") == known
+    mapseg("segment", model, data / "images" / "case1.nii.gz", "-o", tmp_path / "a.nii.gz", *CPU)
+    assert np.array_equal(
+        read_labels(tmp_path / "a.seg.nrrd").array, read_labels(tmp_path / "a.nii.gz").array
+    )
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha"])

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from MAPSegLib import api, datasets
+from MAPSegLib.config import Label
 from MAPSegLib.models import load_card, load_model
+from MAPSegLib.volumes import read_labels, scan_stem, write_volume
 
 from .calls import CPU, card_on_a_terminal, files, labels_of, mapseg, other_codes, refused
 
@@ -37,6 +39,28 @@ def test_a_training_reads_a_data_set(data, tmp_path, monkeypatch):
     assert len(passes) == 1  # over label maps, which may be hundreds
     card = load_card(tmp_path / "out" / "x.safetensors")
     assert card.provenance["cases"] == 3 and [label.name for label in card.labels] == ["shell", "structure 2"]
+
+
+def test_a_training_reads_scans_with_the_segmentations_that_slicer_saved(data, tmp_path):
+    cases = tmp_path / "cases"
+    shutil.copytree(data / "images", cases)
+    known = [Label(value=1, name="shell"), Label(value=2, name="core")]
+    for path in (data / "labels").iterdir():
+        labels = read_labels(path)
+        write_volume(cases / f"{scan_stem(path)}.seg.nrrd", labels.array, labels, labels=known)
+    arguments = ["--images", cases, "--name", "x", "--preset", "tiny", "--steps", 1, "--spacing", 2]
+    mapseg("train", *arguments, "-o", tmp_path / "out", *CPU)
+    card = load_card(tmp_path / "out" / "x.safetensors")
+    assert [(label.value, label.name) for label in card.labels] == [(1, "shell"), (2, "core")]
+
+    other = [Label(value=1, name="core"), Label(value=2, name="shell")]
+    write_volume(cases / "case2.seg.nrrd", labels.array, labels, overwrite=True, labels=other)
+    assert "1 is called shell in" in refused("train", *arguments, "-o", tmp_path / "mixed", *CPU)
+    assert not (tmp_path / "mixed").exists()
+    (tmp_path / "table.json").write_text('{"1": "shell", "2": "core"}')
+    table = "--label-table", tmp_path / "table.json"
+    _, told = mapseg("train", *arguments, *table, "-o", tmp_path / "mixed", *CPU)
+    assert "case2.nii.gz: Its label map calls 1 core: it is learnt as shell." in told
 
 
 def test_values_that_a_data_set_does_not_name_are_told(data, tmp_path):

@@ -211,6 +211,18 @@ def test_references_may_lie_beside_their_images(tmp_path):
     assert pair_cases(tmp_path / "p", tmp_path / "r") == ([pair], [], [])
 
 
+def test_of_a_batch_in_slicer_each_case_counts_once(tmp_path):
+    for name in ("p/a.seg.nrrd", "p/a_seg.nii.gz", "p/b.seg.nrrd", "r/a.seg.nrrd", "r/b.nii.gz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    pairs, alone, left = pair_cases(tmp_path / "p", tmp_path / "r")
+    assert [(p.name, r.name) for p, r in pairs] == [
+        ("a_seg.nii.gz", "a.seg.nrrd"),
+        ("b.seg.nrrd", "b.nii.gz"),
+    ]
+    assert not alone and not left
+
+
 def test_one_label_map_may_have_its_reference_in_a_manifest(tmp_path):
     for name in ("a_seg.nii.gz", "a_img.nii.gz", "a_label.nii.gz"):
         (tmp_path / name).touch()

@@ -8,7 +8,8 @@ nnU-Net    ``dataset.json`` with ``imagesTr`` and ``labelsTr``; the Medical Segm
 BIDS       ``sub-*/[ses-*/]anat``, or else ``ct``; label maps (``_dseg``, ``_seg``, ``_mask``) under ``derivatives``;
            what values are called in tables there (``_dseg.tsv``), beside a ``_dseg`` map or in a folder above it
 authors'   ``*_img`` and ``*_label`` files side by side, in the folder or in its ``*_train`` sub-folders
-plain      scans alone; label maps, named alike, in a folder that is given beside it
+plain      scans, alone or with segmentations of Slicer (``.seg.nrrd``) beside them; or label maps, named alike, in a
+           folder that is given beside it
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from .config import GivenPath, Options, Preprocessing, check_path
 from .errors import InputError, first_problem
 from .formats import scan_suffix
 from .reports import first_few, plain, read_json, reports_in, write_json
+from .segments import SEGMENTATION
 from .volumes import find_scans, scan_stem
 
 _DERIVED = ("space", "res", "den", "desc", "label", "atlas", "seg")
 """BIDS entities that a label map has beyond those of its image."""
 _LABELS = ("dseg", "seg", "mask", "label")
-SEGMENTATION = ".seg"  # as Slicer names them: NAME.seg.nrrd
 LABEL_ENDINGS = ("_seg", "_dseg", "_mask", "_label", "_labels", SEGMENTATION)
 """Of names of label maps."""
 MAPS = ("uncertainty", "probabilities")

@@ -17,6 +17,8 @@ from .text_headers import read_text_header
 if TYPE_CHECKING:
     from .config import Label
 
+SEGMENTATION = ".seg"
+"""What the names of segmentations that Slicer saved end in, before their suffix."""
 _CATEGORY = (
     "Segmentation category and type - 3D Slicer General Anatomy list~SCT^123037004^Anatomical Structure"
 )

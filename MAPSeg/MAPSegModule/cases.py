@@ -14,6 +14,7 @@ from typing import Any
 from MAPSegLib import windows
 from MAPSegLib.errors import InputError
 from MAPSegLib.formats import READABLE, quietly, scan_suffix
+from MAPSegLib.segments import SEGMENTATION
 from MAPSegLib.volumes import scan_stem
 
 REPORTS = "cases"
@@ -94,7 +95,10 @@ def find_cases(inputs: Sequence[str | Path], output: str | Path) -> list[Case]:
             plain = sorted(
                 name
                 for name in names
-                if name[0] != "." and name not in made and scan_suffix(name) not in ("", ".dcm")
+                if name[0] != "."
+                and name not in made
+                and scan_suffix(name) not in ("", ".dcm")
+                and not scan_stem(name).endswith(SEGMENTATION)
             )
             for name in plain:
                 add(

@@ -29,6 +29,13 @@ def test_cases_get_names_of_their_own(inputs, tmp_path):
         find_cases([tmp_path / "empty"], tmp_path / "out")
 
 
+def test_segmentations_beside_scans_are_no_cases(tmp_path):
+    for name in ("a.nrrd", "a.seg.nrrd", "b.nii.gz"):
+        (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "in" / name).touch()
+    assert [case.name for case in find_cases([tmp_path / "in"], tmp_path / "out")] == ["a", "b"]
+
+
 def test_names_of_deep_folders_are_short_enough_for_files(tmp_path):
     folder = tmp_path.joinpath("in", *(f"1.2.840.113619.{number}." + "ä" * 50 for number in range(4)))
     folder.mkdir(parents=True)

@@ -77,6 +77,6 @@ def segment_names(path: Path) -> dict[int, str]:
     with suppress(Exception):  # told when its voxels are read
         for field, text in read_text_header(path).fields.items():
             if found := re.fullmatch(r"segment(\d+)_(name|labelvalue):", field):
-                segments[found[1]][found[2]] = text
+                segments[found[1]][found[2]] = text.replace(r"\\", "\\")  # as NRRD escapes it
         return {int(own["labelvalue"]): own["name"] for own in segments.values() if own.get("name")}
     return {}

@@ -107,6 +107,12 @@ def test_a_segmentation_by_itself_is_no_scan_that_is_left_out_without_a_word(tmp
     assert list_scans(tmp_path) == [path]
 
 
+def test_names_of_any_letters_come_back(tmp_path, labels):
+    known = {"foie é 肝": 10, "a\\b := c = d | e": 300}
+    path = segmentation(tmp_path / "a.nrrd", labels, **known)
+    assert segment_names(path) == {value: name for name, value in known.items()}
+
+
 def test_names_of_a_file_that_cannot_be_read_are_left_to_its_reader(tmp_path):
     (tmp_path / "a.seg.nrrd").write_bytes(b"NRRD0004\nSegment0_Name:=x\nSegment0_LabelValue:=one\n\n")
     assert segment_names(tmp_path / "a.seg.nrrd") == segment_names(tmp_path / "none.nrrd") == {}

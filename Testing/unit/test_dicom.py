@@ -318,6 +318,7 @@ def test_a_file_that_lacks_voxels_is_refused(tmp_path, kept):
             read_image(read)
 
 
+@pytest.mark.filterwarnings("ignore:The value")  # of its length, which is meant
 def test_a_small_deflated_file_of_far_more_than_a_scan_is_not_inflated(tmp_path, monkeypatch):
     import pydicom
 

@@ -181,7 +181,12 @@ def _structures(references: Sequence[Path], job: EvaluateJob, report: Report) ->
     if job.mapping is not None:
         values = sorted({job.mapping[v] for v in values if job.mapping.get(v, 0) > 0})
     else:
-        names |= names_in(check_path(job.reference), references)
+        stated = names_in(check_path(job.reference), references)
+        differ = [v for v in values if v in names.keys() & stated.keys() and names[v] != stated[v]]
+        if differ:
+            what = f"The references call {differ[0]} {stated[differ[0]]}, and the results {names[differ[0]]}."
+            report("log", message=f"{what} If these are two structures, --mapping turns the values.")
+        names |= stated
     return {value: names.get(value, f"structure {value}") for value in values}
 
 

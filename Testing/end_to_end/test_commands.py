@@ -104,8 +104,11 @@ def test_evaluation_takes_names_from_the_results_report(model, data, tmp_path):
     assert " structure 2 3 " in told
     data_set = tmp_path / "set.json"
     data_set.write_text(json.dumps({"labels": {"2": "kernel"}, "cases": cases_of(data)}))
-    told, _ = mapseg("evaluate", tmp_path / "out", data_set, "-o", tmp_path / "named")
-    assert " kernel 3 " in told
+    told, log = mapseg("evaluate", tmp_path / "out", data_set, "-o", tmp_path / "named")
+    assert " kernel 3 " in told and "The references call" not in log
+    (tmp_path / "out" / "b_report.json").unlink()
+    told, log = mapseg("evaluate", tmp_path / "out", data_set, "-o", tmp_path / "otherwise")
+    assert " kernel 3 " in told and "The references call 2 kernel, and the results core." in log
 
 
 def cases_of(data):

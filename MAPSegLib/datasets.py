@@ -18,7 +18,7 @@ from .config import Contrast, Label, Preprocessing
 from .errors import InputError
 from .preprocessing import labels_to_working, prepare_to_learn
 from .reports import first_few
-from .segments import segment_names
+from .segments import called_otherwise
 from .synthesis import OUTSIDE_BRAIN, Anatomy, brain_priors, known_codes, synthesise
 from .volumes import canonical, check_same_grid, map_values, read_image, read_in_full, read_labels
 
@@ -218,16 +218,6 @@ class Matched:
         return image, target
 
 
-def _named_otherwise(label_map: Path, labels: Sequence[Label]) -> list[str]:
-    """What to know of a segmentation of Slicer, whose values may be numbered in its own way."""
-    names = segment_names(label_map)
-    others = [label for label in labels if names.get(label.value, label.name) != label.name]
-    told = (
-        f"Its label map calls {one.value} {names[one.value]}: it is learnt as {one.name}." for one in others
-    )
-    return list(told)[:1]
-
-
 EMPTY = "Its label map is empty: that none of the structures is there will be learnt."
 OTHERS = "Its label map holds other values alone: that none of the structures is there will be learnt."
 
@@ -255,6 +245,7 @@ class ScanSource:
         part: str = "",
     ):
         lookup = {label.value: i for i, label in enumerate(labels, 1)}
+        names = {label.value: label.name for label in labels}
         self.augment = augment
         self.scans: list[tuple[Tensor, Tensor]] = []
         # Scans have whole numbers of voxels, and so not quite the spacing that is asked for.
@@ -271,7 +262,10 @@ class ScanSource:
             known = bool(classes.any())
             held = held or known
             lacking = () if known else (OTHERS,) if label.array.any() else (EMPTY,)
-            for note in (*scan.notes, *lacking, *_named_otherwise(label_path, labels)):
+            notes = [*scan.notes, *lacking]
+            if other := called_otherwise(label_path, names):
+                notes.append(f"Its label map calls {other[0]} {other[1]}: it is learnt as {names[other[0]]}.")
+            for note in notes:
                 self.notes.setdefault(note, []).append(image_path)
             working = labels_to_working(classes, scan.grid).to(torch.int16)
             self.scans.append((scan.image, working))

@@ -8,8 +8,7 @@ nnU-Net    ``dataset.json`` with ``imagesTr`` and ``labelsTr``; the Medical Segm
 BIDS       ``sub-*/[ses-*/]anat``, or else ``ct``; label maps (``_dseg``, ``_seg``, ``_mask``) under ``derivatives``;
            what values are called in tables there (``_dseg.tsv``), beside a ``_dseg`` map or in a folder above it
 authors'   ``*_img`` and ``*_label`` files side by side, in the folder or in its ``*_train`` sub-folders
-plain      scans, alone or with segmentations of Slicer (``.seg.nrrd``) beside them; or label maps, named alike, in a
-           folder that is given beside it
+plain      scans; label maps, named alike, in a folder that is given beside it, or Slicer's (``.seg.nrrd``) beside them
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ from .config import GivenPath, Options, Preprocessing, check_path
 from .errors import InputError, first_problem
 from .formats import scan_suffix
 from .reports import first_few, plain, read_json, reports_in, write_json
-from .segments import SEGMENTATION
+from .segments import SEGMENTATION, is_segmentation
 from .volumes import find_scans, scan_stem
 
 _DERIVED = ("space", "res", "den", "desc", "label", "atlas", "seg")
 """BIDS entities that a label map has beyond those of its image."""
 _LABELS = ("dseg", "seg", "mask", "label")
-LABEL_ENDINGS = ("_seg", "_dseg", "_mask", "_label", "_labels", SEGMENTATION)
+LABEL_ENDINGS = (SEGMENTATION, "_seg", "_dseg", "_mask", "_label", "_labels")
 """Of names of label maps."""
 MAPS = ("uncertainty", "probabilities")
 """What can be mapped beside labels: the options of jobs, what reports tell the files under, and how their names end."""
@@ -296,9 +295,10 @@ def _cases(place: Path) -> list[Case]:
     paired = [case for folder in parts or [place] for case in _authors(folder)]
     if parts and paired:
         _refuse_others(place, f"the data set {parts[0].name}")
-    files = [] if paired else find_scans(place)
-    scans = [file for file in files if not scan_stem(file).endswith(SEGMENTATION)] or files
-    return paired or _pair(scans, [file for file in files if file not in scans])
+    files = [] if paired else _scans_of(place)
+    scans = [file for file in files if not is_segmentation(file)] or files
+    drawn = by_name((file for file in files if file not in scans), case_name)
+    return paired or [Case(image=scan, label=drawn.get(scan_stem(scan))) for scan in scans]
 
 
 def _refuse_others(folder: Path, what: str) -> None:

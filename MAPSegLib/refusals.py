@@ -9,6 +9,7 @@ from typing import Any
 
 from .errors import InputError
 from .reports import reason
+from .segments import is_segmentation
 
 # First bytes of files that are met under a wrong name; NIfTI is recognised by its own reader.
 _SIGNATURES = {
@@ -87,7 +88,7 @@ def check_signature(path: Path, suffix: str) -> None:
 
 def check_components(path: Path, components: int) -> None:
     """Refuse an image of several values per voxel."""
-    if components > 1 and path.name.lower().endswith(".seg.nrrd"):
+    if components > 1 and is_segmentation(path):
         raise InputError(
             f"{path.name} has segments that overlap.", "In Slicer, export the segmentation to a label map."
         )

@@ -31,7 +31,7 @@ from .formats import (
 )
 from .model_files import SUFFIX
 from .reports import replacing
-from .segments import segment_fields
+from .segments import is_segmentation, segment_fields
 
 if TYPE_CHECKING:
     from .config import Label
@@ -276,7 +276,9 @@ def find_scans(folder: str | Path) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"{folder} does not exist.", "Check the path.")
     if _holds_dicom(folder):
-        names = [p.name for p in folder.iterdir() if scan_suffix(p) not in ("", ".dcm")]
+        names = [
+            p.name for p in folder.iterdir() if scan_suffix(p) not in ("", ".dcm") and not is_segmentation(p)
+        ]
         others = sorted(name for name in names if not name.startswith((".", f"{folder.absolute().name}_")))
         if others:  # and no results of an earlier run
             raise InputError(
@@ -328,7 +330,7 @@ def write_volume(
     if tuple(array.shape[:3]) != like.shape:
         raise ValueError(f"array of shape {tuple(array.shape)} on a grid of {like.shape}")
     stored = _storable(array)
-    fields = segment_fields(stored, labels) if labels and suffix == ".nrrd" else {}
+    fields = segment_fields(stored, like.affine, labels) if labels and suffix == ".nrrd" else {}
     with replacing(path, overwrite) as temporary:
         temporary.touch()  # tells an unwritable folder from a failing writer
         save(temporary, stored, like.affine, like.header, fields)

@@ -14,7 +14,7 @@ from typing import Any
 from MAPSegLib import windows
 from MAPSegLib.errors import InputError
 from MAPSegLib.formats import READABLE, quietly, scan_suffix
-from MAPSegLib.segments import SEGMENTATION
+from MAPSegLib.segments import is_segmentation
 from MAPSegLib.volumes import scan_stem
 
 REPORTS = "cases"
@@ -98,7 +98,7 @@ def find_cases(inputs: Sequence[str | Path], output: str | Path) -> list[Case]:
                 if name[0] != "."
                 and name not in made
                 and scan_suffix(name) not in ("", ".dcm")
-                and not scan_stem(name).endswith(SEGMENTATION)
+                and not is_segmentation(name)
             )
             for name in plain:
                 add(

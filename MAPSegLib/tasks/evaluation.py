@@ -15,7 +15,7 @@ from ..jobs import EvaluateJob, Report
 from ..manifests import LABEL_ENDINGS, SIDE_RESULTS, by_name, case_name, list_pairs, results_in
 from ..models import load_card, resolve
 from ..reports import first_few, plain, reports_in, write_csv, write_json
-from ..segments import SEGMENTATION
+from ..segments import SEGMENTATION, called_otherwise, is_segmentation
 from ..volumes import find_scans, read_in_full, read_labels, scan_stem
 from .label_table import names_in
 from .outputs import output_folder, refuse_existing
@@ -73,6 +73,11 @@ def evaluate(job: EvaluateJob, report: Report) -> dict[str, Any]:
                 expected = read_in_full(read_labels, reference)
                 scores = evaluate_pair(read_in_full(read_labels, prediction), expected, names, job.mapping)
                 rows += [{"scan": prediction.name, **score} for score in scores]
+                if not job.mapping and (other := called_otherwise(reference, names)):
+                    told = (
+                        f"{reference.name} calls {other[0]} {other[1]}, which is scored as {names[other[0]]}."
+                    )
+                    report("log", message=told)
             except InputError as error:
                 errors.append(error)
                 tell(error, prediction)
@@ -116,7 +121,7 @@ def pair_cases(prediction: Path, reference: Path) -> Paired:
     ]
     # A batch in Slicer leaves its labels twice.
     twins = {f"{stem.removesuffix('_seg')}{SEGMENTATION}" for stem in stems if stem.endswith("_seg")}
-    found = [path for path in found if scan_stem(path) not in twins]
+    found = [path for path in found if not (is_segmentation(path) and scan_stem(path) in twins)]
     # Of scans that were segmented in place, the label map counts.
     found = _without_images(found, results_in(prediction) & set(there))
     cases = {path: case_name(path) for path in found} or _of_one_side(there)
@@ -172,16 +177,16 @@ def _structures(references: Sequence[Path], job: EvaluateJob, report: Report) ->
     """The values that any reference holds, mapped where a mapping is given: found where one lacks it, it is wrong."""
     import numpy as np
 
-    found: set[int] = set()
+    held: dict[Path, list[int]] = {}
     for reference in track(references, report):
         with suppress(InputError):  # told when it is its turn
-            found.update(np.unique(read_labels(reference).array).tolist())
-    values = sorted(value for value in found if value > 0)
+            held[reference] = np.unique(read_labels(reference).array).tolist()
+    values = sorted({value for found in held.values() for value in found if value > 0})
     names = _reported_names(check_path(job.prediction))
     if job.mapping is not None:
         values = sorted({job.mapping[v] for v in values if job.mapping.get(v, 0) > 0})
     else:
-        stated = names_in(check_path(job.reference), references)
+        stated = names_in(check_path(job.reference), held)
         differ = [v for v in values if v in names.keys() & stated.keys() and names[v] != stated[v]]
         if differ:
             what = f"The references call {differ[0]} {stated[differ[0]]}, and the results {names[differ[0]]}."

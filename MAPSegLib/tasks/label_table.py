@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -75,11 +75,12 @@ def read_label_table(name: str | Path) -> tuple[Label, ...]:
     return labels
 
 
-def names_in(data: Path, maps: Iterable[Path] = ()) -> dict[int, str]:
+def names_in(data: Path, maps: Mapping[Path, Sequence[int]] | None = None) -> dict[int, str]:
     """Names of values, as far as a data set (:func:`stated_names`) or its label maps give any, to train or to score by.
 
     Args:
-        maps: the label maps; Slicer's segmentations (``.seg.nrrd``) name their values, and may number them differently.
+        maps: the label maps, and the values that each holds. Slicer's segmentations (``.seg.nrrd``) name theirs, and
+            may number them differently.
 
     Raises:
         InputError: it has voxels to ignore, or its tables are broken, or names differ.
@@ -87,11 +88,12 @@ def names_in(data: Path, maps: Iterable[Path] = ()) -> dict[int, str]:
     names: dict[int, str] = {}
     origin: dict[int, Path] = {}
     stated = [(table, stated_names(table)) for table in tables_of(data)]
-    stated += [(path, segment_names(path)) for path in maps]
+    for path, values in (maps or {}).items():
+        stated.append((path, {v: name for v, name in segment_names(path).items() if v in values}))
     for place, found in stated:
         if IGNORE in found.values():
             raise InputError(
-                f"{_about(place)}: voxels to ignore are not supported.",
+                f"{place if place.is_file() else _about(place)}: voxels to ignore are not supported.",
                 "Choose structures by a label table or, to score, by a mapping; such voxels then count as background.",
             )
         for value, name in found.items():
@@ -125,7 +127,7 @@ def stated_names(data: Path) -> dict[int, str]:
 
 
 def _about(data: Path) -> Path:
-    return data if data.suffix in (".json", ".tsv", ".nrrd") else data / "dataset.json"
+    return data if data.suffix in (".json", ".tsv") else data / "dataset.json"
 
 
 def _look_up(path: Path) -> dict[int, str]:

@@ -61,6 +61,12 @@ def test_a_training_reads_scans_with_the_segmentations_that_slicer_saved(data, t
     table = "--label-table", tmp_path / "table.json"
     _, told = mapseg("train", *arguments, *table, "-o", tmp_path / "mixed", *CPU)
     assert "case2.nii.gz: Its label map calls 1 core: it is learnt as shell." in told
+    model = tmp_path / "out" / "x.safetensors"
+    _, told = mapseg("evaluate", data / "labels", cases, "-o", tmp_path / "scores", "--model", model)
+    assert (
+        "case2.seg.nrrd calls 1 core, which is scored as shell." in told
+        and "case1.seg.nrrd calls" not in told
+    )
 
 
 def test_values_that_a_data_set_does_not_name_are_told(data, tmp_path):

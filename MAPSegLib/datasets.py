@@ -263,7 +263,7 @@ class ScanSource:
             held = held or known
             lacking = () if known else (OTHERS,) if label.array.any() else (EMPTY,)
             notes = [*scan.notes, *lacking]
-            if other := called_otherwise(label_path, names):
+            if other := called_otherwise(label_path, label.array, names):
                 notes.append(f"Its label map calls {other[0]} {other[1]}: it is learnt as {names[other[0]]}.")
             for note in notes:
                 self.notes.setdefault(note, []).append(image_path)

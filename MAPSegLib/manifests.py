@@ -91,8 +91,7 @@ def list_cases(place: Path) -> list[Case]:
     Raises:
         InputError: nothing there, or the layout is broken; the message names the file.
     """
-    results = results_in(place)
-    cases = [case for case in _cases(place) if case.image not in results]
+    cases = _cases(place)
     if not cases:
         raise InputError(f"The folder {place} holds results of an earlier run alone.", "Give the scans.")
     return cases
@@ -292,12 +291,14 @@ def _cases(place: Path) -> list[Case]:
         _refuse_others(place, "a BIDS data set")
         return _bids(place, subjects)
     parts = [p for p in sorted(place.glob("*_train")) if p.is_dir()]
-    paired = [case for folder in parts or [place] for case in _authors(folder)]
-    if parts and paired:
+    paired = [case for folder in parts for case in _authors(folder, _scans_of(folder))]
+    if paired:
         _refuse_others(place, f"the data set {parts[0].name}")
-    files = [] if paired else _scans_of(place)
+        return paired
+    files = _scans_of(place)
+    paired = [] if parts else _authors(place, files)
+    drawn = by_name(filter(is_segmentation, files), case_name)
     scans = [file for file in files if not is_segmentation(file)] or files
-    drawn = by_name((file for file in files if file not in scans), case_name)
     return paired or [Case(image=scan, label=drawn.get(scan_stem(scan))) for scan in scans]
 
 
@@ -357,8 +358,7 @@ def _nnunet(folder: Path) -> list[Case]:
     return _pair(_scans_of(folder / "imagesTr"), find_scans(labels) if labels.is_dir() else [])
 
 
-def _authors(folder: Path) -> list[Case]:
-    files = _scans_of(folder)
+def _authors(folder: Path, files: list[Path]) -> list[Case]:
     named = {kind: [f for f in files if scan_stem(f).endswith(kind)] for kind in ("_img", "_label")}
     others = [f.name for f in files if not scan_stem(f).endswith(tuple(named))]
     if named["_img"] and others:

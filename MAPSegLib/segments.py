@@ -96,13 +96,16 @@ def segment_names(path: Path) -> dict[int, str]:
     return {}
 
 
-def called_otherwise(path: Path, names: Mapping[int, str]) -> tuple[int, str] | None:
+def called_otherwise(path: Path, array: np.ndarray, names: Mapping[int, str]) -> tuple[int, str] | None:
     """A value that a segmentation of Slicer, which may number its segments in its own way, does not call as ``names``.
+
+    Args:
+        array: its voxels; what none of them holds may be called anything.
 
     Returns:
         the first such value, and what the file calls it; None where all agree.
     """
     for value, name in segment_names(path).items():
-        if name != _in_one_line(names.get(value, name)):
+        if name != _in_one_line(names.get(value, name)) and (array == value).any():
             return value, name
     return None

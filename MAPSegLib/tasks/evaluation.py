@@ -73,7 +73,7 @@ def evaluate(job: EvaluateJob, report: Report) -> dict[str, Any]:
                 expected = read_in_full(read_labels, reference)
                 scores = evaluate_pair(read_in_full(read_labels, prediction), expected, names, job.mapping)
                 rows += [{"scan": prediction.name, **score} for score in scores]
-                if not job.mapping and (other := called_otherwise(reference, names)):
+                if not job.mapping and (other := called_otherwise(reference, expected.array, names)):
                     told = (
                         f"{reference.name} calls {other[0]} {other[1]}, which is scored as {names[other[0]]}."
                     )

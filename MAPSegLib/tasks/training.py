@@ -231,16 +231,16 @@ def _labels(cases: Sequence[Labelled], job: TrainJob, report: Report) -> tuple[L
     if job.label_table or job.from_labels:
         return read_label_table(job.label_table or "brain")
     found: dict[int, Path] = {}
-    held: dict[Path, list[int]] = {}
+    values_in: dict[Path, list[int]] = {}
     for path in track([path for _, path in cases], report):
-        held[path] = values = np.unique(read_in_full(read_labels, path).array).tolist()
+        values_in[path] = values = np.unique(read_in_full(read_labels, path).array).tolist()
         if wrong := [value for value in (values[0], values[-1]) if not 0 <= value <= 65535]:
             raise InputError(
                 f"{path} holds the value {wrong[0]}; those of structures go from 1 to 65535.",
                 "Give a label table to choose some.",
             )
         found = dict.fromkeys(values, path) | found
-    names = names_in(check_path(job.images), held)
+    names = names_in(check_path(job.images), values_in)
     if names and (others := sorted(found.keys() - names.keys() - {0})):
         held = f"The label maps hold {first_few(others)}, which {job.images.name} does not name"
         where = f"{others[0]} is in {found[others[0]].name}"

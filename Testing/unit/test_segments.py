@@ -122,8 +122,9 @@ def test_names_that_differ_are_refused_where_voxels_have_them(tmp_path, labels):
     with pytest.raises(InputError, match=r"10 is called thalamus in .*a.seg.nrrd and lesion in .*b.seg.nrrd"):
         names_in(tmp_path, maps)
     assert names_in(tmp_path, maps | {second: [0]}) == {10: "thalamus", 300: "lesion"}
-    assert called_otherwise(second, {10: "thalamus", 300: "thalamus"}) == (10, "lesion")
-    assert called_otherwise(first, {10: " thalamus", 12: "lesion"}) is None
+    assert called_otherwise(second, labels, {10: "thalamus", 300: "thalamus"}) == (10, "lesion")
+    assert called_otherwise(second, 0 * labels, {10: "thalamus"}) is None
+    assert called_otherwise(first, labels, {10: " thalamus", 12: "lesion"}) is None
 
 
 def test_a_segmentation_by_itself_is_no_scan_that_is_left_out_without_a_word(tmp_path, labels):

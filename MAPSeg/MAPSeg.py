@@ -55,6 +55,9 @@ class MAPSegWidget(ScriptedLoadableModuleWidget):
         from MAPSegModule.panel import Panel
 
         self.panel = Panel(self)
+        # Slicer reloads a module that is shown without entering it anew.
+        if getattr(self.parent, "isEntered", False):
+            self.enter()
 
     def enter(self):
         self.panel.enter()

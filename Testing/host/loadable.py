@@ -106,17 +106,26 @@ class PanelParent:
         self.area.setHorizontalScrollBarPolicy(Qt.ScrollBarAlwaysOff)  # what is too wide is cut off
         self.area.setWidget(self.widget._real)
         self._name, self._path = name, path
+        self.isEntered = False
 
     def __getattr__(self, attribute):
         return getattr(self.widget, attribute)
 
     def reload(self) -> None:
-        """Make the panel anew from the module's class; the application enters it when it is the one shown."""
+        """Make the panel anew from the module's class. It is not entered then: where it is shown, it was before."""
         made = getattr(sys.modules[self._name], f"{self._name}Widget")(self)
         setattr(slicer.modules, f"{self._name}Widget", made)
         made.setup()
-        if hasattr(made, "enter"):
-            made.enter()
+
+    def enter(self) -> None:
+        """Show the panel, as when a user selects the module."""
+        self.isEntered = True
+        getattr(slicer.modules, f"{self._name}Widget").enter()
+
+    def exit(self) -> None:
+        """Show another module."""
+        self.isEntered = False
+        getattr(slicer.modules, f"{self._name}Widget").exit()
 
 
 def _modules():
@@ -143,6 +152,7 @@ def open_module(path: Path):
     setattr(_modules(), name.lower(), about)
     setattr(_modules(), f"{name}Instance", getattr(module, name)(about))
     parent.reload()
+    parent.enter()
     return getattr(slicer.modules, f"{name}Widget")
 
 

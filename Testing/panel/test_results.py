@@ -303,6 +303,23 @@ def test_views_are_left_alone_while_another_module_is_shown(result):
     assert view.GetBackgroundVolumeID() == other
 
 
+def test_views_are_arranged_after_a_reload_too(screen, tmp_path):
+    """The application reloads the module that is shown, and does not enter it anew."""
+    slicer.modules.MAPSegWidget.onReload()
+    [view] = add_slices("Red")
+    item, run = make_result(tmp_path)
+    screen.panel.results.add(item, run)
+    assert view.GetBackgroundVolumeID() == item.volume_id
+
+
+def test_views_of_another_module_are_left_alone_after_a_reload_too(screen, tmp_path):
+    slicer.modules.mapseg.widgetRepresentation().exit()
+    slicer.util.reloadScriptedModule("MAPSeg")
+    [view] = add_slices("Red")
+    screen.panel.results.add(*make_result(tmp_path))
+    assert view.GetBackgroundVolumeID() is None
+
+
 def test_what_was_left_to_arrange_does_not_pass_to_another_scene(result):
     from MAPSegModule import scene
 

@@ -50,6 +50,8 @@ class MAPSeg(ScriptedLoadableModule):
 class MAPSegWidget(ScriptedLoadableModuleWidget):
     """The panel; everything in it is in MAPSegModule/panel.py."""
 
+    panel = None  # Slicer enters and reloads a module all the same whose setup has failed
+
     def setup(self):
         ScriptedLoadableModuleWidget.setup(self)
         from MAPSegModule.panel import Panel
@@ -60,13 +62,16 @@ class MAPSegWidget(ScriptedLoadableModuleWidget):
             self.enter()
 
     def enter(self):
-        self.panel.enter()
+        if self.panel is not None:
+            self.panel.enter()
 
     def exit(self):
-        self.panel.exit()
+        if self.panel is not None:
+            self.panel.exit()
 
     def cleanup(self):
-        self.panel.cleanup()
+        if self.panel is not None:
+            self.panel.cleanup()
 
     def onReload(self):
         # Slicer reloads this file alone: without its parts, nothing that was edited in them would be seen.

@@ -336,6 +336,20 @@ def test_reloading_ends_the_run_and_makes_the_panel_anew(screen):
     assert screen.rows()
 
 
+def test_a_panel_that_could_not_be_made_can_be_reloaded(screen, monkeypatch):
+    """Once what was wrong with it is put right: the application closes the one before, whatever became of it."""
+    import slicer
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="no form"):
+        patch.setattr(slicer.util, "loadUI", lambda path: (_ for _ in ()).throw(RuntimeError("no form")))
+        slicer.modules.MAPSegWidget.onReload()
+    parent = slicer.modules.mapseg.widgetRepresentation()
+    parent.exit()
+    parent.enter()
+    slicer.modules.MAPSegWidget.onReload()
+    screen.wait(lambda: screen.ui.segmentButton.visible, 5)
+
+
 def test_ending_the_application_ends_the_run(screen):
     add_ball()
     adapt(screen)

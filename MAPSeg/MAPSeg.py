@@ -50,10 +50,20 @@ class MAPSeg(ScriptedLoadableModule):
 class MAPSegWidget(ScriptedLoadableModuleWidget):
     """The panel; everything in it is in MAPSegModule/panel.py."""
 
-    panel = None  # Slicer enters and reloads a module all the same whose setup has failed
+    panel = None  # in an old Slicer, or as setup() failed: Slicer enters and reloads the module all the same
 
     def setup(self):
         ScriptedLoadableModuleWidget.setup(self)
+        from MAPSegModule import dependencies
+
+        if told := dependencies.unsuited():
+            import qt
+
+            line = qt.QLabel(told)
+            line.wordWrap = True
+            self.layout.addWidget(line)
+            self.layout.addStretch(1)
+            return
         from MAPSegModule.panel import Panel
 
         self.panel = Panel(self)

@@ -25,6 +25,8 @@ from slicer.i18n import tr as _
 
 from . import backend_folder, texts
 
+OLDEST = (5, 11)
+"""Slicer's version, with the previews of 5.12: older ones have another Python, or no ``slicer.packaging``."""
 TORCH = "torch>=2.9"
 REQUIREMENTS = Path(__file__).parents[1] / "Resources" / "requirements.txt"
 WHEELS_SETTING = "MAPSeg/WheelFolder"
@@ -49,6 +51,15 @@ print(json.dumps(told))
 """
 
 
+def unsuited() -> str:
+    """Why nothing here works in this Slicer, in a sentence; empty where it does."""
+    version = (slicer.app.majorVersion, slicer.app.minorVersion)
+    if version >= OLDEST:
+        return ""
+    told = _("MAPSeg needs Slicer 5.12 or later, and this is {version}: install a newer Slicer.")
+    return told.format(version="{}.{}".format(*version))
+
+
 def missing() -> list[str]:
     """Requirements that are not met, as pip knows them."""
     return [wanted for wanted in (TORCH, *requirements()) if not _met(wanted)]
@@ -69,6 +80,8 @@ def ensure(wheels: str = "") -> bool:
     Raises:
         RuntimeError: the installation failed or is not possible; the message says why and what to do.
     """
+    if told := unsuited():
+        raise RuntimeError(told)
     wanted = missing()
     if not wanted:
         return True

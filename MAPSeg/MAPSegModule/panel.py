@@ -199,6 +199,7 @@ class Panel:
         self._options_changed()
 
     def _show_device(self) -> None:
+        time.sleep(0.001)  # Slicer's event loop keeps threads waiting: let the trial run
         if self._tried is None:
             return
         self._device_timer.stop()

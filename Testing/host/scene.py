@@ -34,6 +34,7 @@ class Application:
         self._started: list[Callable] = []
         self._closed: list[Callable] = []
         self.mrmlScene = slicer.mrmlScene
+        self.majorVersion, self.minorVersion = 5, 12
         self.temporaryPath = tempfile.gettempdir()
         self.returnCode: int | None = None
 

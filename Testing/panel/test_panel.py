@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from Testing.host import desktop as host_desktop
+from Testing.host import loadable
 from Testing.host.pythonqt import dialogs
 
 from .conftest import MODULE, Screen, add_ball
@@ -266,3 +267,21 @@ def test_a_name_without_spaces_does_not_widen_the_panel(screen):
     screen.panel._say("#000000", "✗", f"{name}: The volume left the scene.")
     screen.pause(0.1)
     assert screen.area.widget().minimumSizeHint().width() <= 405
+
+
+def test_an_older_slicer_is_told_what_it_lacks(screen, monkeypatch):
+    """Its Python or its packages would fail in odd places."""
+    import slicer
+    from MAPSegModule import dependencies
+    from PySide6.QtWidgets import QLabel
+
+    screen.close()
+    with monkeypatch.context() as patch:
+        patch.setitem(vars(slicer.app._parts[0]), "minorVersion", 8)
+        loadable.open_module(MODULE)
+        lines = [label.text() for label in screen.area.findChildren(QLabel)]
+        assert lines == ["MAPSeg needs Slicer 5.12 or later, and this is 5.8: install a newer Slicer."]
+        with pytest.raises(RuntimeError, match=r"this is 5\.8"):
+            dependencies.ensure()
+        screen.close()
+    screen.open()

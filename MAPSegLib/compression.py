@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import math
 import zlib
 from pathlib import Path
 from typing import BinaryIO
 
+from .errors import InputError
 from .text_headers import TextHeader
 
 _PIECE = 1 << 20  # bytes held in memory at once
@@ -29,13 +31,18 @@ def check_gzip(path: Path, most: int) -> int:
 
 
 def check_voxels(header: TextHeader, size: int) -> None:
-    """Read the compressed voxels of an NRRD or MetaImage file, of which an image takes ``size`` bytes.
+    """Read the compressed voxels of an NRRD or MetaImage file, of which an image takes ``size`` bytes; count others.
+
+    For voxels that a list of files lacks, or the bytes that MetaImage says to take, ITK gives whatever memory holds.
 
     Raises:
         EOFError, OSError, zlib.error: they are damaged, or fewer than that, or far more.
+        InputError: they lie behind the header, and their size is not stated: ITK takes them from the file's beginning.
     """
     measure = _MEASURES.get(header.encoding)
     if measure is None:
+        if header.encoding == "raw" and size > sum(path.stat().st_size for path in header.files):
+            raise EOFError(f"fewer than {size} bytes")
         return
     inflated = 0
     for path in header.files:
@@ -44,9 +51,20 @@ def check_voxels(header: TextHeader, size: int) -> None:
             for _ in range(int(header.fields.get("lineskip", 0))):
                 if not file.readline():
                     break
-            inflated += measure(file, 2 * size + _SPARE)
+            if header.encoding == "zlib" and header.packed_size:
+                if not 0 < header.packed_size <= path.stat().st_size - header.start:
+                    raise EOFError(f"no {header.packed_size} bytes")
+                inflated += _zlib_size(file, 2 * size + _SPARE, length=header.packed_size)
+            else:
+                inflated += measure(file, 2 * size + _SPARE)
     if inflated < size:
         raise EOFError(f"{inflated} bytes of {size}")
+    if header.encoding == "zlib" and header.start and not header.packed_size:
+        raise InputError(
+            f"{header.files[0].name} does not state the size of its compressed voxels (CompressedDataSize), without "
+            "which ITK does not read them.",
+            "Save it uncompressed.",
+        )
 
 
 def check_claim(header: TextHeader, voxels: int) -> None:
@@ -83,10 +101,14 @@ def _gzip_size(file: BinaryIO, most: int) -> int:
     return size
 
 
-def _zlib_size(file: BinaryIO, most: int, kind: int = 32 + zlib.MAX_WBITS) -> int:
+def _zlib_size(file: BinaryIO, most: int, kind: int = 32 + zlib.MAX_WBITS, length: float = math.inf) -> int:
+    """As :func:`_gzip_size`, of the first ``length`` bytes."""
     size, stream = 0, zlib.decompressobj(kind)  # 32: gzip's header is taken, too, as by ITK
     while not stream.eof:
-        piece = stream.unconsumed_tail or file.read(_PIECE)
+        piece = stream.unconsumed_tail
+        if not piece:
+            piece = file.read(min(_PIECE, length))
+            length -= len(piece)
         if not piece:
             raise EOFError("the stream has no end")
         size += len(stream.decompress(piece, _PIECE))

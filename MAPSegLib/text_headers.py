@@ -29,10 +29,17 @@ class TextHeader:
 
     @property
     def encoding(self) -> str:
-        """How the voxels are stored: NRRD's word for it; ``zlib`` for what MetaImage calls compressed."""
+        """How the voxels are stored: NRRD's word for it; for MetaImage ``zlib``, ``ascii`` or ``raw``."""
         if self.fields.get("compresseddata", "").startswith(("T", "t", "1")):
             return "zlib"
+        if not self.fields.get("binarydata", "True").startswith(("T", "t", "1")):
+            return "ascii"
         return self.fields.get("encoding", "raw").lower()
+
+    @property
+    def packed_size(self) -> int:
+        """Bytes of compressed voxels in a file, as MetaImage states them; 0 where it does not."""
+        return int(float(self.fields.get("compresseddatasize", 0)))
 
     @property
     def sized(self) -> bool:
@@ -70,6 +77,8 @@ def read_text_header(path: Path) -> TextHeader:
             raise ValueError("no scan has so many axes")
         told = fields.get("elementdatafile") or fields.get("datafile", "LOCAL")
         if told.upper() == "LOCAL":
+            if int(fields.get("headersize", 0)) > 0:  # which ITK counts from the beginning of the file
+                raise ValueError("voxels within the header")
             return TextHeader(fields, (path,), file.tell())
         names = _decoded(file.read()).split("\n") if told.startswith("LIST") else _names(told, fields)
     files = tuple(path.parent / name for name in filter(None, map(str.strip, names)))

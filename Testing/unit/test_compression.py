@@ -158,6 +158,50 @@ def test_gzip_files_of_several_members_are_read(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "scan.nii.gz").array, noise(20, 20, 20))
 
 
+def test_metaimage_that_states_fewer_compressed_bytes_than_there_are_is_refused(tmp_path):
+    """ITK would take these alone, and for the other voxels what memory happened to hold."""
+    path, array = tmp_path / "scan.mha", noise(8, 7, 6)
+    voxels = zlib.compress(array.T.tobytes())
+
+    def state(line, end="LOCAL\n"):
+        path.write_bytes(
+            META.replace("ElementSpacing", f"{line}ElementSpacing").encode() + end.encode() + voxels
+        )
+
+    state(f"CompressedDataSize = {len(voxels)}\n")
+    np.testing.assert_array_equal(read_image(path).array, array)
+    for size in (len(voxels) - 50, len(voxels) + 50, 1, -1, 10**15):
+        state(f"CompressedDataSize = {size}\n")
+        assert_refused(path, "damaged, truncated or not an image")
+    for line in ("", "CompressedDataSize = 0\n"):  # it would take the header for voxels
+        state(line)
+        assert_refused(path, "does not state the size of its compressed voxels")
+
+
+def test_voxels_that_metaimage_seeks_in_its_own_header_are_refused(tmp_path):
+    header = META.replace("CompressedData = True", "HeaderSize = 10")
+    (tmp_path / "scan.mha").write_bytes(f"{header}LOCAL\n".encode() + bytes(10) + noise(8, 7, 6).tobytes())
+    assert_refused(tmp_path / "scan.mha", "damaged, truncated or not an image")
+
+
+@pytest.mark.parametrize(
+    "files", ["LIST\n" + "\n".join(f"s{number}.raw" for number in range(5)), "s%d.raw 0 4 1"]
+)
+def test_fewer_files_than_slices_are_refused(tmp_path, files):
+    """For those that a list lacks, ITK gives what memory happened to hold."""
+    for number in range(5):
+        (tmp_path / f"s{number}.raw").write_bytes(noise(8, 7, 6)[..., number].T.tobytes())
+    (tmp_path / "scan.mhd").write_text(f"{PLAIN}ElementDataFile = {files}\n")
+    assert_refused(tmp_path / "scan.mhd", "damaged, truncated or not an image")
+
+
+def test_a_text_of_short_numbers_is_no_file_that_lacks_bytes(tmp_path):
+    array = np.arange(8 * 7 * 6).reshape(8, 7, 6) * 7 % 9
+    text = " ".join(map(str, array.ravel(order="F")))
+    (tmp_path / "scan.mha").write_text(f"BinaryData = False\n{PLAIN}ElementDataFile = LOCAL\n{text}\n")
+    np.testing.assert_array_equal(read_image(tmp_path / "scan.mha").array, array)
+
+
 PLAIN = "ObjectType = Image\nNDims = 3\nDimSize = 8 7 6\nElementSpacing = 1 1 1\nElementType = MET_FLOAT\n"
 
 

@@ -127,6 +127,11 @@ def check_planes(path: Path, files: list[Path]) -> np.ndarray:
             f"{what} has slices of several orientations or voxel sizes.", "Export one complete 3D series."
         )
     normal = np.cross(rows[0], columns[0])
+    if abs(np.linalg.norm(normal) - 1) > 0.02:
+        raise InputError(
+            f"{what} states rows and columns that are not at right angles.",
+            "Export the series again, as the scanner made it.",
+        )
     heights = origins @ normal
     aside = origins - origins[0] - np.outer(heights - heights[0], normal)
     if np.abs(aside).max() > 0.1:
@@ -136,8 +141,10 @@ def check_planes(path: Path, files: list[Path]) -> np.ndarray:
         )
     gaps = np.diff(heights) * (1 if heights[-1] >= heights[0] else -1)
     repeated = gaps.min() < 0.01
-    # Gaps between positions that are rounded to a tenth differ by just as much, and may by a little more.
-    allowed = max(0.1, 0.05 * np.median(gaps)) + 1e-3
+    # Gaps between positions that are rounded to a tenth differ by just as much, and may by a little more;
+    # where slices are finer, that much would be one of them.
+    middle = np.median(gaps)
+    allowed = max(min(0.1, middle / 2), 0.05 * middle) + 1e-3
     even = np.linspace(heights[0], heights[-1], len(heights))
     drift = np.abs(heights - even).max()  # small differences add up
     if repeated or max(np.ptp(gaps), drift) > allowed:

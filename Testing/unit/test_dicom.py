@@ -51,6 +51,27 @@ def test_dicom_series_with_a_gap_or_a_neighbour(tmp_path):
     assert_refused(tmp_path / "none", "no DICOM series")
 
 
+def test_a_missing_slice_among_fine_ones_is_noticed(tmp_path):
+    """The tenth of a millimetre that positions may be rounded by is a slice here."""
+    array, affine = noise(8, 9, 8, dtype=np.int16), make_affine(spacing=(0.1, 0.1, 0.1))
+    write_series(tmp_path / "whole", array, affine)
+    assert read_image(tmp_path / "whole").shape == (8, 9, 8)
+    write_series(tmp_path / "gap", array, affine, slices=[0, 1, 2, 3, 5, 6, 7])
+    assert_refused(tmp_path / "gap", "missing or unevenly spaced slices")
+
+
+@pytest.mark.parametrize("axes", [[0, 0, 0, 0, 0, 0], [2, 0, 0, 0, 2, 0], [1, 0, 0, 0.5, 0.5, 0]])
+def test_rows_and_columns_that_are_not_at_right_angles_are_told(tmp_path, axes):
+    import pydicom
+
+    write_series(tmp_path / "a", noise(8, 9, 5, dtype=np.int16), make_affine())
+    for file in (tmp_path / "a").iterdir():
+        content = pydicom.dcmread(file)
+        content.ImageOrientationPatient = axes
+        content.save_as(file)
+    assert_refused(tmp_path / "a", "not at right angles")
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [

@@ -364,7 +364,7 @@ def _placed(name: str, path: Path | None, loaded: Loaded) -> Volume:
         raise InputError(f"{name} has a geometry that is not finite.", "Export the scan again.")
     spacing = np.array(volume.spacing)
     low, high = _SPACING_LIMITS
-    if (spacing < low).any() or (spacing > high).any():
+    if (spacing < low * (1 - 1e-4)).any() or (spacing > high * (1 + 1e-4)).any():  # headers round
         told = " x ".join(f"{s:.3g}" for s in spacing)
         raise InputError(
             f"{name} has a voxel spacing of {told} mm, outside {low:g}-{high:g} mm.",

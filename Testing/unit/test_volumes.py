@@ -21,6 +21,7 @@ from MAPSegLib.volumes import (
     Volume,
     check_same_grid,
     find_scans,
+    image_in_memory,
     looks_like_labels,
     read_image,
     read_labels,
@@ -175,6 +176,15 @@ def test_trailing_dimensions_of_one_are_dropped(tmp_path):
 def test_absurd_spacing(tmp_path, spacing, suffix):
     scan = noise_scan((6, 6, 6), make_affine(spacing=spacing))
     assert_refused(write_volume(tmp_path / f"scan{suffix}", scan.array, scan), "spacing")
+
+
+@pytest.mark.parametrize("size", [0.05, 50])
+def test_voxels_of_the_limits_are_read_however_they_are_turned(size):
+    """Turned axes are some tenth of a millionth shorter or longer."""
+    array = noise(6, 7, 8)
+    for degrees in range(0, 45, 3):
+        affine = make_affine(spacing=(size,) * 3, angles=(degrees, 2 * degrees, degrees / 2))
+        np.testing.assert_array_equal(image_in_memory(nib.Nifti1Image(array, affine)).array, array)
 
 
 def test_zero_spacing(tmp_path):

@@ -151,8 +151,7 @@ def pack(array: np.ndarray, affine: np.ndarray, header: Any) -> Any:
 def _read_nibabel(path: Path) -> Loaded:
     import nibabel as nib
 
-    kinds = (nib.Nifti1Image, nib.Nifti2Image, nib.MGHImage)
-    kind = next(kind for kind in kinds if kind.path_maybe_image(path)[0])
+    kind = next(k for k in (nib.Nifti1Image, nib.Nifti2Image, nib.MGHImage) if k.path_maybe_image(path)[0])
     # nib.load takes no "Scan.Nii"; mapped, voxels would change with the file, and the process die as it shrinks
     image = kind.from_file_map({"image": nib.FileHolder(path)}, mmap=False)
     shape = _scalar_shape(path, image)
@@ -187,8 +186,7 @@ def _from_nibabel(path: Path, image: Any) -> Loaded:
     shape = _scalar_shape(path, image)
     if isinstance(image, nib.Nifti1Image):
         _check_orientation(path, image)
-        unit = {1: "metres", 3: "microns"}.get(int(image.header["xyzt_units"]) & 7)
-        if unit:
+        if unit := {1: "metres", 3: "microns"}.get(int(image.header["xyzt_units"]) & 7):
             raise _not_in_mm(path, unit)
     affine = image.header.get_best_affine() if image.affine is None else image.affine
     return np.asanyarray(image.dataobj).reshape(shape, order="F"), affine.astype(float), image.header
@@ -199,13 +197,13 @@ def _not_in_mm(path: Path, unit: str) -> InputError:
 
 
 def _check_pixdim(path: Path, image: Any) -> None:
-    """nibabel loads a spacing of 0 as 1 mm, and one below 0 as its absolute value, where ITK mirrors the scan."""
+    """nibabel loads a spacing of 0 as 1 mm, one below 0 as above it, and any odd sign of slices as 1."""
     from nibabel.openers import ImageOpener
 
     with ImageOpener(path) as file:
         raw = image.header_class.from_fileobj(file, check=False)
     spacing = raw["pixdim"][1:4]
-    if (spacing < 0).any():
+    if (spacing < 0).any() or (raw["qform_code"] > 0 and -1 != raw["pixdim"][0] < 0):
         raise InputError(
             f"{path.name} has a negative voxel spacing: programs differ on which side is left then.",
             "Export the scan again.",
@@ -262,7 +260,7 @@ def geometry_notes(header: Any) -> tuple[str, ...]:
 def _size_notes(header: Any) -> Iterator[str]:
     if header["sform_code"] > 0:
         told, taken = header["pixdim"][1:4], np.linalg.norm(header.get_sform()[:3, :3], axis=0)
-        if np.abs(told / np.maximum(taken, 1e-12) - 1).max() > 0.01:
+        if not np.abs(told / np.maximum(taken, 1e-12) - 1).max() <= 0.01:  # NaN, too
             sizes = [" x ".join(f"{n:.3g}" for n in numbers) for numbers in (taken, told)]
             yield (
                 f"The file states two voxel sizes: {sizes[0]} mm (sform) are taken, and not {sizes[1]} mm (pixdim), "
@@ -410,7 +408,9 @@ def _nifti(array: np.ndarray, affine: np.ndarray, header: Any) -> Any:
         image = nib.Nifti1Image(array, affine)
         image.header.set_xyzt_units("mm")
         image.set_sform(affine, code=1)
-        image.set_qform(affine, code=1)
+        # No quaternion is sheared: programs that take it would see the labels beside the scan.
+        gap = corner_gap(array.shape[:3], affine, image.header.get_qform())
+        image.set_qform(affine, code=int(gap < 0.25 * min(image.header.get_zooms()[:3])))
     image.set_data_dtype(array.dtype)
     return image
 

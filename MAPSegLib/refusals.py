@@ -51,7 +51,9 @@ def guard(path: Path, reader: Callable[[Path], Any]) -> Any:
             text = text.replace(name.lower(), "")
         if any(words in text for words in ("to allocate", "bad_alloc", "out of memory")):
             raise MemoryError(text) from error
-        if "spacing" in text or "pixdim" in text:
+        if "scalarwithspace" in text:  # NRRD's word for it
+            what = "states spacings beside a space, in which only space directions count"
+        elif "spacing" in text or "pixdim" in text:
             what = "has a voxel spacing of zero"
         elif "direction" in text or "determinant" in text:
             what = "has a singular orientation matrix"

@@ -106,6 +106,21 @@ def test_what_a_nifti_header_tells_of_the_scan_stays_out_of_results(tmp_path, ki
     assert not any(after[f"intent_{field}"] for field in ("code", "name", "p1", "p2", "p3"))
 
 
+@pytest.mark.parametrize(("shear", "code"), [(0, 1), (1e-5, 1), (0.2, 0)])
+def test_no_quaternion_puts_sheared_labels_elsewhere(tmp_path, shear, code):
+    """ITK would take it, and leave out the shear: the labels would lie beside the scan."""
+    affine = make_affine(spacing=(1, 2, 3), angles=(3, 4, 5)) @ (np.eye(4) + shear * np.eye(4, k=1))
+    affine[:3, 3] = 5, 6, 7
+    scan = read_image(
+        write_volume(tmp_path / "scan.mha", noise(20, 21, 22), Volume(noise(20, 21, 22), affine))
+    )
+    header = nib.load(write_volume(tmp_path / "out.nii", scan.array > 80, scan)).header
+    assert (header["sform_code"], header["qform_code"]) == (1, code)
+    np.testing.assert_allclose(header.get_sform(), affine, atol=1e-4)
+    if code:
+        np.testing.assert_allclose(header.get_qform(), affine, atol=1e-3)
+
+
 def test_scale_factors_are_applied(tmp_path):
     image = nib.Nifti1Image(noise(5, 6, 7, dtype=np.int16), np.eye(4))
     stored = np.asarray(image.dataobj).astype(np.float32)
@@ -252,6 +267,17 @@ def test_a_negative_voxel_spacing_is_refused(tmp_path, codes):
     assert_refused(tmp_path / "scan.nii", "negative voxel spacing")
 
 
+@pytest.mark.parametrize(("sign", "read"), [(-1, True), (0, True), (1, True), (-2, False), (-0.99, False)])
+def test_slices_whose_sign_programs_read_differently_are_refused(tmp_path, sign, read):
+    """nibabel takes all but -1 for 1, and others whatever is below 0 for -1: they see a mirror image."""
+    path = nifti(tmp_path / "scan.nii", qform=(1, 1, 1))
+    patch_header(path, 76, [sign])
+    if read:
+        assert read_image(path).affine[2, 2] == (-1 if sign < 0 else 1)
+    else:
+        assert_refused(path, "negative voxel spacing")
+
+
 def test_a_second_voxel_size_is_told(tmp_path):
     image = nib.Nifti1Image(noise(8, 9, 10), np.eye(4))
     image.set_sform(np.eye(4), code=1)
@@ -262,6 +288,10 @@ def test_a_second_voxel_size_is_told(tmp_path):
     nib.save(image, tmp_path / "scan.nii.gz")
     (note,) = read_image(tmp_path / "scan.nii.gz").notes
     assert "1 x 1 x 1 mm (sform)" in note and "3 x 3 x 3 mm (pixdim)" in note
+    image.header["pixdim"][1:4] = 1, np.nan, 1
+    nib.save(image, tmp_path / "scan.nii.gz")
+    (note,) = read_image(tmp_path / "scan.nii.gz").notes
+    assert "1 x nan x 1 mm (pixdim)" in note
 
 
 def test_files_that_leave_left_and_right_open_say_so(tmp_path):
@@ -330,6 +360,11 @@ def test_files_without_a_voxel_size_say_so(tmp_path, name, fields, told):
 )
 def test_nrrd_and_metaimage_in_other_units_than_mm_are_refused(tmp_path, name, fields):
     assert_refused(bare(tmp_path / name, fields), "in um, not in mm")
+
+
+def test_spacings_beside_a_space_are_told(tmp_path):
+    path = bare(tmp_path / "a.nrrd", "space: left-posterior-superior\nspacings: 2 3 4\n")
+    assert_refused(path, "spacings beside a space")
 
 
 @pytest.mark.parametrize("space", ["right-anterior-superior-time", "RAST", "left-anterior-superior-time"])

@@ -19,7 +19,15 @@ import numpy as np
 from .compression import check_claim, check_gzip, check_voxels
 from .dicom import check_all_read, check_place, check_planes, is_dicom
 from .errors import InputError
-from .refusals import check_components, check_signature, guard, squeezed_shape
+from .refusals import (
+    check_components,
+    check_header,
+    check_signature,
+    guard,
+    mirrored,
+    not_in_mm,
+    squeezed_shape,
+)
 from .text_headers import TextHeader, read_text_header
 from .windows import itk_name, itk_target
 
@@ -40,9 +48,6 @@ WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
 # What a result in NIfTI takes over from the header of its scan.
 _PLACE = ("pixdim", "xyzt_units", "sform_code", "qform_code", "srow_x", "srow_y", "srow_z")
 _PLACE += ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
-
-# NRRD's names of spaces that ITK reads as if they were left, posterior, superior.
-_TIMED = ("right-anterior-superior-time", "rast", "left-anterior-superior-time", "last")
 
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -187,13 +192,9 @@ def _from_nibabel(path: Path, image: Any) -> Loaded:
     if isinstance(image, nib.Nifti1Image):
         _check_orientation(path, image)
         if unit := {1: "metres", 3: "microns"}.get(int(image.header["xyzt_units"]) & 7):
-            raise _not_in_mm(path, unit)
+            raise not_in_mm(path, unit)
     affine = image.header.get_best_affine() if image.affine is None else image.affine
     return np.asanyarray(image.dataobj).reshape(shape, order="F"), affine.astype(float), image.header
-
-
-def _not_in_mm(path: Path, unit: str) -> InputError:
-    return InputError(f"{path.name} has its spacing in {unit}, not in mm.", "Export it again in mm.")
 
 
 def _check_pixdim(path: Path, image: Any) -> None:
@@ -204,10 +205,7 @@ def _check_pixdim(path: Path, image: Any) -> None:
         raw = image.header_class.from_fileobj(file, check=False)
     spacing = raw["pixdim"][1:4]
     if (spacing < 0).any() or (raw["qform_code"] > 0 and -1 != raw["pixdim"][0] < 0):
-        raise InputError(
-            f"{path.name} has a negative voxel spacing: programs differ on which side is left then.",
-            "Export the scan again.",
-        )
+        raise mirrored(path)
     if image.header["sform_code"] <= 0 and not (spacing > 0).all():
         raise InputError(
             f"{path.name} has a voxel spacing of zero.", "Export the scan again with its spacing in mm."
@@ -289,23 +287,12 @@ def _read_itk(path: Path) -> Loaded:
         planes = check_planes(path, [path])
         return _from_dicom(path, quietly(reader.Execute), planes)
     header = _checked_header(path, reader)
-    if header.encoding in ("bzip2", "bz2"):
-        raise InputError(
-            f"{path.name} is compressed with bzip2, which ITK does not read.", "Save it with gzip."
-        )
+    check_header(path, header)
     voxels = math.prod(reader.GetSize())
     check_claim(header, voxels)
     voxel = sitk.Image([1, 1], reader.GetPixelID(), reader.GetNumberOfComponents())
     check_voxels(header, voxels * sitk.GetArrayViewFromImage(voxel).nbytes)
-    image = quietly(reader.Execute)
-    if header.foreign_unit:
-        raise _not_in_mm(path, header.foreign_unit)
-    if header.fields.get("space", "").lower() in _TIMED:
-        raise InputError(
-            f"{path.name} states its orientation in space and time, which ITK would take for another one.",
-            "Save it as a 3D volume.",
-        )
-    return _from_itk(path, image, header.sized)
+    return _from_itk(path, quietly(reader.Execute), header.sized)
 
 
 def _checked_header(path: Path, reader: Any) -> TextHeader:

@@ -10,6 +10,7 @@ from typing import Any
 from .errors import InputError
 from .reports import reason
 from .segments import is_segmentation
+from .text_headers import TextHeader
 
 # First bytes of files that are met under a wrong name; NIfTI is recognised by its own reader.
 _SIGNATURES = {
@@ -29,6 +30,9 @@ _EXPECTED = {
     ".mha": ("MetaImage",),
     ".mhd": ("MetaImage",),
 }
+
+# NRRD's names of spaces that ITK reads as if they were left, posterior, superior.
+_TIMED = ("right-anterior-superior-time", "rast", "left-anterior-superior-time", "last")
 
 
 def guard(path: Path, reader: Callable[[Path], Any]) -> Any:
@@ -86,6 +90,36 @@ def check_signature(path: Path, suffix: str) -> None:
             f"{path.name} is not gzip-compressed, as its suffix says.",
             "Export it again, or rename it to .nii.",
         )
+
+
+def check_header(path: Path, header: TextHeader) -> None:
+    """Refuse NRRD and MetaImage that state what ITK does not read, or reads in a way of its own."""
+    if header.encoding in ("bzip2", "bz2"):
+        raise InputError(
+            f"{path.name} is compressed with bzip2, which ITK does not read.", "Save it with gzip."
+        )
+    if header.foreign_unit:
+        raise not_in_mm(path, header.foreign_unit)
+    if header.mirrored:
+        raise mirrored(path)
+    if header.fields.get("space", "").lower() in _TIMED:
+        raise InputError(
+            f"{path.name} states its orientation in space and time, which ITK would take for another one.",
+            "Save it as a 3D volume.",
+        )
+
+
+def not_in_mm(path: Path, unit: str) -> InputError:
+    """The error of a file in another unit."""
+    return InputError(f"{path.name} has its spacing in {unit}, not in mm.", "Export it again in mm.")
+
+
+def mirrored(path: Path) -> InputError:
+    """The error of a file whose voxels have a size below zero."""
+    return InputError(
+        f"{path.name} has a negative voxel spacing: programs differ on which side is left then.",
+        "Export the scan again.",
+    )
 
 
 def check_components(path: Path, components: int) -> None:

@@ -42,13 +42,22 @@ class TextHeader:
         return int(float(self.fields.get("compresseddatasize", 0)))
 
     @property
-    def sized(self) -> bool:
-        """Whether a voxel's size is stated along three axes."""
+    def sizes(self) -> list[str]:
+        """A voxel's size as it is stated, along each axis."""
         stated = (
             self.fields.get(name) for name in ("spacedirections", "spacings", "elementspacing", "elementsize")
         )
-        sizes = re.findall(r"\([^)]*\)|[^\s()]+", next(filter(None, stated), "").lower())
-        return sum(size != "none" and "nan" not in size for size in sizes) >= 3
+        return re.findall(r"\([^)]*\)|[^\s()]+", next(filter(None, stated), "").lower())
+
+    @property
+    def sized(self) -> bool:
+        """Whether a voxel's size is stated along three axes."""
+        return sum(size != "none" and "nan" not in size for size in self.sizes) >= 3
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether one of them is below zero: ITK turns that axis round, and did not always."""
+        return any(size.startswith("-") for size in self.sizes)
 
     @property
     def foreign_unit(self) -> str:

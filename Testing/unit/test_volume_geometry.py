@@ -351,20 +351,18 @@ def test_files_without_a_voxel_size_say_so(tmp_path, name, fields, told):
 
 
 @pytest.mark.parametrize(
-    ("name", "fields"),
+    ("name", "fields", "told"),
     [
-        ("a.nrrd", f'{SPACE}space units: "um" "um" "um"\n'),
-        ("a.nrrd", 'spacings: 25 25 25\nunits: "um" "um" "um"\n'),
-        ("a.mha", "ElementSpacing = 25 25 25\nDistanceUnits = um\n"),
+        ("a.nrrd", f'{SPACE}space units: "um" "um" "um"\n', "in um, not in mm"),
+        ("a.nrrd", 'spacings: 25 25 25\nunits: "um" "um" "um"\n', "in um, not in mm"),
+        ("a.mha", "ElementSpacing = 25 25 25\nDistanceUnits = um\n", "in um, not in mm"),
+        ("a.nrrd", "spacings: 2 -3 4\n", "negative voxel spacing"),
+        ("a.mha", "ElementSpacing = 2 3 -4\n", "negative voxel spacing"),
+        ("a.nrrd", "space: left-posterior-superior\nspacings: 2 3 4\n", "spacings beside a space"),
     ],
 )
-def test_nrrd_and_metaimage_in_other_units_than_mm_are_refused(tmp_path, name, fields):
-    assert_refused(bare(tmp_path / name, fields), "in um, not in mm")
-
-
-def test_spacings_beside_a_space_are_told(tmp_path):
-    path = bare(tmp_path / "a.nrrd", "space: left-posterior-superior\nspacings: 2 3 4\n")
-    assert_refused(path, "spacings beside a space")
+def test_sizes_that_nrrd_and_metaimage_state_in_ways_of_their_own_are_refused(tmp_path, name, fields, told):
+    assert_refused(bare(tmp_path / name, fields), told)
 
 
 @pytest.mark.parametrize("space", ["right-anterior-superior-time", "RAST", "left-anterior-superior-time"])

@@ -82,7 +82,7 @@ def read_text_header(path: Path) -> TextHeader:
             fields[name] = "".join(value).strip()
             if name in (blank, "elementdatafile") or (name == "datafile" and fields[name].startswith("LIST")):
                 break
-        if int(fields.get("ndims", 0)) > _MOST_AXES:
+        if not 0 <= int(fields.get("ndims", 0)) <= _MOST_AXES:  # below 0 it counts without end, too
             raise ValueError("no scan has so many axes")
         told = fields.get("elementdatafile") or fields.get("datafile", "LOCAL")
         if told.upper() == "LOCAL":

@@ -324,9 +324,10 @@ def test_a_pattern_that_is_more_than_a_number_is_not_given_to_itk(tmp_path, patt
 
 
 @pytest.mark.timeout(20)
-def test_axes_without_end_are_not_counted(tmp_path):
+@pytest.mark.parametrize("axes", [2_000_000_000, -1])
+def test_axes_without_end_are_not_counted(tmp_path, axes):
     (tmp_path / "scan.mha").write_text(
-        f"{PLAIN}ElementDataFile = LOCAL\n".replace("NDims = 3", "NDims = 2000000000")
+        f"{PLAIN}ElementDataFile = LOCAL\n".replace("NDims = 3", f"NDims = {axes}")
     )
     with pytest.raises(ValueError, match="so many axes"):
         read_text_header(tmp_path / "scan.mha")

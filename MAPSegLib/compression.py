@@ -44,6 +44,8 @@ def check_voxels(header: TextHeader, size: int) -> None:
         if header.encoding == "raw" and size > sum(path.stat().st_size for path in header.files):
             raise EOFError(f"fewer than {size} bytes")
         return
+    if int(header.fields.get("headersize", 0)):  # by which ITK goes astray here
+        raise EOFError("an offset before compressed voxels")
     inflated = 0
     for path in header.files:
         with path.open("rb") as file:

@@ -184,6 +184,16 @@ def test_voxels_that_metaimage_seeks_in_its_own_header_are_refused(tmp_path):
     assert_refused(tmp_path / "scan.mha", "damaged, truncated or not an image")
 
 
+@pytest.mark.parametrize("end", ["LOCAL", "scan.zraw"])
+def test_an_offset_before_compressed_voxels_is_refused(tmp_path, end):
+    """ITK would count as many bytes from the end of the file as the voxels take when they are inflated."""
+    voxels = zlib.compress(noise(8, 7, 6).T.tobytes())
+    header = f"HeaderSize = -1\nCompressedDataSize = {len(voxels)}\n{META}{end}\n".encode()
+    (tmp_path / "scan.zraw").write_bytes(voxels)
+    (tmp_path / "scan.mha").write_bytes(header + voxels * (end == "LOCAL"))
+    assert_refused(tmp_path / "scan.mha", "damaged, truncated or not an image")
+
+
 @pytest.mark.parametrize(
     "files", ["LIST\n" + "\n".join(f"s{number}.raw" for number in range(5)), "s%d.raw 0 4 1"]
 )

@@ -33,17 +33,17 @@ if TYPE_CHECKING:
     from .jobs import Emit, Job
 
 _TASKS = {
-    "segment": ("scans", "segment"),
-    "adapt": ("scans", "adapt"),
-    "train": ("training", "train"),
-    "pretrain": ("pretraining", "pretrain"),
-    "evaluate": ("evaluation", "evaluate"),
-    "review": ("review", "review"),
-    "manifest": ("material", "manifest"),
-    "synthesise": ("material", "synthesise"),
-    "import": ("material", "import_model"),
-    "simulate": ("federation", "simulate"),
-    "demo": ("material", "demo"),
+    "segment": ("tasks.scans", "segment"),
+    "adapt": ("tasks.scans", "adapt"),
+    "train": ("tasks.training", "train"),
+    "pretrain": ("tasks.pretraining", "pretrain"),
+    "evaluate": ("tasks.evaluation", "evaluate"),
+    "review": ("tasks.review", "review"),
+    "manifest": ("tasks.material", "manifest"),
+    "synthesise": ("tasks.material", "synthesise"),
+    "import": ("tasks.material", "import_model"),
+    "simulate": ("federated.simulation", "simulate"),
+    "demo": ("tasks.material", "demo"),
 }
 _PATIENCE = 10.0
 """Seconds that a worker without its caller takes to end in good order."""
@@ -78,7 +78,7 @@ def run_job(job: Job, emit: Emit, stopped: Callable[[], bool] = lambda: False) -
             raise Stopped
 
     module, function = _TASKS[job.task]
-    run = getattr(import_module(f".tasks.{module}", __package__), function)
+    run = getattr(import_module(f".{module}", __package__), function)
     result = {"event": "result", "task": job.task, **run(job, report)}
     emit(result)
     return result

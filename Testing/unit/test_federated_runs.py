@@ -122,7 +122,7 @@ def test_privacy_filters_are_simulated(place, tmp_path):
 
 
 def test_privacy_filters_without_flare_are_refused(place, tmp_path, monkeypatch):
-    monkeypatch.setattr("MAPSegLib.tasks.federation.find_spec", lambda name: None)
+    monkeypatch.setattr("MAPSegLib.federated.simulation.find_spec", lambda name: None)
     with pytest.raises(InputError, match="FLARE's, which is not installed"):
         simulate(place, tmp_path / "out", privacy={"noise": {}})
     assert not (tmp_path / "out").exists()

@@ -18,20 +18,20 @@ from ..errors import InputError, first_problem
 from ..jobs import Report, SimulateJob
 from ..model_files import SUFFIX
 from ..reports import read_json
-from . import resume
-from .outputs import output_folder, refuse_existing
+from ..tasks import resume
+from ..tasks.outputs import output_folder, refuse_existing
 
 if TYPE_CHECKING:
-    from ..federated.exchange import Update
-    from ..federated.plan import Plan
-    from ..federated.scans import SiteData
+    from .exchange import Update
+    from .plan import Plan
+    from .scans import SiteData
 
 
 def simulate(job: SimulateJob, report: Report) -> dict[str, Any]:
     """Run a plan's rounds, or continue them after a kill. See :class:`~MAPSegLib.jobs.SimulateJob`."""
-    from ..federated.coordinator import ROUNDS, Coordinator
-    from ..federated.plan import read_plan
-    from ..federated.site import Site
+    from .coordinator import ROUNDS, Coordinator
+    from .plan import read_plan
+    from .site import Site
 
     plan = read_plan(check_path(job.plan))
     leave = _way_out(plan)
@@ -77,14 +77,14 @@ def _way_out(plan: Plan) -> Callable[[Update], Update]:
             "The plan's privacy filters are NVIDIA FLARE's, which is not installed.",
             'Install it with: pip install "mapseg[federated]"',
         )
-    from ..federated.flare_privacy import filtered
+    from .flare_privacy import filtered
 
     return lambda update: filtered(update, plan.privacy)
 
 
 def _site_data(path: Path, plan: Plan) -> dict[str, SiteData]:
     """Every site's scans; paths are relative to the file. Raises InputError where a site lacks them."""
-    from ..federated.scans import SiteData
+    from .scans import SiteData
 
     content = read_json(path, "the sites' scans")
     try:

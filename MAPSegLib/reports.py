@@ -18,6 +18,8 @@ from .errors import InputError
 
 CHECKPOINT, RECORD = "checkpoint.pt", "metrics.jsonl"
 """What a training keeps in its folder: all that it needs to go on, until it ends, and a line for every step."""
+STOP = "stop"
+"""Name of the file beside a worker's job file that ends its adaptation with the best step so far."""
 PART = ".part"
 """How the name of a checkpoint ends that is being written: always alike, as a kill may leave gigabytes."""
 _UNSEEN = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)), "\N{REPLACEMENT CHARACTER}")

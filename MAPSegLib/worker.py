@@ -3,8 +3,9 @@
 Events go to standard output as JSON lines (:mod:`MAPSegLib.jobs`), text to standard error, and the exit code says how
 it ended (:mod:`MAPSegLib.errors`; 2 also when some scans failed and others did not). SIGINT and SIGTERM cancel: what
 is complete stays, nothing half-written does, and a training or an adaptation keeps a checkpoint, if it has one. A line
-``stop`` on standard input ends an adaptation with the best step so far, a line ``cancel`` cancels (Windows has no
-signals for it). With ``--attached`` the worker also ends when its standard input does: whoever started it has died.
+``cancel`` on standard input does, too (Windows has no signals for it); with ``--attached`` the worker also ends when
+its standard input does: whoever started it has died. A file ``stop`` beside the job file ends an adaptation with the
+best step so far: not every launcher that a worker may be started by hands lines on.
 
 ``torchrun`` in the place of ``python`` shares a training out to several processes (:mod:`MAPSegLib.distributed`).
 """
@@ -23,11 +24,12 @@ from _thread import interrupt_main
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__, distributed, windows
 from .errors import Cancelled, InputError, MAPSegError, MemoryExhausted, Stopped
-from .reports import plain, unusable
+from .reports import STOP, plain, unusable
 
 if TYPE_CHECKING:
     from .jobs import Emit, Job
@@ -191,19 +193,16 @@ def listen_for_stop() -> Callable[[], bool]:
     return heard.is_set
 
 
-def listen_for_orders(attached: bool) -> Callable[[], bool]:
-    """Obey the lines ``stop`` and ``cancel`` of standard input; the result tells whether ``stop`` came.
+def listen_for_cancel(attached: bool) -> None:
+    """Obey the line ``cancel`` of standard input.
 
     Args:
-        attached: whether the end of standard input cancels, too.
+        attached: whether its end cancels, too.
     """
-    stop = threading.Event()
 
     def listen() -> None:
         for line in _lines():
-            if line == b"stop":
-                stop.set()
-            elif line == b"cancel":
+            if line == b"cancel":
                 interrupt_main()
         if attached:
             interrupt_main()
@@ -212,7 +211,6 @@ def listen_for_orders(attached: bool) -> Callable[[], bool]:
 
     _allow_background()
     threading.Thread(target=listen, daemon=True).start()
-    return stop.is_set
 
 
 def _lines() -> Iterator[bytes]:
@@ -257,18 +255,16 @@ def main(arguments: list[str] | None = None) -> int:
                 raise
             raise Cancelled("Nobody reads the events any more.") from error
 
-    stopped: list[Callable[[], bool]] = []
-
     def load():
         # Only now: an order that came before execute() is ready for it would end in a traceback.
         if distributed.rank() == 0:  # all processes of torchrun read the same input
             emit({"event": "started", "pid": os.getpid(), "version": __version__})
-            stopped.append(listen_for_orders(len(files) < len(arguments)))
+            listen_for_cancel(len(files) < len(arguments))
         from .jobs import parse_job
 
         return parse_job(files[0])
 
-    return execute(load, emit, lambda: stopped[0]())
+    return execute(load, emit, Path(files[0]).with_name(STOP).exists)
 
 
 if __name__ == "__main__":

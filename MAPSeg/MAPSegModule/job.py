@@ -1,7 +1,7 @@
 """The worker process: started, followed line by line, stopped, and ended with everything it started. No Qt.
 
 Slicer's own ``launchConsoleProcess`` mixes a process's log into its output, where lines may break, and gives it
-neither an input, for orders, nor a session of its own, to be ended as a whole.
+neither an input, by which it hears of a cancel, nor a session of its own, to be ended as a whole.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 
 from slicer.i18n import tr as _
 
+from MAPSegLib.reports import STOP
 from MAPSegLib.windows import short_name
 
 from . import backend_folder
@@ -40,6 +41,7 @@ class Worker:
         self.pid: int | None = None
         """Of the worker itself, which a launcher may have started."""
         self._process: subprocess.Popen | None = None
+        self._folder: Path | None = None
         self._events: queue.Queue[dict[str, Any]] = queue.Queue()
         self._log: deque[str] = deque(maxlen=60)
         self._readers: list[threading.Thread] = []
@@ -56,7 +58,9 @@ class Worker:
         if self.running:
             raise RuntimeError("The worker is at work.")
         self.__init__()
-        path = Path(folder) / "job-file.json"
+        self._folder = Path(folder)
+        (self._folder / STOP).unlink(missing_ok=True)
+        path = self._folder / "job-file.json"
         path.write_text(json.dumps(job, default=str), encoding="utf-8")
         hidden = (
             {"creationflags": subprocess.CREATE_NO_WINDOW} if os.name == "nt" else {"start_new_session": True}
@@ -104,13 +108,16 @@ class Worker:
 
     def stop(self) -> None:
         """End an adaptation early; it keeps the best so far and goes on to segmenting."""
-        self._tell("stop")
+        if self.running:
+            (self._folder / STOP).touch()
 
     def cancel(self) -> None:
         """Begin to end the process tree; poll() sees it through within 2 s."""
         if self._process is not None and self._cancelled_at is None:
             self._cancelled_at = time.monotonic()
-            self._tell("cancel")
+            with suppress(OSError, ValueError):  # where it is ending by itself
+                self._process.stdin.write(b"cancel\n")
+                self._process.stdin.flush()
 
     def close(self) -> None:
         """Cancel and wait for the end, at most 2 s."""
@@ -199,12 +206,6 @@ class Worker:
         if waited > KILL_AFTER and self._signals_sent < 2:
             self._signals_sent = 2
             _end_tree(self._process, self.pid, force=True)
-
-    def _tell(self, order: str) -> None:
-        if self._process is not None:
-            with suppress(OSError, ValueError):  # where it is ending by itself
-                self._process.stdin.write(order.encode() + b"\n")
-                self._process.stdin.flush()
 
 
 def worker_environment() -> dict[str, str]:

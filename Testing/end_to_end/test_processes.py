@@ -257,6 +257,22 @@ def test_a_line_cancels_and_so_does_the_end_of_an_attached_input(worker, data, t
     assert (tmp_path / "out" / "checkpoint.pt").exists()
 
 
+def test_a_file_beside_the_job_ends_an_adaptation_with_its_best_step(worker, model, data, tmp_path):
+    options = {"steps": 100_000, "minutes": 100, "check_every": 1, "patience": 100_000, "device": "cpu"}
+    job = {
+        "task": "adapt",
+        "model": str(model),
+        "scans": [data / "images" / "case0.nii.gz"],
+        "options": options,
+    }
+    running = worker(job | {"output": tmp_path / "out"})
+    running.until(at_step(2))
+    (tmp_path / "stop").touch()
+    assert running.finish() == 0
+    found = running.events[-1]["adaptation"]
+    assert 2 <= found["steps"] < 100 and found["best_step"] <= found["steps"]
+
+
 @pytest.mark.parametrize("content", ["{", '{"task": "segment"}'])
 def test_job_files_that_cannot_be_run(content, tmp_path, capfd):
     from MAPSegLib.worker import main

@@ -46,6 +46,16 @@ def test_a_worker_that_hangs_is_killed(tmp_path, monkeypatch, scene):
     eventually(lambda: not any(map(alive, processes)))
 
 
+def test_a_stop_is_for_one_job_alone(tmp_path, monkeypatch, scene):
+    worker = start_other(tmp_path, monkeypatch, "import time\ntime.sleep(600)\n")
+    worker.stop()
+    assert (tmp_path / "stop").exists()
+    worker.close()
+    worker.start({}, tmp_path)
+    assert not (tmp_path / "stop").exists()
+    worker.close()
+
+
 @pytest.mark.parametrize(
     ("last", "told"),
     [

@@ -60,7 +60,7 @@ class ItkGeometry:
     origin: tuple[float, ...]
     direction: tuple[float, ...]
     oriented: bool = True
-    """Whether the file says which way its axes run; NRRD need not."""
+    """Whether the file says which way its axes run; NRRD and MetaImage need not."""
     sized: bool = True
     """Whether the file says how large its voxels are; NRRD and MetaImage need not."""
 
@@ -292,7 +292,7 @@ def _read_itk(path: Path) -> Loaded:
     check_claim(header, voxels)
     voxel = sitk.Image([1, 1], reader.GetPixelID(), reader.GetNumberOfComponents())
     check_voxels(header, voxels * sitk.GetArrayViewFromImage(voxel).nbytes)
-    return _from_itk(path, quietly(reader.Execute), header.sized)
+    return _from_itk(path, quietly(reader.Execute), header)
 
 
 def _checked_header(path: Path, reader: Any) -> TextHeader:
@@ -340,7 +340,7 @@ def _from_dicom(path: Path, image: Any, planes: np.ndarray) -> Loaded:
     return loaded
 
 
-def _from_itk(path: Path, image: Any, sized: bool = True) -> Loaded:
+def _from_itk(path: Path, image: Any, header: TextHeader | None = None) -> Loaded:
     import SimpleITK as sitk
 
     check_components(path, image.GetNumberOfComponentsPerPixel())
@@ -349,7 +349,9 @@ def _from_itk(path: Path, image: Any, sized: bool = True) -> Loaded:
             f"{path.name} holds complex numbers.", "Give a scan with one real intensity per voxel."
         )
     squeezed_shape(path.name, image.GetSize())
-    oriented = _is_oriented(image)  # which a part of it no longer tells
+    # Asked of the whole image: a part of it no longer tells.
+    oriented = _is_oriented(image) and (header is None or header.oriented)
+    sized = header is None or header.sized
     while image.GetDimension() > 3:
         image = image[..., 0]
     geometry = ItkGeometry(image.GetSpacing(), image.GetOrigin(), image.GetDirection(), oriented, sized)

@@ -55,6 +55,12 @@ class TextHeader:
         return sum(size != "none" and "nan" not in size for size in self.sizes) >= 3
 
     @property
+    def oriented(self) -> bool:
+        """Whether a MetaImage file says which way its axes run; of NRRD, ITK tells."""
+        matrices = ("transformmatrix", "rotation", "orientation")
+        return "ndims" not in self.fields or any(name in self.fields for name in matrices)
+
+    @property
     def mirrored(self) -> bool:
         """Whether one of them is below zero: ITK turns that axis round, and did not always."""
         return any(size.startswith("-") for size in self.sizes)

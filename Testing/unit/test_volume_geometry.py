@@ -331,9 +331,10 @@ def bare(path, fields):
 @pytest.mark.parametrize(
     ("name", "fields", "told"),
     [
-        ("a.mha", "", [UNSIZED]),
-        ("a.mha", "ElementSpacing = 2 3 4\n", []),
-        ("a.mha", "ElementSize = 2 3 4\nDistanceUnits = mm\n", []),
+        ("a.mha", "", [UNSIZED, UNORIENTED]),
+        ("a.mha", "ElementSpacing = 2 3 4\n", [UNORIENTED]),
+        ("a.mha", "TransformMatrix = 1 0 0 0 1 0 0 0 1\n", [UNSIZED]),
+        ("a.mha", "Orientation = 1 0 0 0 1 0 0 0 1\nElementSize = 2 3 4\nDistanceUnits = mm\n", []),
         ("a.nrrd", "", [UNSIZED, UNORIENTED]),
         ("a.nrrd", "spacings: 2 3 4\n", [UNORIENTED]),
         ("a.nrrd", "spacings: 2 NaN 4\n", [UNSIZED, UNORIENTED]),
@@ -345,7 +346,7 @@ def bare(path, fields):
         ("a.nrrd", "spacings:=2 3 4\n", [UNSIZED, UNORIENTED]),
     ],
 )
-def test_files_without_a_voxel_size_say_so(tmp_path, name, fields, told):
+def test_files_that_leave_their_geometry_open_say_so(tmp_path, name, fields, told):
     notes = read_image(bare(tmp_path / name, fields)).notes
     assert len(notes) == len(told) and all(words in note for words, note in zip(told, notes, strict=True))
 

@@ -127,7 +127,7 @@ def read_report(path: Path) -> dict[str, Any]:
 
 def _results_in(folder: Path) -> set[str]:
     """Names of the files in a folder that a batch or ``mapseg`` has written."""
-    from MAPSegLib.manifests import results_in  # which needs a package that Slicer does not bring
+    from MAPSegLib.results import results_in  # which needs a package that Slicer does not bring
 
     reports = map(read_report, (folder / REPORTS).glob("*.json"))
     of_batches = {str(name) for one in reports for name in one.get("files", {}).values()}

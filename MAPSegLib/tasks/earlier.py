@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from ..errors import InputError
 from ..jobs import AdaptJob, SegmentJob
-from ..manifests import MAPS, reported_in
 from ..reports import plain, read_json
+from ..results import MAPS, reported_in
 from . import resume
 from .outputs import ScanOutputs, on_disk, refuse_existing
 

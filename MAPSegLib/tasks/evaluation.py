@@ -12,9 +12,10 @@ from pydantic import BaseModel, ValidationError
 from ..config import Label, check_path
 from ..errors import InputError, MAPSegError
 from ..jobs import EvaluateJob, Report
-from ..manifests import LABEL_ENDINGS, SIDE_RESULTS, by_name, case_name, list_pairs, results_in
+from ..manifests import LABEL_ENDINGS, by_name, case_name, list_pairs
 from ..models import load_card, resolve
 from ..reports import first_few, plain, reports_in, write_csv, write_json
+from ..results import SIDE_RESULTS, results_in
 from ..segments import SEGMENTATION, called_otherwise, is_segmentation
 from ..volumes import find_scans, read_in_full, read_labels, scan_stem
 from .label_table import names_in

@@ -13,9 +13,10 @@ from pathlib import Path
 from ..config import check_path
 from ..errors import InputError
 from ..formats import WRITABLE, scan_suffix
-from ..manifests import SIDE_RESULTS, list_scans
+from ..manifests import list_scans
 from ..model_files import embedded_folders, user_folder
 from ..reports import unwritable
+from ..results import SIDE_RESULTS
 from ..volumes import scan_stem
 
 _FAMILY = {".nii": ".nii", ".nrrd": ".nrrd", ".nhdr": ".nrrd", ".mha": ".mha", ".mhd": ".mha"}

@@ -18,9 +18,9 @@ from MAPSegLib.manifests import (
     list_cases,
     list_pairs,
     list_scans,
-    results_in,
     scans_by_domain,
 )
+from MAPSegLib.results import results_in
 from MAPSegLib.tasks.label_table import names_in, stated_names
 from MAPSegLib.tasks.material import manifest as convert
 

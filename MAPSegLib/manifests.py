@@ -31,6 +31,7 @@ from .volumes import find_scans, scan_stem
 _DERIVED = ("space", "res", "den", "desc", "label", "atlas", "seg")
 """BIDS entities that a label map has beyond those of its image."""
 _LABELS = ("dseg", "seg", "mask", "label")
+_ALIKE = "Name all alike, or list the scans in a manifest."
 LABEL_ENDINGS = (SEGMENTATION, "_seg", "_dseg", "_mask", "_label", "_labels")
 """Of names of label maps."""
 
@@ -154,7 +155,9 @@ def write_manifest(
     """
     cases = list(cases)
     if twice := _twice(file for case in cases for file in (case.image, case.label) if file):
-        raise InputError(f"{twice} is named more than once.", "Give each data set once.")
+        raise InputError(
+            f"{twice} is named more than once.", "Give each data set once, or keep one of its scans."
+        )
 
     def told(file: Path) -> str:
         below = file.is_relative_to(path.parent)
@@ -198,6 +201,8 @@ def list_pairs(place: Path, labels: Path | None = None) -> list[tuple[Path, Path
         )
     if lonely:
         raise InputError(f"{place}: no label map{f' in {labels}' if labels else ''} for {first_few(lonely)}.")
+    if twice := _twice(case.label for case in cases):
+        raise InputError(f"Two images are named like {twice}.", "List the pairs in a manifest.")
     return [(case.image, case.label) for case in cases]
 
 
@@ -223,16 +228,27 @@ def _cases(place: Path) -> list[Case]:
     if subjects:
         _refuse_others(place, "a BIDS data set")
         return _bids(place, subjects)
-    parts = [p for p in sorted(place.glob("*_train")) if p.is_dir()]
-    paired = [case for folder in parts for case in _authors(folder, _scans_of(folder))]
-    if paired:
+    parts = [p for p in sorted(place.glob("*_train")) if p.is_dir() and not p.name.startswith(".")]
+    found = {folder: _authors(folder, _scans_of(folder)) for folder in parts}
+    if any(found.values()):
         _refuse_others(place, f"the data set {parts[0].name}")
-        return paired
+        if lacking := [folder for folder, cases in found.items() if not cases]:
+            raise InputError(f"{lacking[0]} holds no scans named like those of other folders: x_img.", _ALIKE)
+        return [case for cases in found.values() for case in cases]
     files = _scans_of(place)
-    paired = [] if parts else _authors(place, files)
-    drawn = by_name(filter(is_segmentation, files), case_name)
+    return ([] if parts else _authors(place, files)) or _drawn_on(files)
+
+
+def _drawn_on(files: list[Path]) -> list[Case]:
+    """Scans with the segmentations that Slicer saved beside them: each is of the scan that has all of its name."""
     scans = [file for file in files if not is_segmentation(file)] or files
-    return paired or [Case(image=scan, label=drawn.get(scan_stem(scan))) for scan in scans]
+    stems = set(map(scan_stem, scans))
+
+    def of(file: Path) -> str:
+        return name if (name := scan_stem(file).removesuffix(SEGMENTATION)) in stems else case_name(file)
+
+    drawn = by_name(filter(is_segmentation, files), of)
+    return [Case(image=scan, label=drawn.get(scan_stem(scan))) for scan in scans]
 
 
 def _refuse_others(folder: Path, what: str) -> None:
@@ -281,12 +297,14 @@ def _channels(folder: Path) -> list[str]:
         return _contrasts(_anatomical(folder))
     about = read_json(folder / "dataset.json", "a data set")
     named = (about.get("channel_names") or about.get("modality")) if isinstance(about, dict) else None
-    return list(map(str, named.values() if isinstance(named, dict) else named or []))
+    named = list(named.values()) if isinstance(named, dict) else [named] if isinstance(named, str) else named
+    return list(map(str, named)) if isinstance(named, list) else []
 
 
 def _nnunet(folder: Path) -> list[Case]:
     if len(channels := _channels(folder)) > 1:
         raise InputError(f"{folder / 'dataset.json'} names {len(channels)} channels; scans must have one.")
+    _refuse_others(folder, "a data set of nnU-Net's layout")
     labels = folder / "labelsTr"
     return _pair(_scans_of(folder / "imagesTr"), find_scans(labels) if labels.is_dir() else [])
 
@@ -297,7 +315,7 @@ def _authors(folder: Path, files: list[Path]) -> list[Case]:
     if named["_img"] and others:
         raise InputError(
             f"The folder {folder} holds scans named like {named['_img'][0].name}, and others ({others[0]}).",
-            "Name all alike, or list the scans in a manifest.",
+            _ALIKE,
         )
     return _pair(named["_img"], named["_label"])
 
@@ -337,11 +355,12 @@ def _entities(path: Path) -> frozenset[str]:
 
 def _pair(images: list[Path], labels: list[Path]) -> list[Case]:
     """Match by name: ``case_img.nii.gz`` or ``case_0000.nii.gz`` belongs to ``case…``."""
+    stems, named = [scan_stem(image).removesuffix("_0000") for image in images], set(map(scan_stem, labels))
+    if all(scan_stem(image).endswith("_0000") for image in images) and not named.isdisjoint(stems):
+        known = by_name(labels, scan_stem)  # nnU-Net's: all else is the case's name, as of case_0000_0000
+        return [Case(image=image, label=known.get(stem)) for image, stem in zip(images, stems, strict=True)]
     known = by_name(labels, case_name)
-    cases = [Case(image=image, label=known.get(case_name(image))) for image in images]
-    if twice := _twice(case.label for case in cases if case.label):
-        raise InputError(f"Two images are named like {twice}.", "List the pairs in a manifest.")
-    return cases
+    return [Case(image=image, label=known.get(case_name(image))) for image in images]
 
 
 def by_name(files: Iterable[Path], name: Callable[[Path], str]) -> dict[str, Path]:

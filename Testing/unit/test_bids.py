@@ -39,6 +39,25 @@ def test_bids_refuses_mixed_contrasts_two_labels_and_gaps(tmp_path):
         list_pairs(gap)
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        "sub-1/anat/sub-1_space-MNI_T1w.nii.gz",
+        "sub-1/anat/sub-1_desc-defaced_T1w.nii.gz",
+        "sub-1/anat/sub-1_T1w.nii",
+        "sub-2/anat/sub-1_T1w.nii.gz",
+    ],
+)
+def test_two_scans_of_one_label_map_are_refused_where_labels_are_needed(tmp_path, other):
+    """It was drawn on one of them; and a scan that is there twice may be kept back and learnt from at once."""
+    plant(tmp_path, "sub-1/anat/sub-1_T1w.nii.gz", other)
+    plant(tmp_path / "derivatives" / "manual" / "sub-1" / "anat", "sub-1_dseg.nii.gz")
+    assert len(list_scans(tmp_path)) == 2
+    with pytest.raises(InputError, match="Two images are named like .*sub-1_dseg.nii.gz") as refusal:
+        list_pairs(tmp_path)
+    assert "manifest" in refusal.value.advice
+
+
 def test_folders_of_ct_are_read(tmp_path):
     """Beside some with anatomical scans, too: a subject may have another folder than the next."""
     scans = ["sub-1/anat/sub-1_ct.nii.gz", "sub-2/ct/sub-2_ct.nii.gz", "sub-3/ses-1/ct/sub-3_ses-1_ct.nii.gz"]

@@ -141,6 +141,7 @@ CT, MR = {"channel_names": {"0": "CT"}}, {"modality": {"0": "MRI"}}
         ([CT], "ct"),
         ([{"modality": {"0": "ct"}}, CT], "ct"),
         ([{"channel_names": ["CT"]}], "ct"),
+        ([{"modality": "CT"}], "ct"),
         ([MR], "mr"),
         ([CT, MR], "mr"),
         ([{}], "mr"),
@@ -161,6 +162,29 @@ def test_of_other_data_sets_the_modality_is_not_known(tmp_path):
     nnunet(tmp_path / "set", CT)
     assert as_stated(Preprocessing(), [tmp_path / "set", tmp_path / "scans"]).modality == "mr"
     assert as_stated(Preprocessing(), [tmp_path / "set.json"]).modality == "mr"
+
+
+@pytest.mark.parametrize("ending", ["_0000", "_seg", "_img", "_label"])
+def test_what_a_case_of_nnunet_is_called_is_no_ending_of_its_files(tmp_path, ending):
+    """Cases that are numbered from 0000 on, above all."""
+    names_of = [f"case{ending}", "case_0001", "case"]
+    files = [
+        file for case in names_of for file in (f"imagesTr/{case}_0000.nii.gz", f"labelsTr/{case}.nii.gz")
+    ]
+    place = nnunet(tmp_path, {}, *files)
+    expected = sorted((f"{case}_0000.nii.gz", f"{case}.nii.gz") for case in names_of)
+    assert names(list_pairs(place)) == expected
+    assert names(list_pairs(place / "imagesTr", place / "labelsTr")) == expected
+    (place / "labelsTr" / "case.nii.gz").unlink()
+    with pytest.raises(InputError, match="no label map for case_0000.nii.gz"):
+        list_pairs(place)
+
+
+@pytest.mark.parametrize("stated", ["MRI", ["MRI"], 3, None])
+def test_one_channel_may_be_stated_in_any_form(tmp_path, stated):
+    place = nnunet(tmp_path, {"modality": stated}, "imagesTr/a.nii.gz")
+    assert len(list_scans(place)) == 1
+    assert as_stated(Preprocessing(), [place]).modality == "mr"
 
 
 def test_nnunet_without_labels_has_scans(tmp_path):
@@ -238,18 +262,28 @@ def test_a_file_that_is_spelled_in_two_ways_is_one(tmp_path):
     [
         (["a_img.nii.gz", "b_img.nii.gz", "c.nii.gz"], "named like a_img.nii.gz, and others .c.nii.gz"),
         (["site_train/a_img.nii.gz", "b.nii.gz"], "the data set site_train and scans beside it .b.nii.gz"),
+        (["a_train/a_img.nii.gz", "b_train/b.nii.gz"], "b_train holds no scans named like those of other"),
+        (
+            ["imagesTr/a.nii.gz", "dataset.json", "b.nii.gz"],
+            "of nnU-Net's layout and scans beside it .b.nii.gz",
+        ),
         (["sub-1/anat/sub-1_T1w.nii.gz", "b.nii.gz"], "a BIDS data set and scans beside it .b.nii.gz"),
     ],
 )
 def test_no_scan_is_left_out_without_a_word(tmp_path, files, told):
+    plant(tmp_path, *files)
+    for about in tmp_path.glob("dataset.json"):
+        about.write_text("{}")
     with pytest.raises(InputError, match=told):
-        list_scans(plant(tmp_path, *files))
+        list_scans(tmp_path)
 
 
 def test_hidden_files_beside_a_data_set_are_no_scans(tmp_path):
     """Such as a Mac leaves on the disks of others."""
-    found = list_scans(plant(tmp_path, "sub-1/anat/sub-1_T1w.nii.gz", "._b.nii.gz"))
+    found = list_scans(plant(tmp_path / "bids", "sub-1/anat/sub-1_T1w.nii.gz", "._b.nii.gz"))
     assert [scan.name for scan in found] == ["sub-1_T1w.nii.gz"]
+    found = list_scans(plant(tmp_path / "authors", "x_train/a_img.nii.gz", ".old_train/b_img.nii.gz"))
+    assert [scan.name for scan in found] == ["a_img.nii.gz"]
 
 
 @pytest.mark.parametrize("elsewhere", ["/elsewhere/", "C:\\elsewhere\\", "\\\\server\\share\\"])

@@ -98,6 +98,22 @@ def test_segmentations_beside_scans_are_their_label_maps(tmp_path, labels):
     assert [label for _, label in list_pairs(tmp_path)] == maps
 
 
+def test_a_segmentation_is_of_the_scan_that_has_all_of_its_name(tmp_path):
+    for name in ("a.nii.gz", "a_0000.nii.gz", "a_0000.seg.nrrd", "b_image.nii.gz", "b_image.seg.nrrd"):
+        (tmp_path / name).touch()
+    found = {case.image.name: case.label and case.label.name for case in list_cases(tmp_path)}
+    assert found == {
+        "a.nii.gz": None,
+        "a_0000.nii.gz": "a_0000.seg.nrrd",
+        "b_image.nii.gz": "b_image.seg.nrrd",
+    }
+    (tmp_path / "a.nii.gz").unlink()
+    assert len(list_pairs(tmp_path)) == 2
+    (tmp_path / "a_0000.nrrd").touch()
+    with pytest.raises(InputError, match=r"Two images are named like .*a_0000.seg.nrrd"):
+        list_pairs(tmp_path)
+
+
 def test_what_a_job_left_beside_scans_is_no_label_map_of_theirs(tmp_path, labels):
     (tmp_path / "a.nii.gz").touch()
     segmentation(tmp_path / "a.seg.nrrd", labels, thalamus=10)

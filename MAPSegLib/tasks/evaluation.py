@@ -113,12 +113,13 @@ def pair_cases(prediction: Path, reference: Path) -> Paired:
     own = {scan_stem(path) for path in references.values()}
     there = find_scans(prediction)
     stems = {scan_stem(path) for path in there}
+    sides = {f"{stem}{side}" for stem in stems for side in _BESIDE_ONE}
     found = [
         path
         for path in there
         if scan_stem(path) in own
         or not scan_stem(path).endswith(SIDE_RESULTS)
-        and not any(scan_stem(path) == f"{stem}{side}" for stem in stems for side in _BESIDE_ONE)
+        and scan_stem(path) not in sides
     ]
     # A batch in Slicer leaves its labels twice.
     twins = {f"{stem.removesuffix('_seg')}{SEGMENTATION}" for stem in stems if stem.endswith("_seg")}

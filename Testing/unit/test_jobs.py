@@ -20,6 +20,7 @@ from MAPSegLib.models import resolve
 from MAPSegLib.reports import printable, write_csv, write_json
 from MAPSegLib.tasks.evaluation import pair_cases
 from MAPSegLib.tasks.outputs import ScanOutputs, collect_scans, output_folder, refuse_embedded
+from MAPSegLib.volumes import scan_stem
 from MAPSegLib.worker import listen_for_stop
 
 SEGMENT = {"task": "segment", "model": "brain-t1", "scans": ["a.nii.gz"], "output": "out"}
@@ -201,6 +202,17 @@ def test_label_maps_find_their_references(tmp_path):
     (references / "a_label.nii.gz").unlink()
     with pytest.raises(InputError, match=r"No reference in .* for a_seg.nii.gz, b_seg.nrrd"):
         pair_cases(predictions, references)
+
+
+def test_to_pair_many_label_maps_takes_no_longer_for_each(tmp_path, monkeypatch):
+    for name in [f"{folder}/{k}{end}.nii" for k in range(99) for folder, end in (("a", "_seg"), ("b", ""))]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    asked = []
+    monkeypatch.setattr(
+        "MAPSegLib.tasks.evaluation.scan_stem", lambda path: asked.append(path) or scan_stem(path)
+    )
+    assert len(pair_cases(tmp_path / "a", tmp_path / "b").pairs) == 99 and len(asked) < 99 * 20
 
 
 def test_references_may_lie_beside_their_images(tmp_path):

@@ -72,7 +72,7 @@ def begin(
     maps += [outputs.volume(scan, kind) for scan in rest for kind in kinds]
     reports = [outputs.beside(name) for name in REPORTS]
     model = [outputs.beside(ADAPTED_MODEL)] if getattr(job, "save_model", False) else []
-    _refuse_scans(maps, rest)
+    _refuse_inputs(maps, rest, files)
     if not (left.continued or job.overwrite or outputs.single):
         _refuse_others(reports[0], maps, rest)
     mine = left.half.union(reports if left.continued else ())
@@ -156,10 +156,12 @@ def _are_there(entry: dict[str, Any], outputs: ScanOutputs) -> bool:
     return files.issubset(outputs.every(Path(entry["file"]))) and all(file.is_file() for file in files)
 
 
-def _refuse_scans(maps: Sequence[Path], scans: Sequence[Path]) -> None:
-    """Raise InputError if a result would replace a scan."""
-    for path in _among(maps, scans):
-        raise InputError(f"A result would replace the scan {path}.", "Choose another output.")
+def _refuse_inputs(maps: Sequence[Path], scans: Sequence[Path], files: Sequence[Path]) -> None:
+    """Raise InputError if a result would replace a scan, or another file that the job reads."""
+    for what, inputs in (("the scan ", scans), ("", files)):
+        for path in _among(maps, inputs):
+            told = "" if what else ", which this job reads"
+            raise InputError(f"A result would replace {what}{path}{told}.", "Choose another output.")
 
 
 def _among(paths: Iterable[Path], others: Iterable[Path]) -> list[Path]:

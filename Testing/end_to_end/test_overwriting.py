@@ -56,6 +56,16 @@ def test_a_scan_that_is_an_earlier_runs_map_stays(model, data, tmp_path):
     assert (tmp_path / "case0_uncertainty.nii.gz").read_bytes() == before
 
 
+def test_a_label_map_of_the_source_is_not_replaced(model, data, tmp_path):
+    """By the result of a target scan that is called like the source's."""
+    mine = shutil.copy(data / "labels" / "case0.nii.gz", tmp_path / "case0_seg.nii.gz")
+    before = mine.read_bytes()
+    source = ["--source", shutil.copytree(data / "images", tmp_path / "images") / "case0.nii.gz"]
+    command = ["adapt", model, data / "images" / "case0.nii.gz", "-o", tmp_path, *source, *CPU]
+    told = refused(*command, "--source-labels", tmp_path, "--overwrite")
+    assert "case0_seg.nii.gz, which this job reads" in told and mine.read_bytes() == before
+
+
 @pytest.mark.parametrize("task", ["segment", "adapt"])
 def test_one_result_that_is_there_refuses_all_before_a_model_is_loaded(
     task, model, data, tmp_path, monkeypatch

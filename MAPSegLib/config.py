@@ -419,7 +419,7 @@ Made for thousands of steps: in a short run such a teacher would hardly move.
 
 
 def check_path(path: str | Path) -> Path:
-    """Expand ``~``, where it names a user's folder, and return an absolute path.
+    """Expand ``~``, where it names a user's folder, and return an absolute path, which does not end in ``..``.
 
     Raises:
         InputError: it is empty, which would be the current folder; or it begins in that, which has been removed.
@@ -427,7 +427,8 @@ def check_path(path: str | Path) -> Path:
     if not str(path).strip():
         raise InputError("A path is empty.", "Give a file or a folder.")
     try:
-        return Path(os.path.expanduser(path)).absolute()
+        found = Path(os.path.expanduser(path)).absolute()
+        return Path(os.path.realpath(found)) if found.name == ".." else found  # results are named after it
     except FileNotFoundError as error:
         raise InputError(
             f"{path} cannot be found, as the current folder is no longer there.", "Change to another folder."

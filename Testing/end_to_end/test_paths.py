@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from MAPSegLib import console
+from MAPSegLib.config import check_path
 
 from .calls import CPU, files, mapseg, refused
 
@@ -28,6 +29,15 @@ def test_a_link_to_itself_stops_no_other_scan(model, scan, tmp_path):
     folder = tmp_path / "folder"
     folder.symlink_to(folder)
     assert "folder cannot be written" in refused("segment", model, scan, "-o", folder, *CPU)
+
+
+def test_a_folder_above_is_called_by_its_name(tmp_path, monkeypatch):
+    (tmp_path / "site" / "below").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "site" / "below")
+    monkeypatch.chdir(tmp_path)
+    for path in ("site/below/..", "link/.."):
+        assert check_path(path) == (tmp_path / "site").resolve()
+    assert check_path("site/../a.nii.gz").name == "a.nii.gz"
 
 
 def test_names_that_look_like_emoji_are_shown_as_they_are(model, scan, tmp_path):

@@ -126,7 +126,16 @@ def pair_cases(prediction: Path, reference: Path) -> Paired:
     found = [path for path in found if not (is_segmentation(path) and scan_stem(path) in twins)]
     # Of scans that were segmented in place, the label map counts.
     found = _without_images(found, results_in(prediction) & set(there))
-    cases = {path: case_name(path) for path in found} or _of_one_side(there)
+    named = {scan_stem(path): case for case, path in references.items()}
+
+    def case_of(path: Path) -> str:
+        if (case := case_name(path)) in references:
+            return case
+        return named.get(
+            scan_stem(path).removesuffix("_seg").removesuffix("_0000"), case
+        )  # of case_0000_0000
+
+    cases = {path: case_of(path) for path in found} or _of_one_side(there)
     by_name(cases, cases.__getitem__)
     alone = [path for path, case in cases.items() if case not in references]
     if len(alone) == len(cases):

@@ -204,15 +204,17 @@ def test_label_maps_find_their_references(tmp_path):
         pair_cases(predictions, references)
 
 
-def test_to_pair_many_label_maps_takes_no_longer_for_each(tmp_path, monkeypatch):
-    for name in [f"{folder}/{k}{end}.nii" for k in range(99) for folder, end in (("a", "_seg"), ("b", ""))]:
+def test_cases_of_nnunet_find_their_references_and_many_take_no_longer_each(tmp_path, monkeypatch):
+    for name in [f"{name}.nii" for k in range(99) for name in (f"a/x_{k:04d}_0000_seg", f"b/x_{k:04d}")]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     asked = []
     monkeypatch.setattr(
         "MAPSegLib.tasks.evaluation.scan_stem", lambda path: asked.append(path) or scan_stem(path)
     )
-    assert len(pair_cases(tmp_path / "a", tmp_path / "b").pairs) == 99 and len(asked) < 99 * 20
+    pairs, *left = pair_cases(tmp_path / "a", tmp_path / "b")
+    assert [(a.name[:6], b.stem) for a, b in pairs] == [(f"x_{k:04d}",) * 2 for k in range(99)]
+    assert left == [[], []] and len(asked) < 99 * 20
 
 
 def test_references_may_lie_beside_their_images(tmp_path):

@@ -14,6 +14,7 @@ plain      scans; label maps, named alike, in a folder that is given beside it, 
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,8 @@ def scans_by_domain(places: Iterable[Path]) -> dict[str, list[Path]]:
     Raises:
         InputError: as for :func:`list_cases`.
     """
-    places = list(dict.fromkeys(places))
+    # However they are spelled: a domain that is given twice would be drawn twice as often.
+    places = list({(os.path.realpath(place), place.name): place for place in places}.values())
     found: dict[str, list[Path]] = {}
     for place in places:
         name = domain_name(place, places)
@@ -395,8 +397,8 @@ def domain_name(place: Path, others: Iterable[Path]) -> str:
 
 
 def case_name(path: Path) -> str:
-    """A file's name without what tells images and label maps of one case apart."""
-    stem = scan_stem(path)
+    """A file's name without what tells images and label maps of one case apart, and how an umlaut is written."""
+    stem = unicodedata.normalize("NFC", scan_stem(path))  # a Mac may have taken them apart
     for ending in (*LABEL_ENDINGS, "_img", "_image", "_0000"):
         stem = stem.removesuffix(ending)
     return stem

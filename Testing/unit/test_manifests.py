@@ -45,6 +45,7 @@ def folders(tmp_path, images, labels):
         (["a_0000.nii.gz", "b_0000.nii.gz"], ["a.nii.gz", "b.nii.gz", "c.nii.gz"]),
         (["a_image.nrrd", "b_image.mha"], ["a_seg.nii.gz", "b_seg.nrrd"]),
         (["a.nii.gz", "b.nii.gz"], ["a_mask.nii.gz", "b_dseg.nii.gz"]),
+        (["a\u00fc.nii.gz", "bu\u0308.nii.gz"], ["au\u0308_seg.nii.gz", "b\u00fc.nii.gz"]),
     ],
 )
 def test_images_find_their_labels_by_name(tmp_path, images, labels):
@@ -322,7 +323,8 @@ def test_data_sets_of_all_layouts_become_one_manifest(tmp_path):
     assert [case.domain for case in found] == ["nnunet", "bids", "authors", "plain"]
     assert list(domains(tmp_path / "all.json").values()) == ["nnunet", "bids", "authors", "plain"]
     assert domains(tmp_path / "plain") == {}
-    alone = scans_by_domain([tmp_path / "plain", tmp_path / "authors", tmp_path / "plain"])
+    again = tmp_path / "authors" / ".." / "plain"
+    alone = scans_by_domain([again, tmp_path / "plain", tmp_path / "authors", tmp_path / "plain"])
     assert {name: len(scans) for name, scans in alone.items()} == {"plain": 1, "authors": 1}
     joined = scans_by_domain([tmp_path / "all.json"])
     assert list(joined) == [f"{name} (all.json)" for name in ("nnunet", "bids", "authors", "plain")]

@@ -279,8 +279,10 @@ def find_scans(folder: str | Path) -> list[Path]:
         names = [
             p.name for p in folder.iterdir() if scan_suffix(p) not in ("", ".dcm") and not is_segmentation(p)
         ]
-        others = sorted(name for name in names if not name.startswith((".", f"{folder.absolute().name}_")))
-        if others:  # and no results of an earlier run
+        series = re.escape(folder.absolute().name)
+        mine = rf"{series}(_\d+)?_(seg(_source|_adapted)?|uncertainty|probabilities)"
+        names = [name for name in names if not (name.startswith(".") or re.fullmatch(mine, scan_stem(name)))]
+        if others := sorted(names):  # and no results of an earlier run
             raise InputError(
                 f"The folder {folder} holds DICOM slices and other scans ({others[0]}).",
                 "Give each a folder of its own.",

@@ -132,11 +132,17 @@ def test_a_colour_series_is_refused(tmp_path):
 
 def test_a_series_among_other_scans_is_refused(tmp_path):
     write_series(tmp_path / "mixed", noise(8, 9, 4, dtype=np.int16), make_affine(spacing=(1, 1, 3)))
-    for name in ("notes.txt", "mixed_seg.nii.gz", ".partial.nii.gz"):
+    results = (
+        "mixed_seg.nii.gz",
+        "mixed_seg_source.nii.gz",
+        "mixed_uncertainty.nii.gz",
+        "mixed_2_seg.nii.gz",
+    )
+    for name in ("notes.txt", *results, ".partial.nii.gz"):
         (tmp_path / "mixed" / name).touch()
     assert find_scans(tmp_path / "mixed") == [tmp_path / "mixed"]
-    (tmp_path / "mixed" / "t1.nii.gz").touch()
-    with pytest.raises(InputError, match=r"DICOM slices and other scans \(t1.nii.gz\)"):
+    (tmp_path / "mixed" / "mixed_t1.nii.gz").touch()
+    with pytest.raises(InputError, match=r"DICOM slices and other scans \(mixed_t1.nii.gz\)"):
         find_scans(tmp_path / "mixed")
 
 

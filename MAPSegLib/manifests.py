@@ -106,7 +106,7 @@ def tables_of(place: Path) -> list[Path]:
     if not scans:
         return []
     tables: dict[Path, list[Path]] = {}
-    for table in sorted((place / "derivatives").rglob("*dseg.tsv")):
+    for table in _derived(place, lambda name: name.endswith("dseg.tsv")):
         tables.setdefault(table.parent, []).append(table)
     found: dict[Path, None] = {}
     for label in filter(None, (case.label for case in _bids(place, scans))):
@@ -341,12 +341,26 @@ def _bids(folder: Path, scans: list[Path]) -> list[Case]:
             "List the scans of one, or write a manifest.",
         )
     found: dict[frozenset[str], Path] = {}
-    for file in sorted((folder / "derivatives").rglob("sub-*")):
+    for file in _derived(folder, lambda name: name.startswith("sub-")):
         if file.is_file() and scan_suffix(file) and scan_stem(file).rsplit("_", 1)[-1] in _LABELS:
             other = found.setdefault(_entities(file), file)
             if other != file:
                 raise InputError(f"{other} and {file} label the same scan.", "List the pairs in a manifest.")
     return [Case(image=scan, label=found.get(_entities(scan))) for scan in scans]
+
+
+def _derived(folder: Path, wanted: Callable[[str], bool]) -> list[Path]:
+    """Files of the derivatives of BIDS, sorted; their folders may be links, and none counts twice."""
+    found: list[Path] = []
+    known: set[str] = set()
+    for place, folders, names in os.walk(folder / "derivatives", followlinks=True):
+        if (own := os.path.realpath(place)) in known:  # links may lead back
+            folders.clear()
+            continue
+        known.add(own)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [Path(place, name) for name in names if wanted(name)]
+    return sorted(found)
 
 
 def _entities(path: Path) -> frozenset[str]:

@@ -58,6 +58,18 @@ def test_two_scans_of_one_label_map_are_refused_where_labels_are_needed(tmp_path
     assert "manifest" in refusal.value.advice
 
 
+def test_folders_of_derivatives_may_be_links(tmp_path):
+    """To another disk; or back, which would have no end."""
+    plant(tmp_path / "set", "sub-1/anat/sub-1_T1w.nii.gz", "derivatives/.git/sub-1_dseg.nii.gz")
+    plant(tmp_path / "disk", "sub-1/anat/sub-1_dseg.nii.gz", "dseg.tsv")
+    place = tmp_path / "set" / "derivatives"
+    for name, folder in (("manual", tmp_path / "disk"), ("again", tmp_path / "disk"), ("loop", place)):
+        (place / name).symlink_to(folder)
+    ((_, label),) = list_pairs(tmp_path / "set")
+    assert label == place / "again" / "sub-1" / "anat" / "sub-1_dseg.nii.gz"
+    assert tables_of(tmp_path / "set") == [place / "again" / "dseg.tsv"]
+
+
 def test_folders_of_ct_are_read(tmp_path):
     """Beside some with anatomical scans, too: a subject may have another folder than the next."""
     scans = ["sub-1/anat/sub-1_ct.nii.gz", "sub-2/ct/sub-2_ct.nii.gz", "sub-3/ses-1/ct/sub-3_ses-1_ct.nii.gz"]

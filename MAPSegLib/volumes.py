@@ -280,9 +280,8 @@ def find_scans(folder: str | Path) -> list[Path]:
             p.name for p in folder.iterdir() if scan_suffix(p) not in ("", ".dcm") and not is_segmentation(p)
         ]
         series = re.escape(folder.absolute().name)
-        mine = rf"{series}(_\d+)?_(seg(_source|_adapted)?|uncertainty|probabilities)"
-        names = [name for name in names if not (name.startswith(".") or re.fullmatch(mine, scan_stem(name)))]
-        if others := sorted(names):  # and no results of an earlier run
+        result = re.compile(rf"{series}(_\d+)?_(seg(_source|_adapted)?|uncertainty|probabilities)")
+        if others := sorted(n for n in names if not (n.startswith(".") or result.fullmatch(scan_stem(n)))):
             raise InputError(
                 f"The folder {folder} holds DICOM slices and other scans ({others[0]}).",
                 "Give each a folder of its own.",

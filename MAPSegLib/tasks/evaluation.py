@@ -129,11 +129,8 @@ def pair_cases(prediction: Path, reference: Path) -> Paired:
     named = {scan_stem(path): case for case, path in references.items()}
 
     def case_of(path: Path) -> str:
-        if (case := case_name(path)) in references:
-            return case
-        return named.get(
-            scan_stem(path).removesuffix("_seg").removesuffix("_0000"), case
-        )  # of case_0000_0000
+        whole = scan_stem(path).removesuffix("_seg").removesuffix("_0000")  # of nnU-Net's case_0000_0000
+        return case if (case := case_name(path)) in references else named.get(whole, case)
 
     cases = {path: case_of(path) for path in found} or _of_one_side(there)
     by_name(cases, cases.__getitem__)

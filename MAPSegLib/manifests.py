@@ -202,7 +202,10 @@ def list_pairs(place: Path, labels: Path | None = None) -> list[tuple[Path, Path
             "case01_label.nii.gz.",
         )
     if lonely:
-        raise InputError(f"{place}: no label map{f' in {labels}' if labels else ''} for {first_few(lonely)}.")
+        raise InputError(
+            f"{place}: no label map{f' in {labels}' if labels else ''} for {first_few(lonely)}.",
+            "Add what is missing, or list those that have one in a manifest.",
+        )
     if twice := _twice(case.label for case in cases):
         raise InputError(f"Two images are named like {twice}.", "List the pairs in a manifest.")
     return [(case.image, case.label) for case in cases]

@@ -16,8 +16,8 @@ from ..formats import WRITABLE, scan_suffix
 from ..manifests import list_scans
 from ..model_files import embedded_folders, user_folder
 from ..reports import unwritable
-from ..results import SIDE_RESULTS
-from ..volumes import scan_stem
+from ..results import SIDE_RESULTS, results_in
+from ..volumes import find_scans, scan_stem
 
 _FAMILY = {".nii": ".nii", ".nrrd": ".nrrd", ".nhdr": ".nrrd", ".mha": ".mha", ".mhd": ".mha"}
 """Suffix of the results for a scan's suffix; compressed NIfTI for all others."""
@@ -26,18 +26,32 @@ _NO_FOLDERS += (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".json", ".csv
 """How the names of files end that are no results, and that nobody means as a folder."""
 
 
-def collect_scans(given: Iterable[Path]) -> list[Path]:
+def collect_scans(given: Sequence[Path], output: Path | None = None) -> list[Path]:
     """The scans named, with folders, data sets and manifests replaced by what they hold, each once.
+
+    Args:
+        output: of the job. A shell's ``scans/*`` names it beside the scans when a job continues in ``scans/out``; where
+            nothing but results lies there, it is left out.
 
     Raises:
         InputError: a folder without scans. Files that do not exist are left for the reader to refuse one by one.
     """
     found: dict[tuple[str, str], Path] = {}
+    own = os.path.realpath(check_path(output)) if output and len(given) > 1 else ""
     for path in map(check_path, given):
+        if os.path.realpath(path) == own and _holds_results_alone(path):
+            continue
         for scan in list_scans(path) if os.path.isdir(path) or path.suffix == ".json" else [path]:
             # However it is spelled; a link of another name stands for a scan, and results, of its own.
             found.setdefault((on_disk(os.path.realpath(scan)), on_disk(scan.name)), scan)
     return list(found.values())
+
+
+def _holds_results_alone(folder: Path) -> bool:
+    try:
+        return results_in(folder).issuperset(find_scans(folder))
+    except InputError:  # it holds none
+        return folder.is_dir() and not any(map(scan_suffix, folder.iterdir()))
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ LONGEST = 240
 
 def segment(job: SegmentJob, report: Report) -> dict[str, Any]:
     """Segment every scan and judge every result. See :class:`~MAPSegLib.jobs.SegmentJob`."""
-    given = collect_scans(job.scans)
+    given = collect_scans(job.scans, job.output)
     outputs = ScanOutputs.plan(job.output, given)
     maps = {kind: getattr(job, kind) for kind in MAPS}
     kinds = [kind for kind, asked in maps.items() if asked]
@@ -138,7 +138,7 @@ def _write_segmented(
 
 def adapt(job: AdaptJob, report: Report) -> dict[str, Any]:
     """Adapt to all scans jointly, and keep per scan what the gate supports. See :class:`~MAPSegLib.jobs.AdaptJob`."""
-    scans = collect_scans(job.scans)
+    scans = collect_scans(job.scans, job.output)
     outputs = ScanOutputs.plan(job.output, scans)
     kinds = ["seg_source", "seg_adapted", *(["uncertainty"] if job.uncertainty else [])]
     path = resolve(job.model)

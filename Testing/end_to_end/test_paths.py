@@ -55,3 +55,16 @@ def test_progress_shows_names_as_they_are():
     display.emit({"event": "progress", **event})
     screen.print(display.progress)
     assert "Reading sub:x:y [b].nii.gz" in screen.file.getvalue()
+
+
+def test_an_output_among_the_scans_of_a_shells_pattern_is_no_scan(model, scan, tmp_path):
+    """As ``segment MODEL in/* -o in/out`` has it when it is given again."""
+    out = scan.parent / "out"
+    given = [scan, shutil.copy(scan, scan.with_name("b.nii.gz"))]
+    mapseg("segment", model, *given, "-o", out, *CPU)
+    before = files(out)
+    _, told = mapseg("segment", model, *given, out, "-o", out, *CPU)
+    assert "Scans that have their results: 2; to do: 0." in told and files(out) == before
+    shutil.copy(scan, out / "mine.nii.gz")
+    mapseg("segment", model, *given, out, "-o", out, *CPU)
+    assert "mine_seg.nii.gz" in files(out)

@@ -18,6 +18,10 @@ from .errors import InputError
 
 CHECKPOINT, RECORD = "checkpoint.pt", "metrics.jsonl"
 """What a training keeps in its folder: all that it needs to go on, until it ends, and a line for every step."""
+MAPS = ("uncertainty", "probabilities")
+"""What can be mapped beside labels: the options of jobs, what reports tell the files under, and how their names end."""
+SIDE_RESULTS = (*(f"_{kind}" for kind in MAPS), "_seg_source", "_seg_adapted")
+"""Of names of maps that a job leaves beside its label maps (``_seg``)."""
 STOP = "stop"
 """Name of the file beside a worker's job file that ends its adaptation with the best step so far."""
 PART = ".part"

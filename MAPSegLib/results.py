@@ -9,13 +9,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .formats import scan_suffix
-from .reports import reports_in
+from .reports import MAPS, SIDE_RESULTS, reports_in
 from .volumes import scan_stem
-
-MAPS = ("uncertainty", "probabilities")
-"""What can be mapped beside labels: the options of jobs, what reports tell the files under, and how their names end."""
-SIDE_RESULTS = (*(f"_{kind}" for kind in MAPS), "_seg_source", "_seg_adapted")
-"""Of names of maps that a job leaves beside its label maps (``_seg``)."""
 
 
 class _Side(BaseModel):

@@ -62,7 +62,7 @@ class TextHeader:
 
     @property
     def mirrored(self) -> bool:
-        """Whether one of them is below zero: ITK turns that axis round, and did not always."""
+        """Whether a voxel's size along an axis is below zero: ITK turns that axis round, and did not always."""
         return any(size.startswith("-") for size in self.sizes)
 
     @property

@@ -30,7 +30,7 @@ from .formats import (
     unpack,
 )
 from .model_files import SUFFIX
-from .reports import replacing
+from .reports import SIDE_RESULTS, replacing
 from .segments import is_segmentation, segment_fields
 
 if TYPE_CHECKING:
@@ -280,7 +280,7 @@ def find_scans(folder: str | Path) -> list[Path]:
             p.name for p in folder.iterdir() if scan_suffix(p) not in ("", ".dcm") and not is_segmentation(p)
         ]
         series = re.escape(folder.absolute().name)
-        result = re.compile(rf"{series}(_\d+)?_(seg(_source|_adapted)?|uncertainty|probabilities)")
+        result = re.compile(rf"{series}(_\d+)?({'|'.join(('_seg', *SIDE_RESULTS))})")
         if others := sorted(n for n in names if not (n.startswith(".") or result.fullmatch(scan_stem(n)))):
             raise InputError(
                 f"The folder {folder} holds DICOM slices and other scans ({others[0]}).",

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from ..errors import InputError
 from ..jobs import AdaptJob, SegmentJob
-from ..reports import plain, read_json
-from ..results import MAPS, reported_in
+from ..reports import MAPS, plain, read_json
+from ..results import reported_in
 from . import resume
 from .outputs import ScanOutputs, on_disk, refuse_existing
 
@@ -158,10 +158,10 @@ def _are_there(entry: dict[str, Any], outputs: ScanOutputs) -> bool:
 
 def _refuse_inputs(maps: Sequence[Path], scans: Sequence[Path], files: Sequence[Path]) -> None:
     """Raise InputError if a result would replace a scan, or another file that the job reads."""
-    for what, inputs in (("the scan ", scans), ("", files)):
-        for path in _among(maps, inputs):
-            told = "" if what else ", which this job reads"
-            raise InputError(f"A result would replace {what}{path}{told}.", "Choose another output.")
+    for path in _among(maps, scans):
+        raise InputError(f"A result would replace the scan {path}.", "Choose another output.")
+    for path in _among(maps, files):
+        raise InputError(f"A result would replace {path}, which this job reads.", "Choose another output.")
 
 
 def _among(paths: Iterable[Path], others: Iterable[Path]) -> list[Path]:

@@ -14,8 +14,8 @@ from ..errors import InputError, MAPSegError
 from ..jobs import EvaluateJob, Report
 from ..manifests import LABEL_ENDINGS, by_name, case_name, list_pairs
 from ..models import load_card, resolve
-from ..reports import first_few, plain, reports_in, write_csv, write_json
-from ..results import SIDE_RESULTS, results_in
+from ..reports import SIDE_RESULTS, first_few, plain, reports_in, write_csv, write_json
+from ..results import results_in
 from ..segments import SEGMENTATION, called_otherwise, is_segmentation
 from ..volumes import find_scans, read_in_full, read_labels, scan_stem
 from .label_table import names_in
@@ -110,14 +110,14 @@ def pair_cases(prediction: Path, reference: Path) -> Paired:
     if prediction.is_file() and reference.is_file() and reference.suffix != ".json":
         return Paired([(prediction, reference)], [], [])
     references = _references(reference)
-    own = {scan_stem(path) for path in references.values()}
+    named = {scan_stem(path): case for case, path in references.items()}
     there = find_scans(prediction)
     stems = {scan_stem(path) for path in there}
     sides = {f"{stem}{side}" for stem in stems for side in _BESIDE_ONE}
     found = [
         path
         for path in there
-        if scan_stem(path) in own
+        if scan_stem(path) in named
         or not scan_stem(path).endswith(SIDE_RESULTS)
         and scan_stem(path) not in sides
     ]
@@ -126,7 +126,6 @@ def pair_cases(prediction: Path, reference: Path) -> Paired:
     found = [path for path in found if not (is_segmentation(path) and scan_stem(path) in twins)]
     # Of scans that were segmented in place, the label map counts.
     found = _without_images(found, results_in(prediction) & set(there))
-    named = {scan_stem(path): case for case, path in references.items()}
 
     def case_of(path: Path) -> str:
         whole = scan_stem(path).removesuffix("_seg").removesuffix("_0000")  # of nnU-Net's case_0000_0000

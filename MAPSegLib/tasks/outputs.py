@@ -15,8 +15,8 @@ from ..errors import InputError
 from ..formats import WRITABLE, scan_suffix
 from ..manifests import list_scans
 from ..model_files import embedded_folders, user_folder
-from ..reports import unwritable
-from ..results import SIDE_RESULTS, results_in
+from ..reports import SIDE_RESULTS, unwritable
+from ..results import results_in
 from ..volumes import find_scans, scan_stem
 
 _FAMILY = {".nii": ".nii", ".nrrd": ".nrrd", ".nhdr": ".nrrd", ".mha": ".mha", ".mhd": ".mha"}

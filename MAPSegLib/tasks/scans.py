@@ -15,8 +15,7 @@ from ..errors import InputError
 from ..jobs import AdaptJob, Report, SegmentJob
 from ..manifests import Labelled, domains, list_labelled, manifest_in
 from ..models import ModelCard, load_card, members, resolve, save_model
-from ..reports import TEMPORARY, remove_leftovers
-from ..results import MAPS
+from ..reports import MAPS, TEMPORARY, remove_leftovers
 from ..volumes import Volume, read_image, write_volume
 from . import resume
 from .candidates import Candidate, choose, choose_for_all, load_candidates, prepared, view
